@@ -1,0 +1,293 @@
+"The report: what it refuses, what it joins, and that it depends on the records alone."
+import json
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from molrec import report
+from molrec.core import DataError, write_json
+from molrec.metrics import Ranks, summary
+
+# The table of the replication report, written down a second time: a slip of the hand in one of the two shows.
+reference = '''
+SASRec, MLP + BCE | .0644 | .3467 | .7044 | .9378 | .1588
+SASRec, MoL + BCE | .0644 | .3489 | .6533 | .9378 | .1521
+SVD, MLP + BCE | .0600 | .3244 | .6844 | .9356 | .1497
+SASRec, MoL + sampled softmax | .0600 | .3200 | .6178 | .9267 | .1454
+SASRec, dot product | .0466 | .3355 | .6355 | .9311 | .1355
+SASRec, FM + BCE | .0578 | .3044 | .5667 | .9222 | .1334
+SASRec, NeuralFM + BCE | .0378 | .2956 | .6156 | .9200 | .1257
+SVD, FM + BCE | .0511 | .2200 | .4844 | .8644 | .1142
+SVD, NeuralFM + BCE | .0378 | .2667 | .6356 | .9133 | .1113
+SVD, dot product | .0044 | .1933 | .5400 | .9088 | .0633
+'''
+
+
+def make_run(folder, row, encoder='sasrec', similarity='mol', loss='bce', skill=0., users=450, seed=0, dataset='ml-1m',
+             protocol='global-time', scale='quick', name=None, **extra):
+    "A made-up run: shared easiness of users and targets, own luck."
+    shared, own = np.random.default_rng(1), np.random.default_rng(zlib.crc32(row.encode()) + seed)
+    several = protocol == 'global-time'
+    counts = shared.integers(5, 30, users) if several else np.ones(users, dtype=int)
+    n = int(counts.sum())
+    log_rank = (6.5 if several else 4.6) - skill + np.repeat(shared.normal(0, .8, users), counts) + shared.normal(0, 1.6, n) + own.normal(0, 1, n)
+    ranks = np.clip(np.exp(log_rank), 1, 3_000).astype(np.int64)
+    pairs = pd.DataFrame(dict(user_id=np.repeat(np.arange(users), counts), item_id=shared.integers(0, 3_000, n), rank=ranks))
+    config = dict(row=row, dataset=dataset, protocol=protocol, tie_order='stable', encoder=encoder, similarity=similarity,
+                  loss=loss, schedule='joint', scale=scale, seed=seed, max_length=200, batch_size=64, lr=1e-3)
+    name = name or f'{dataset}-{protocol}-{encoder}-{similarity}-{loss}-{scale}-{seed}'
+    record = dict(
+        id=name, config=config, config_hash='1f0e'*4, seed=seed,
+        split=dict(fingerprint=f'{zlib.crc32((dataset + protocol).encode()):08x}'*8, protocol=protocol, tie_order='stable', n_users=6_040,
+                   n_items=3_416, n_interactions_train=700_000, n_valid_users=600, n_test_users=users, n_test_targets=n),
+        code=dict(version='0.1.0', commit='0000000', dirty=False),
+        environment=dict(python='3.11.7', torch='2.13.0', numpy='2.4.6', cpu='a processor', cores=2, memory_gib=8.0, platform='Linux'),
+        started='2026-11-22T03:00:00+00:00', wall_time_s=127.4, peak_memory_mib=1_532., n_parameters=312_345, epochs=5, best_epoch=4,
+        positions_per_s=51_234., history=[], metrics=dict(valid={}, test=summary(Ranks(np.arange(users), np.r_[0, counts.cumsum()], ranks))),
+        published_way=None) | extra
+    write_json(Path(folder)/name/'record.json', record)
+    pairs.to_parquet(Path(folder)/name/'ranks.parquet', index=False)
+    return Path(folder)/name
+
+
+def make_all(folder):
+    "Every row of the quick report, made up."
+    for i, r in enumerate(report.published.itertuples()):
+        make_run(folder, r.row, r.encoder, r.similarity, r.loss if isinstance(r.loss, str) else 'sampled-softmax', .25 - .07*i)
+    make_run(folder, 'Popularity', 'popularity', 'dot', 'none', -1.)
+    way = {'epoch': 4, 'metrics': {'hr@10': .202, 'ndcg@10': .110, 'hr@50': .461, 'ndcg@50': .168, 'hr@200': .710, 'ndcg@200': .206}}
+    kinds = dict(loss='sampled-softmax', users=6_040, protocol='leave-last-one-out')
+    make_run(folder, 'SASRec, dot product', similarity='dot', skill=.4, published_way=way, **kinds)
+    make_run(folder, 'SASRec, MoL + sampled softmax', skill=.52, **kinds)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def records(tmp_path_factory): return make_all(tmp_path_factory.mktemp('runs'))
+
+
+@pytest.fixture(scope='module')
+def built(records, tmp_path_factory): return report.build_report(records, tmp_path_factory.mktemp('reports'))
+
+
+def edit(folder, change):
+    record = json.loads((folder/'record.json').read_text())
+    change(record)
+    (folder/'record.json').write_text(json.dumps(record))
+
+
+def edit_ranks(folder, change):
+    pairs = pd.read_parquet(folder/'ranks.parquet')
+    change(pairs).to_parquet(folder/'ranks.parquet', index=False)
+
+
+# what is published
+
+def test_published_numbers_equal_the_reference():
+    lines = [line.split('|') for line in reference.strip().splitlines()]
+    assert report.published.row.tolist() == [cells[0].strip() for cells in lines]
+    numbers = np.array([[float(x) for x in cells[1:]] for cells in lines])
+    assert (report.published[['hr@1', 'hr@10', 'hr@50', 'hr@500', 'mrr']].to_numpy() == numbers).all()
+
+
+def test_published_last_out_equals_the_reference():
+    assert report.published_last_out == {('sasrec', 'dot'): {'hr@10': .2853, 'ndcg@10': .1603, 'hr@50': .5474, 'ndcg@50': .2185,
+                                                             'hr@200': .7528, 'ndcg@200': .2498}}
+
+
+def test_five_best_published_rows_cannot_be_told_apart():
+    rates = report.published.set_index('row')['hr@10']
+    assert set(rates.nlargest(5).index) <= set(report.not_told_apart(rates, 450))
+    assert len(report.not_told_apart(rates, 10**6)) == 1
+    assert '7 of the 10 published rows' in report.published_remark()
+
+
+@pytest.mark.parametrize('config,row', [
+    (dict(encoder='sasrec', similarity='mol', loss='bce'), 'SASRec, MoL + BCE'),
+    (dict(encoder='sasrec', similarity='mol', loss='sampled-softmax'), 'SASRec, MoL + sampled softmax'),
+    (dict(encoder='sasrec', similarity='dot', loss='full-softmax'), 'SASRec, dot product'),
+    (dict(encoder='svd', similarity='dot', loss='none'), 'SVD, dot product'),
+    (dict(encoder='sasrec', similarity='fm', loss='full-softmax'), None),
+    (dict(encoder='popularity', similarity='dot', loss='none'), None)])
+def test_runs_are_matched_by_what_they_are(config, row):
+    twin = report.published_row(config)
+    assert (None if twin is None else twin['row']) == row
+
+
+# what is refused
+
+def changed_rank(pairs): return pairs.assign(rank=np.where(pairs.index == pairs['rank'].argmin(), pairs['rank'] + 1, pairs['rank']))
+
+
+@pytest.mark.parametrize('change,message', [
+    (changed_rank, 'is recorded as'),
+    (lambda p: p.assign(rank=1), 'is recorded as'),
+    (lambda p: p.assign(rank=p['rank'] - 1), 'ranks start at 1'),
+    (lambda p: p.assign(rank=p['rank'] + .5), 'ranks must be integers'),
+    (lambda p: p[p.user_id > 0], 'n_test_users is 60, ranks.parquet has 59'),
+    (lambda p: p.drop(index=0), 'n_test_targets'),
+    (lambda p: p.sort_values('rank', kind='stable'), 'are not together'),
+    (lambda p: p.drop(columns='item_id'), 'no column item_id'),
+    (lambda p: p.head(0), 'no targets')])
+def test_tampered_ranks_are_refused(tmp_path, change, message):
+    run = make_run(tmp_path, 'SASRec, MoL + BCE', users=60)
+    edit_ranks(run, change)
+    with pytest.raises(DataError, match=message) as e: report.read_runs(tmp_path)
+    assert run.name in str(e.value)
+
+
+@pytest.mark.parametrize('change,message', [
+    (lambda r: r.pop('seed'), 'missing seed'),
+    (lambda r: r['config'].pop('encoder'), 'missing config.encoder'),
+    (lambda r: r['split'].pop('fingerprint'), 'missing split.fingerprint'),
+    (lambda r: r['metrics'].update(test=None) or r['metrics'].pop('test'), 'missing metrics.test'),
+    (lambda r: r.update(config='sasrec'), "'config' must be an object"),
+    (lambda r: r.update(schema=2), 'schema 2'),
+    (lambda r: r.update(id='another'), "run 'another' lies in folder"),
+    (lambda r: r['metrics']['test'].update(auc=.5), "unknown metric 'auc'"),
+    (lambda r: r['metrics']['test'].update({'hr@0': .5}), 'k must be at least 1'),
+    (lambda r: r['metrics'].update(test={}), 'metrics.test must hold metrics'),
+    (lambda r: r['metrics']['test'].update({'hr@10': None}), 'hr@10 is recorded as None'),
+    (lambda r: r['metrics']['test'].update({'hr@10': .9}), 'hr@10 is recorded as 0.9'),
+    (lambda r: r['metrics']['test'].update({'mrr': float('nan')}), 'NaN is not JSON')])
+def test_bad_records_are_refused(tmp_path, change, message):
+    run = make_run(tmp_path, 'SASRec, MoL + BCE', users=60)
+    edit(run, change)
+    with pytest.raises(DataError, match=re.escape(message)) as e: report.read_runs(tmp_path)
+    assert 'record.json' in str(e.value)
+
+
+def test_broken_files_are_refused_and_unfinished_runs_passed_over(tmp_path):
+    run = make_run(tmp_path, 'SASRec, MoL + BCE', users=60)
+    (tmp_path/'unfinished').mkdir()
+    assert len(report.read_runs(tmp_path)) == 1
+    whole = (run/'ranks.parquet').read_bytes()
+    (run/'ranks.parquet').write_bytes(whole[:200])
+    with pytest.raises(DataError, match='ranks.parquet: cannot be read'): report.read_runs(tmp_path)
+    (run/'ranks.parquet').unlink()
+    with pytest.raises(DataError, match='ranks.parquet: cannot be read'): report.read_runs(tmp_path)
+    (run/'record.json').write_text('{"id": ')
+    with pytest.raises(DataError, match='record.json: cannot be read'): report.read_runs(tmp_path)
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(DataError, match="no records of scale 'quick'.*make report SCALE=quick"): report.build_report(tmp_path, tmp_path/'out')
+
+
+def test_different_users_are_not_paired(tmp_path):
+    a, b = (report.read_run(make_run(tmp_path, f'row {n}', users=n, name=f'r{n}')) for n in (60, 70))
+    with pytest.raises(DataError, match='tested on different users'): report.paired_tests([a, b], ('mrr',))
+
+
+# which runs, which rows
+
+def test_latest_record_of_a_row_stands_and_seeds_are_named(tmp_path):
+    make_run(tmp_path, 'SASRec, MoL + BCE', users=60, name='old', started='2026-11-20T00:00:00+00:00')
+    make_run(tmp_path, 'SASRec, MoL + BCE', users=60, name='new')
+    assert [r.record['id'] for r in report.read_runs(tmp_path)] == ['new']
+    make_run(tmp_path, 'SASRec, MoL + BCE', users=60, seed=1, name='seed-1')
+    assert [r.label for r in report.read_runs(tmp_path)] == ['SASRec, MoL + BCE, seed 0', 'SASRec, MoL + BCE, seed 1']
+    table = report.results_table(report.read_runs(tmp_path))
+    assert (table[table.row.str.contains('seed')].published.notna()).all()
+
+
+def test_published_row_that_was_not_run_stays(tmp_path):
+    make_run(tmp_path, 'SASRec, MoL + BCE', users=60)
+    table = report.results_table(report.read_runs(tmp_path))
+    assert table[table.metric == 'hr@10'].verdict.value_counts()['not run'] == 9
+    assert len(table) == 50
+
+
+def test_other_data_is_not_comparable(tmp_path):
+    make_run(tmp_path, 'SASRec, MoL + BCE', users=80, dataset='ml-100k', scale='smoke')
+    make_run(tmp_path, 'Popularity', 'popularity', 'dot', 'none', users=80, dataset='ml-100k', scale='smoke')
+    make_run(tmp_path, 'SASRec, dot product', similarity='dot', users=80, dataset='ml-100k', scale='smoke', protocol='leave-last-one-out')
+    files = report.build_report(tmp_path, tmp_path/'out', scale='smoke')
+    assert files['html'].name == 'results-smoke.html'
+    for name in ('global-time table', 'leave-last-one-out table'):
+        table = pd.read_csv(files[name])
+        assert table.published.isna().all() and table.difference.isna().all()
+        assert set(table.verdict) <= {'not comparable', 'no published value'} and 'not comparable' in set(table.verdict)
+    assert '0.349' not in files['markdown'].read_text()
+
+
+def test_verdicts():
+    nan = float('nan')
+    assert report.verdict(.30, .26, .22, .30, 450) == 'agrees'
+    assert report.verdict(.30, .245, .205, .285, 450) == 'agrees'   # .055 apart, allowed hypot(.040, .0423) = .0583
+    assert report.verdict(.30, .240, .200, .280, 450) == 'lower'    # .060 apart
+    assert report.verdict(.30, .26, .24, .28, None) == 'lower'
+    assert report.verdict(.10, .30, .28, .32, 450) == 'higher'
+    assert report.verdict(nan, .3, .2, .4, 450) == 'no published value'
+    assert report.verdict(.3, nan, nan, nan, 450) == 'not run'
+
+
+def test_bold_only_where_the_paired_test_says_so(tmp_path):
+    close = [report.read_run(make_run(tmp_path/'close', f'row {i}', skill=.01*i, name=f'r{i}')) for i in range(2)]
+    apart = [report.read_run(make_run(tmp_path/'apart', f'row {i}', skill=2.*i, name=f'r{i}')) for i in range(2)]
+    for runs, best in ((close, None), (apart, 'row 1')):
+        b = report.make_block(runs, 'global-time')
+        assert report.clear_best(b.hr10, b.tests) == best
+        assert ('**row 1**' in report.block_markdown(b).split('<details>')[0]) == (best is not None)
+
+
+def test_published_way_is_compared_with_published(records):
+    beside = report.last_out_table(report.blocks(report.read_runs(records))[1])
+    dot = beside[(beside.row == 'SASRec, dot product') & (beside.metric == 'hr@10')].iloc[0]
+    assert dot.difference == pytest.approx(.202 - .2853) and dot.verdict == 'lower' and dot.epoch == 4
+    assert dot.low < dot.ours < dot.high and dot.ours != .202
+
+
+def test_without_published_way_nothing_is_compared(tmp_path):
+    make_run(tmp_path, 'SASRec, dot product', similarity='dot', users=80, protocol='leave-last-one-out')
+    assert set(report.last_out_table(report.read_runs(tmp_path)).verdict) == {'not comparable'}
+    assert report.build_report(tmp_path, tmp_path/'out')['html'].exists()
+
+
+# what is written
+
+def test_two_builds_give_the_same_bytes(records, built, tmp_path):
+    again = report.build_report(records, tmp_path)
+    assert {k: f.name for k, f in built.items()} == {k: f.name for k, f in again.items()}
+    assert [k for k, f in built.items() if f.read_bytes() != again[k].read_bytes()] == []
+
+
+def test_nothing_half_written_stays(built):
+    root = built['html'].parent
+    assert sorted(f.relative_to(root).as_posix() for f in root.rglob('*') if f.is_file()) == sorted(f.relative_to(root).as_posix() for f in built.values())
+
+
+def test_the_page_refers_to_nothing_outside(built):
+    page = built['html'].read_text()
+    assert not re.search(r'https?:|//[a-z]|\bsrc=|@import|<script|<link|<iframe|<img', page)
+    assert set(re.findall(r'url\((.)', page)) <= {'#'} and all(h.startswith('#') for h in re.findall(r'href="([^"]*)"', page))
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_says_how_each_row_was_made(records, built):
+    page = built['html'].read_text()
+    for run in report.read_runs(records):
+        assert report.run_command(run.record) in page and run.record['split']['fingerprint'] in page
+    for word in ('a processor, 2 cores', '127 s', '1,532 MiB', 'torch=2.13.0', 'batch_size=64'): assert word in page
+
+
+def test_names_are_escaped(tmp_path):
+    make_run(tmp_path, 'MoL <script>alert(1)</script> | & "x"', users=60)
+    files = report.build_report(tmp_path, tmp_path/'out')
+    assert '<script' not in files['html'].read_text() and 'alert(1)&lt;/script&gt;' in files['html'].read_text()
+    assert '\\|' in files['markdown'].read_text()
+
+
+def test_tables_carry_every_row(built):
+    table = pd.read_csv(built['global-time table'])
+    assert set(table.row) == set(report.published.row) | {'Popularity'} and len(table) == 55
+    assert table.columns.tolist() == ['row', 'method', 'metric', 'published', 'ours', 'low', 'high', 'difference', 'verdict']
+    markdown = built['markdown'].read_text()
+    assert all(f'| {row} |' in markdown or f'| **{row}** |' in markdown for row in set(table.row))
+    paired = pd.read_csv(built['global-time paired'])
+    assert len(paired) == 55*5 and (paired.p_holm >= paired.p).all()
