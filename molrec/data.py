@@ -682,7 +682,7 @@ def pack_history(
     if len(seen) and seen.lengths.min() == 0: raise DataError(f'user {seen.users[seen.lengths.argmin()]}: empty history, nothing to encode')
     return PackedBatch(*map(as_tensor, (seen.users, seen.offsets, seen.items, None, seen.times)))
 
-# %% ../nbs/01_data.ipynb #3a7f3e9a
+# %% ../nbs/01_data.ipynb #4f4ac1e3
 class PackedBatches:
     "Training batches of whole sequences, in an order that depends on (seed, epoch) only."
     def __init__(
@@ -704,5 +704,7 @@ class PackedBatches:
         start:int=0,   # batch to begin at
     ) -> Iterator[PackedBatch]:
         "The batches of epoch `e`, from batch `start` on."
-        order = self.order(e)
-        for b in range(start, len(self)): yield pack_pairs(self.sequences.select(order[b*self.batch_size:(b + 1)*self.batch_size]))
+        order, lengths = self.order(e), self.sequences.lengths
+        for b in range(start, len(self)):
+            drawn = order[b*self.batch_size:(b + 1)*self.batch_size]
+            yield pack_pairs(self.sequences.select(drawn[lengths[drawn].argsort(kind='stable')]))

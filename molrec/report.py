@@ -8,10 +8,10 @@ __all__ = ['published_source', 'n_published', 'published', 'published_last_out',
            'published_row', 'check_record', 'read_json', 'read_ranks', 'metric_values', 'check_metrics', 'Run',
            'read_run', 'block_of', 'blocks', 'place', 'read_runs', 'verdict', 'interval', 'line', 'method_of',
            'results_table', 'paired_tests', 'p_between', 'clear_best', 'not_told_apart', 'published_remark', 'listed',
-           'sig', 'signed', 'our_remark', 'last_out_table', 'cells', 'markdown_table', 'html_table', 'set_table',
-           'pairs_square', 'run_command', 'flat', 'run_facts', 'hardware', 'run_details', 'inline_svg', 'figure_of',
-           'section_title', 'metric_tables', 'Block', 'make_block', 'block_html', 'epoch_words', 'headline', 'page',
-           'block_markdown', 'write', 'make_blocks', 'build_report']
+           'sig', 'signed', 'our_remark', 'both_words', 'last_out_table', 'cells', 'markdown_table', 'html_table',
+           'set_table', 'pairs_square', 'run_command', 'flat', 'run_facts', 'hardware', 'run_details', 'inline_svg',
+           'figure_of', 'section_title', 'metric_tables', 'Block', 'make_block', 'block_html', 'epoch_words',
+           'headline', 'page', 'block_markdown', 'write', 'make_blocks', 'build_report']
 
 # %% ../nbs/32_report.ipynb #d9b7443e
 import html, itertools, json, math, re, tempfile
@@ -293,7 +293,7 @@ def signed(x:float) -> str:
     decimals = 4 if abs(x) < .1 else 3
     return f'{round(x, decimals) + 0.:+.{decimals}f}'.replace('-', '−')
 
-# %% ../nbs/32_report.ipynb #6e3fc43f
+# %% ../nbs/32_report.ipynb #30236ed3
 def our_remark(
     table:pd.DataFrame,  # of the block
     tests:pd.DataFrame,  # of the block
@@ -304,12 +304,19 @@ def our_remark(
     ran = table[table.metric == 'hr@10'].dropna(subset='ours').sort_values('ours', ascending=False, kind='stable')
     best, pairs = ran.iloc[0], tests[tests.metric == 'hr@10']
     text = f'Ours come from {n_users:,} test users: the interval of the best HR@10, {best.row} at {sig(best.ours)}, is {sig(best.high - best.low)} wide.'
+    if len(pairs) == 1: return text + f' Tested user by user, the two rows {both_words(tests, level)}.'
     if len(pairs):
         apart = [int((tests[tests.metric == m].p_holm < level).sum()) for m in ('hr@10', 'mrr') if (tests.metric == m).any()]
         text += f' Tested user by user, {apart[0]} of our {len(pairs)} pairs of rows differ in HR@10' + (f' and {apart[1]} in reciprocal rank' if len(apart) > 1 else '') + ' after Holm\'s correction at 5 %.'
         same = [r for r in ran.row.iloc[1:] if p_between(tests, 'hr@10', best.row, r) >= level]
         text += f' In HR@10, {listed(same) if same else "no row"} cannot be told from the best.'
     return text
+
+def both_words(tests:pd.DataFrame, level:float) -> str:
+    "What a single pair's tests say, for HR@10 and reciprocal rank."
+    words = {'hr@10': 'HR@10', 'mrr': 'reciprocal rank'}
+    said = [f'{"differ" if t.p_holm < level else "do not differ"} in {words[t.metric]} (p = {t.p_holm:.2g})' for t in tests.itertuples() if t.metric in words]
+    return ' and '.join(said)
 
 # %% ../nbs/32_report.ipynb #533e2105
 def last_out_table(
@@ -459,7 +466,7 @@ def figure_of(
     drawings = inline_svg(file.read_text(), 'wide', caption) + inline_svg(small, 'narrow', caption)
     return f'<figure>{drawings}<figcaption>{html.escape(caption)}</figcaption></figure>'
 
-# %% ../nbs/32_report.ipynb #7274131c
+# %% ../nbs/32_report.ipynb #bf9b2f6b
 style = '''
 :root { color-scheme: light }
 * { box-sizing: border-box }
@@ -476,7 +483,8 @@ main table.gt_table { font-family: inherit !important; font-variant-numeric: tab
 @media (max-width: 560px) {
   main { padding: 18px 12px 40px } h1 { font-size: 24px } h2 { font-size: 20px } .lead { font-size: 16px }
   svg.wide { display: none } svg.narrow { display: block } .ci { display: block } dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: 6px }
-  main table.gt_table { font-size: 12.5px !important } main .gt_table .gt_row, main .gt_table .gt_col_heading { padding-left: 3px; padding-right: 3px }
+  main table.gt_table { font-size: 11.5px !important } main .gt_table .gt_row, main .gt_table .gt_col_heading { padding-left: 2px !important; padding-right: 3px !important }
+  main .gt_table .gt_col_heading { font-size: 10.5px !important } .gt_table .ci { font-size: 10.5px } main .gt_table b { font-weight: 700 }
 }'''
 
 # %% ../nbs/32_report.ipynb #7136c2ac
@@ -538,7 +546,7 @@ def make_block(
     block = Block(runs, name, table, tests, remarks, '')
     return replace(block, caption=hr_caption(block.hr10, n, [r.record['seed'] for r in runs], '; '.join(machines)))
 
-# %% ../nbs/32_report.ipynb #74911855
+# %% ../nbs/32_report.ipynb #76ea630f
 last_out_words = ('Not the same protocol as the published figures, which are read at the epoch that is best on the test item. "Ours, published way" is read like that '
                   'and carries the difference and the verdict; "ours" is what we claim: the epoch is chosen on a validation item and the test item is used once.')
 elsewhere = 'The published figures are for another data set: nothing here repeats them, so no published value is shown.'
@@ -556,7 +564,7 @@ def block_html(
     told = '<h3>What can be told apart</h3>' + ''.join(f'<p>{html.escape(r)}</p>' for r in b.remarks)
     if len(b.runs) > 1:
         square = set_table(pairs_square(b.tests, [r.label for r in b.runs]), f'{b.name}-pairs')
-        told += f'<details><summary>Every pair of rows</summary><p class="small">Holm-adjusted p of the paired tests: above the diagonal HR@10, below it reciprocal rank.</p>{square}</details>'
+        told += f'<details><summary>Every pair of rows</summary><p class="small">Holm-adjusted p of the paired tests: above the diagonal HR@10, below it reciprocal rank. Each test flips signs 10,000 times, so no adjusted p is below {len(b.runs)*(len(b.runs) - 1)/20_002:.2g}.</p>{square}</details>'
     return f'{title}{tables}<p class="small">{html.escape(words)}</p>{told}<h3>How each row was made</h3>{"".join(map(run_details, b.runs))}'
 
 def epoch_words(part:pd.DataFrame) -> str:
@@ -564,14 +572,14 @@ def epoch_words(part:pd.DataFrame) -> str:
     epoch = part.epoch.iloc[0]
     return '' if pd.isna(epoch) else f' <span class="ci">(published way: epoch {int(epoch)})</span>'
 
-# %% ../nbs/32_report.ipynb #af9d4d19
+# %% ../nbs/32_report.ipynb #f5e23875
 def headline(
     b:Block,    # the first of the report
 ) -> str:       # plain text
     "How many figures agree."
     counts = b.table.verdict.value_counts()
     judged = sum(int(counts.get(v, 0)) for v in ('agrees', 'higher', 'lower'))
-    if not judged: return f'{len(b.runs)} rows on {section_title(b.runs)}; none of them repeats a published figure.'
+    if not judged: return f'{section_title(b.runs)}: no row here repeats a published figure.'
     hr = b.hr10.verdict.value_counts()
     parts = [f'{int(hr[v])} {w[int(hr[v] > 1)]}' for v, w in dict(agrees=('agrees', 'agree'), higher=('lies below ours', 'lie below ours'), lower=('lies above ours', 'lie above ours')).items() if hr.get(v, 0)]
     return (f'Of {sum(int(hr.get(v, 0)) for v in ("agrees", "higher", "lower"))} published hit rates at 10 that we repeated, {listed(parts).replace(";", ",")}; '
