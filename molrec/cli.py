@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['epoch_s', 'start_s', 'project_root', 'execute', 'record_file', 'read_record', 'run_row', 'labelled', 'shown',
            'seconds_text', 'result_text', 'run', 'report_rows', 'guess_s', 'took_before', 'expected_s', 'progress_line',
-           'run_missing', 'say', 'row_command', 'report', 'where_data', 'data', 'Check', 'pins', 'check_versions',
-           'check_machine', 'check_kernels', 'check_checkout', 'check_data', 'doctor', 'spaced', 'parser', 'add_bench',
-           'bench', 'dispatch', 'main']
+           'say', 'row_command', 'run_missing', 'report', 'where_data', 'data', 'Check', 'pins', 'check_versions',
+           'check_machine', 'check_kernels', 'check_checkout', 'check_data', 'doctor', 'spaced', 'add_scale', 'add_run',
+           'add_bench', 'parser', 'bench', 'dispatch', 'main']
 
-# %% ../nbs/33_cli.ipynb #b20ecb4d
-import argparse, dataclasses, json, os, re, shlex, shutil, statistics, subprocess, sys, time
+# %% ../nbs/33_cli.ipynb #85eb5316
+import argparse, dataclasses, json, os, re, shlex, shutil, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import Config, ConfigError, DataError, cache_dir, config_hash, cpu_name, git, load_config, parse_overrides, run_id, version_of, write_json
+from .core import Config, ConfigError, DataError, cache_dir, cpu_name, git, load_config, parse_overrides, run_id, version_of
 
 # %% ../nbs/33_cli.ipynb #f0d88dc6
 def project_root(
@@ -26,7 +26,7 @@ def project_root(
         if (folder/'settings.ini').is_file() and (folder/'nbs'/'experiments').is_dir(): return folder
     raise ConfigError('this is not a checkout of molrec: no folder from here upwards holds settings.ini and nbs/experiments; change to your checkout first')
 
-# %% ../nbs/33_cli.ipynb #0ebab910
+# %% ../nbs/33_cli.ipynb #1b8193e5
 def execute(
     notebook:Path,      # with one cell tagged `parameters`
     copy:Path,          # where the executed notebook goes
@@ -34,7 +34,7 @@ def execute(
 ) -> None:
     "Run a notebook; what it prints appears at once."
     import papermill  # late: a second to import
-    if not sys.stderr.isatty(): os.environ.setdefault('TQDM_MININTERVAL', '30')  # a bar in a log file: one line now and then
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore:IProgress not found')  # bars are drawn in text, which is what is wanted here
     copy.parent.mkdir(parents=True, exist_ok=True)
     aside = copy.with_name(f'.{os.getpid()}-{copy.name}')
     try:
@@ -47,7 +47,7 @@ def execute(
     finally:
         if aside.exists(): os.replace(aside, copy)
 
-# %% ../nbs/33_cli.ipynb #a1fb1af0
+# %% ../nbs/33_cli.ipynb #ee202ec9
 def record_file(
     config:Config,      # of a run
     runs:str|Path,      # folder of all runs
@@ -60,6 +60,7 @@ def read_record(file:Path) -> dict:
     try: return json.loads(file.read_text(encoding='utf-8'))
     except ValueError as e: raise DataError(f'{file}: cannot be read: {e}; remove its folder to run the row again') from None
 
+# %% ../nbs/33_cli.ipynb #6bac3189
 def run_row(
     config:Config,      # what to run
     runs:str|Path,      # folder of all runs
@@ -72,7 +73,7 @@ def run_row(
         execute(root/'nbs'/'experiments'/'train.ipynb', file.with_name('run.ipynb'), dataclasses.asdict(config) | dict(runs=str(file.parents[1]), command=command))
     return read_record(file)
 
-# %% ../nbs/33_cli.ipynb #df5a06c9
+# %% ../nbs/33_cli.ipynb #24e19cd7
 def labelled(
     config:Config,      # of the file and the changes
     overrides:dict,     # the changes
@@ -81,7 +82,7 @@ def labelled(
     changed = ', '.join(f'{k}={v}' for k, v in overrides.items() if k not in ('row', 'seed', 'scale'))
     return dataclasses.replace(config, row=f'{config.row} ({changed})') if changed and 'row' not in overrides else config
 
-# %% ../nbs/33_cli.ipynb #e79ae649
+# %% ../nbs/33_cli.ipynb #746b2562
 def shown(
     file:str|Path,  # any
     root:Path,      # of the checkout
@@ -94,14 +95,16 @@ def seconds_text(
     seconds:float,  # any length
 ) -> str:
     "A length of time to read."
+    whole = round(seconds)
+    if whole < 600: return f'{whole} s' if whole < 60 else f'{whole//60} min {whole % 60:02} s'
     minutes = round(seconds/60)
-    return f'{seconds:.0f} s' if seconds < 90 else f'{minutes} min' if minutes < 90 else f'{minutes//60} h {minutes % 60:02} min'
+    return f'{minutes} min' if minutes < 90 else f'{minutes//60} h {minutes % 60:02} min'
 
 def result_text(record:dict) -> str:
     "A record in half a line."
     return f"HR@10 {record['metrics']['test']['hr@10']:.4f}, {seconds_text(record['wall_time_s'])}"
 
-# %% ../nbs/33_cli.ipynb #13999bf1
+# %% ../nbs/33_cli.ipynb #7b4afc20
 def run(
     config:str|Path,            # YAML file of one row
     overrides:list=(),          # (key, value) as typed
@@ -118,7 +121,7 @@ def run(
     else: print(f'{row.row}: {result_text(run_row(row, runs, root, command))} ({shown(file, root)})')
     return read_record(file)
 
-# %% ../nbs/33_cli.ipynb #d79979d4
+# %% ../nbs/33_cli.ipynb #15f43c57
 def report_rows(
     root:Path,          # of the checkout
     scale:str,          # smoke, quick or paper
@@ -132,7 +135,7 @@ def report_rows(
     if not files: raise ConfigError(f'{root/"nbs"/"configs"/"ml-1m"}: no rows')
     return sorted(((f, load_config(f, scale)) for f in files), key=order)
 
-# %% ../nbs/33_cli.ipynb #a073acec
+# %% ../nbs/33_cli.ipynb #78bef3fd
 epoch_s = dict(dot=8, mlp=18, fm=14, neuralfm=18, mol=60)   # seconds of an ML-1M epoch on two cores, by similarity
 start_s = 8                                                # seconds of a notebook's start and of the data
 
@@ -146,6 +149,7 @@ def guess_s(
     if config.encoder != 'sasrec': return start_s + (own*size if config.similarity != 'dot' else 0)
     return start_s + size*(own*(3 if config.share == 1 else 1) + embedder*epoch_s['dot'])
 
+# %% ../nbs/33_cli.ipynb #851ddaba
 def took_before(
     runs:str|Path,      # folder of all runs
 ) -> dict:              # (scale, dataset, protocol, row) -> seconds
@@ -160,7 +164,7 @@ def expected_s(
     "What a row should take, from its own past if it has one."
     return before.get((config.scale, config.dataset, config.protocol, config.row)) or guess_s(config)
 
-# %% ../nbs/33_cli.ipynb #416fd67e
+# %% ../nbs/33_cli.ipynb #6c1181c5
 def progress_line(
     row:str,            # label of what runs now
     number:int,         # of this row, from 1
@@ -172,9 +176,22 @@ def progress_line(
     "What runs, what is left, when it ends."
     end = time.strftime('%H:%M', time.localtime(now + speed*sum(ahead)))
     left = f'then {len(ahead) - 1} more' if len(ahead) > 1 else 'the last'
-    return f'[{number}/{total}] {row}: about {seconds_text(speed*ahead[0])}, {left}; all done about {end}'
+    return f'[{number}/{total}] {row}: about {seconds_text(max(10, round(speed*ahead[0], -1)))}, {left}; all done about {end}'
 
-# %% ../nbs/33_cli.ipynb #c37fd2f4
+# %% ../nbs/33_cli.ipynb #b7ce6ffb
+def say(text:str) -> None:
+    "A line of progress, at once."
+    print(text, flush=True)
+
+def row_command(
+    file:Path,          # of the row
+    config:Config,      # of the row at its scale
+    root:Path,          # of the checkout
+) -> str:
+    "What to type to get a row of the report again."
+    return f'molrec run {shown(file, root)}' + f' --scale {config.scale}'*(config.scale != 'quick')
+
+# %% ../nbs/33_cli.ipynb #8e61fc04
 def run_missing(
     rows:list,          # of (file, Config)
     runs:Path,          # folder of all runs
@@ -192,15 +209,7 @@ def run_missing(
         taken, wanted = taken + time.monotonic() - began, wanted + expected[i]
         say(f'[{i + 1}/{len(todo)}] {config.row}: {result_text(record)}')
 
-def say(text:str) -> None:
-    "A line of progress, at once."
-    print(text, flush=True)
-
-def row_command(file, config, root) -> str:
-    "What to type to get a row of the report again."
-    return f'molrec run {shown(file, root)}' + f' --scale {config.scale}'*(config.scale != 'quick')
-
-# %% ../nbs/33_cli.ipynb #ed0dcd31
+# %% ../nbs/33_cli.ipynb #a1553885
 def report(
     scale:str='quick',          # smoke, quick or paper
     only_results:bool=False,    # build from the records there are, run nothing
@@ -216,7 +225,7 @@ def report(
     say(f'{shown(page, root)} and {shown(out/"tables", root)}, {shown(out/"figures", root)}: done in {seconds_text(time.monotonic() - began)}')
     return page
 
-# %% ../nbs/33_cli.ipynb #b645a62d
+# %% ../nbs/33_cli.ipynb #e4f522e2
 def where_data(
     name:str,       # of the catalogue
 ) -> str:           # MOLREC_DATA, cache or '' if it is not on this machine yet
@@ -225,6 +234,7 @@ def where_data(
     if own_folder(name, None): return 'MOLREC_DATA'
     return 'cache' if (cache_dir()/name/'interactions.parquet').exists() else ''
 
+# %% ../nbs/33_cli.ipynb #06523cba
 def data(
     name:str|None=None,  # of the catalogue, or a path; None: list the catalogue
 ):                       # DataFrame of sizes
@@ -238,7 +248,7 @@ def data(
     if name in catalogue: print(f'{catalogue[name].terms}\nCite: {catalogue[name].citation}\n')
     return table
 
-# %% ../nbs/33_cli.ipynb #89fb0984
+# %% ../nbs/33_cli.ipynb #2028aef2
 @dataclass(frozen=True)
 class Check:
     "One line of the doctor's."
@@ -259,6 +269,7 @@ def pins(
     kept = [l for l in lines if '==' in l and not l.startswith('#') and 'extra ==' not in l and (sys.platform == 'linux' or 'linux' not in l)]
     return dict(re.split('==', re.split('[; ]', l)[0]) for l in kept)
 
+# %% ../nbs/33_cli.ipynb #f3cf5327
 def check_versions(
     wanted:dict,        # package -> version
 ) -> list[Check]:
@@ -269,7 +280,7 @@ def check_versions(
     if not other: return [Check('packages', f'{len(wanted)} as pinned')]
     return [Check(p, f'{v or "not installed"}, pinned {wanted[p]}', mend, needed=v is None) for p, v in other.items()]
 
-# %% ../nbs/33_cli.ipynb #bd70b2e3
+# %% ../nbs/33_cli.ipynb #7d9e54f9
 def check_machine(
     root:Path|None,     # of the checkout; None: the current folder is looked at
 ) -> list[Check]:
@@ -285,6 +296,7 @@ def check_machine(
             Check('memory', f'{memory:.1f} GiB', '' if memory >= 6 else 'the quick report needs up to 6 GB: close other programs'),
             Check('disk', f'{free:.1f} GiB free', '' if free >= 1 else 'free at least 1 GiB', needed=free < 1)]
 
+# %% ../nbs/33_cli.ipynb #86950854
 def check_kernels() -> list[Check]:
     "What experiments are executed by."
     from jupyter_client.kernelspec import KernelSpecManager
@@ -292,7 +304,7 @@ def check_kernels() -> list[Check]:
     return [Check('kernel for experiments', 'python3' if 'python3' in known else 'none', '' if 'python3' in known else 'pip install -r requirements.txt', needed=True),
             Check('kernel for JupyterLab', 'molrec' if 'molrec' in known else 'not registered', '' if 'molrec' in known else 'make setup')]
 
-# %% ../nbs/33_cli.ipynb #39198932
+# %% ../nbs/33_cli.ipynb #6507918c
 def check_checkout(
     root:Path|None,     # of the checkout; None: there is none
 ) -> list[Check]:
@@ -303,6 +315,7 @@ def check_checkout(
     there = (root/where.stdout.strip()/'post-merge').exists() and git('config', 'include.path') is not None
     return [Check('commit', git('rev-parse', '--short', 'HEAD') or 'none yet'), Check('git hooks', 'nbdev' if there else 'not installed', '' if there else 'make setup, or nbdev_install_hooks')]
 
+# %% ../nbs/33_cli.ipynb #92035f97
 def check_data() -> list[Check]:
     "Which data sets are on this machine."
     from molrec.data import catalogue
@@ -311,7 +324,7 @@ def check_data() -> list[Check]:
     found = [Check('MOLREC_DATA', own or 'not set', mend, needed=bool(mend)), Check('cache', str(cache_dir()))]
     return found + [Check(n, f'in {w}' if (w := where_data(n)) else 'fetched when first needed', '' if w or n not in ('ml-1m', 'ml-100k') else f'molrec data {n} fetches it now') for n in catalogue]
 
-# %% ../nbs/33_cli.ipynb #aa95354d
+# %% ../nbs/33_cli.ipynb #b554f6a4
 def doctor() -> int:    # exit status: 1 if something needed is missing
     "`molrec doctor`: what this machine has, and how to get what it lacks."
     try: root = project_root()
@@ -326,7 +339,7 @@ def doctor() -> int:    # exit status: 1 if something needed is missing
     print(f'missing: {", ".join(bad)}' if bad else 'nothing that is needed is missing')
     return int(bool(bad))
 
-# %% ../nbs/33_cli.ipynb #ffe7eec5
+# %% ../nbs/33_cli.ipynb #815c37a7
 def spaced(
     words:list[str],    # of a command line
 ) -> list[str]:
@@ -335,26 +348,17 @@ def spaced(
     for word in words: out += word.split('=', 1) if out and out[-1] in ('-p', '--parameter') and '=' in word else [word]
     return out
 
-def parser() -> argparse.ArgumentParser:
-    "What can be typed."
-    top = argparse.ArgumentParser('molrec', description='Recommender retrieval with a mixture of logits, and an honest repetition of its published results.')
-    top.add_argument('--version', action='version', version=f'molrec {version_of("molrec")}')
-    sub = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    def add(name, text): return sub.add_parser(name, help=text, description=text)
-    scale = dict(choices=('smoke', 'quick', 'paper'), default='quick', help='budget: smoke is minutes on ML-100K, quick at most 40 minutes, paper long (default: quick)')
-    p = add('data', 'list the data sets, or fetch one and show its size, terms and citation')
-    p.add_argument('name', nargs='?', help='a name of the list, or a parquet or csv file of your own')
-    p = add('run', 'train one row and record it')
+# %% ../nbs/33_cli.ipynb #9d5fecb3
+def add_scale(p) -> None:
+    "The budget."
+    p.add_argument('--scale', choices=('smoke', 'quick', 'paper'), default='quick', help='smoke: minutes, on ML-100K; quick: at most 40 minutes; paper: long (default: quick)')
+
+def add_run(p) -> None:
+    "Arguments of `molrec run`."
     p.add_argument('config', help='nbs/configs/<dataset>/<row>.yaml')
     p.add_argument('-p', '--parameter', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help='change a setting; may be repeated')
-    p.add_argument('--scale', **scale)
+    add_scale(p)
     p.add_argument('--runs', help='folder of records (default: reports/runs of the checkout)')
-    p = add('report', 'run every row that has no record, then build tables, figures and the page')
-    p.add_argument('--scale', **scale)
-    p.add_argument('--only-results', action='store_true', help='build from the records there are')
-    add_bench(add('bench', 'measure'))
-    add('doctor', 'what this machine has, what is missing, and what to type')
-    return top
 
 def add_bench(p) -> None:
     "Arguments of `molrec bench`."
@@ -362,7 +366,24 @@ def add_bench(p) -> None:
     p.add_argument('--out', help='folder for the results (default: reports/bench of the checkout)')
     p.add_argument('--quick', action='store_true', help='smaller sizes, fewer repetitions')
 
-# %% ../nbs/33_cli.ipynb #4520894d
+# %% ../nbs/33_cli.ipynb #d8afcb67
+def parser() -> argparse.ArgumentParser:
+    "What can be typed."
+    top = argparse.ArgumentParser('molrec', description='Recommender retrieval with a mixture of logits, and an honest repetition of its published results.')
+    top.add_argument('--version', action='version', version=f'molrec {version_of("molrec")}')
+    sub = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    def add(name, text): return sub.add_parser(name, help=text, description=text)
+    p = add('data', 'list the data sets, or fetch one and show its size, terms and citation')
+    p.add_argument('name', nargs='?', help='a name of the list, or a parquet or csv file of your own')
+    add_run(add('run', 'train one row and record it'))
+    p = add('report', 'run every row that has no record, then build tables, figures and the page')
+    add_scale(p)
+    p.add_argument('--only-results', action='store_true', help='build from the records there are')
+    add_bench(add('bench', 'measure'))
+    add('doctor', 'what this machine has, what is missing, and what to type')
+    return top
+
+# %% ../nbs/33_cli.ipynb #8a512a3a
 def bench(what:str, out:str|None, quick:bool) -> None:
     "`molrec bench`."
     from molrec.bench import training

@@ -69,7 +69,7 @@ def cache_dir() -> Path:  # not created here
     "Folder of downloaded data: `MOLREC_CACHE`, else `~/.cache/molrec`."
     return Path(os.environ.get('MOLREC_CACHE') or Path.home()/'.cache'/'molrec')
 
-# %% ../nbs/00_core.ipynb #d55e7b18
+# %% ../nbs/00_core.ipynb #2dac4fb8
 choices = dict(
     protocol=('leave-last-one-out', 'global-time'), tie_order=('stable', 'shuffled'),
     encoder=('sasrec', 'svd', 'popularity'), similarity=('dot', 'mlp', 'fm', 'neuralfm', 'mol'),
@@ -118,15 +118,15 @@ class Config:
     uid_weight:float=.1                 # mol: of the user rows' mean squared norm
     # training
     loss:str='sampled-softmax'          # or bce, in-batch-softmax, full-softmax
-    n_negatives:int=128                 # R, uniform negatives
+    n_negatives:int=1024                # R, uniform negatives
     share:int=1024                      # positions that share negatives; 1: own ones, the published way
     schedule:str='joint'                # joint: all parts at once; alternate: epochs of the embedder (dot product), then of the similarity on top
-    epochs:int=10                       # joint: epochs; alternate: global epochs, of the embedder
+    epochs:int=8                        # joint: epochs; alternate: global epochs, of the embedder
     warm_epochs:int=0                   # joint: epochs of the embedder alone (dot product) before
     local_epochs:int=1                  # alternate: epochs of the similarity after each global epoch
     embedder_negatives:int=1024         # R of the embedder's sampled softmax, in epochs of the embedder alone
     loss_share:float=1.                 # share of positions, drawn anew each step, that enter the similarity's loss
-    batch_size:int=64                   # sequences per step
+    batch_size:int=16                   # sequences per step
     lr:float=2e-3                       # AdamW; betas .9 and .98
     weight_decay:float=0.               # AdamW
     warmup_steps:int=50                 # steps of linear rise of the learning rate

@@ -7,7 +7,7 @@ __all__ = ['make_similarity', 'Recommender', 'make_model', 'users_of', 'encode',
            'log_frequency', 'State', 'restore', 'make_optimisers', 'learning_rate', 'train_stage', 'close_stage',
            'validate', 'fit', 'prepare', 'ranks_table', 'published_way', 'run', 'make_record', 'describe']
 
-# %% ../nbs/07_train.ipynb #494b19cc
+# %% ../nbs/07_train.ipynb #bb300753
 import dataclasses, json, math, os, time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +19,7 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .core import Config, ConfigError, atomic_path, code_version, config_hash, environment, file_sha256, peak_memory_mib, run_id, write_json
 from .data import Holdout, PackedBatch, PackedBatches, Split, drop_rare_items, latest, load, pack_history, split
@@ -149,12 +149,12 @@ def log_frequency(
     counts = np.maximum(np.bincount(s.train.items, minlength=s.n_items), .5)
     return torch.from_numpy(np.log(counts/counts.sum())).float()
 
-# %% ../nbs/07_train.ipynb #d0e793ed
+# %% ../nbs/07_train.ipynb #1a56ca70
 class State:
     "What a run needs to go on, and nothing else."
     def __init__(self, model:Recommender, optimisers:dict):
         self.model, self.optimisers, self.best = model, optimisers, {}
-        self.book = dict(stage=0, batch=0, step=0, loss_sum=0., positions=0, epoch_s=0., time_s=0., best_hr=-1., best_epoch=-1, waited=0, history=[], test_by_epoch=[])
+        self.book = dict(stage=0, batch=0, step=0, loss_sum=0., positions=0, epoch_s=0., time_s=0., best_hr=-1., best_epoch=0, waited=0, history=[], test_by_epoch=[])
 
     def tensors(self):
         "Every tensor under a name."
@@ -235,7 +235,7 @@ def train_stage(
         for key, more in dict(batch=1, step=1, loss_sum=value*n, positions=n, epoch_s=spent, time_s=spent).items(): book[key] += more
         on_step(kind)
 
-# %% ../nbs/07_train.ipynb #12ff0c33
+# %% ../nbs/07_train.ipynb #d76bc10b
 def close_stage(
     state:State,        # at the end of a stage
     plan:list[str],     # stages of the run
@@ -244,10 +244,10 @@ def close_stage(
 ) -> bool:              # go on?
     "Validate if it is time to, keep the best weights, decide on stopping."
     book, i = state.book, state.book['stage']
-    entry = dict(stage=plan[i], epoch=i, loss=book['loss_sum']/max(1, book['positions']), time_s=round(book['epoch_s'], 3), positions_per_s=round(book['positions']/max(1e-9, book['epoch_s'])))
+    entry = dict(stage=plan[i], epoch=i + 1, loss=book['loss_sum']/max(1, book['positions']), time_s=round(book['epoch_s'], 3), positions_per_s=round(book['positions']/max(1e-9, book['epoch_s'])))
     scored = plan[i] != 'embedder' or c.similarity == 'dot'  # an embedder alone is not yet the row's model
     due = scored and ((plan[:i + 1].count(plan[i]) % c.eval_every == 0) or i == len(plan) - 1)
-    entry['valid_hr@10'] = validate(state, s, c, i) if due else None
+    entry['valid_hr@10'] = validate(state, s, c, i + 1) if due else None
     book['history'].append(entry)
     book.update(stage=i + 1, batch=0, loss_sum=0., positions=0, epoch_s=0.)
     return i + 1 < len(plan) and book['waited'] < c.patience
