@@ -188,10 +188,10 @@ def check_gradients(step:Step) -> dict:  # form to gap
         if not gap < tolerances[form]: raise RuntimeError(f'{form}: gradients are {gap:.1e} from the plain form, wanted below {tolerances[form]}; times of a wrong step are not shown')
     return gaps
 
-# %% ../nbs/30_bench.ipynb #f71307b5
+# %% ../nbs/30_bench.ipynb #0a59c178
 labels = dict(plain='plain form', fp32='ours, fp32', bf16='ours, bf16')
 
-def step_label(scope, rate, form): return f'{scope}, {labels[form]}' + (', mixture dropout' if rate else '')
+def step_label(scope, rate, form): return f'{scope}, {labels[form]}' + (', dropout' if rate else '')
 
 def step_rows(
     positions:int=14_000,           # T
@@ -216,12 +216,10 @@ def step_rows(
             plain = plain or rows[-1]
     return rows
 
-# %% ../nbs/30_bench.ipynb #b1b079d7
-def resident_mib(
-    field:str='VmRSS',  # now; 'VmHWM': the peak since the process began
-) -> float:             # MiB
-    "Memory of this process; where there is no /proc, the peak stands for both."
-    try: return int(re.search(field + r':\s+(\d+) kB', Path('/proc/self/status').read_text())[1])/2**10
+# %% ../nbs/30_bench.ipynb #7a5e4e11
+def resident_mib() -> float:  # MiB
+    "Memory of this process now; where there is no /proc, the peak stands for it."
+    try: return int(re.search(r'VmRSS:\s+(\d+) kB', Path('/proc/self/status').read_text())[1])/2**10
     except OSError: return peak_memory_mib()
 
 def step_peak(
@@ -236,7 +234,7 @@ def step_peak(
     step = Step(positions=positions, **kwargs)
     before = resident_mib()
     grads = step.gradients(form)
-    return resident_mib('VmHWM') - before
+    return peak_memory_mib() - before
 
 # %% ../nbs/30_bench.ipynb #a8148c6b
 def in_a_process(
@@ -331,7 +329,7 @@ def epoch_times(
             if i % rare == min(rare, len(taken))//2: timed(theirs, thin(batch, thinning), True, e)
     return pd.DataFrame(rows)
 
-# %% ../nbs/30_bench.ipynb #5f2b5a42
+# %% ../nbs/30_bench.ipynb #92196621
 elsewhere = {'SASRec, dot': '143 s', 'SASRec, MoL 8x4x64, fp32': '1,090 to 2,060 s'}  # epochs of the public code
 epoch_bars = {'SASRec, dot': 20, 'SASRec, MoL 8x4x64, fp32': 75, 'SASRec, MoL 8x4x64, bf16': 75}  # seconds
 
@@ -343,7 +341,7 @@ def epoch_rows(
     times, total = epoch_times(s, **kwargs), int(np.maximum(s.train.lengths - 1, 0).sum())
     def scaled(part, by): return (lambda g: (g.s/g.positions*total).to_numpy())(part.groupby(by)[['s', 'positions']].sum())
     theirs = times[times.published].reset_index()
-    slow = {what: row('epoch', f'{what}, published manner', 'mol' if 'MoL' in what else 'dot', scaled(part, 'index'), reported_elsewhere=elsewhere.get(what, '')) for what, part in theirs.groupby('what', sort=False)}
+    slow = {what: row('epoch', f'{what.removesuffix(", fp32")}, published manner', 'mol' if 'MoL' in what else 'dot', scaled(part, 'index'), reported_elsewhere=elsewhere.get(what, '')) for what, part in theirs.groupby('what', sort=False)}
     ours = [row('epoch', what, 'mol' if 'MoL' in what else 'dot', scaled(part, 'epoch'), baseline=slow[what.replace('bf16', 'fp32')], most=epoch_bars.get(what))
             for what, part in times[~times.published].groupby('what', sort=False)]
     return [*slow.values(), *ours]
@@ -381,7 +379,7 @@ def markdown(
     lines = [text.columns, ['---']*text.shape[1], *text.itertuples(index=False)]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
-# %% ../nbs/30_bench.ipynb #872283ef
+# %% ../nbs/30_bench.ipynb #4efbfb4b
 def training_figure(
     table:pd.DataFrame,  # as `training` gives it
 ) -> Figure:
@@ -399,13 +397,13 @@ def training_figure(
             if pd.notna(getattr(r, 'bound_s', np.nan)): ax.plot([r.bound_s]*2, [y - .35, y + .35], color='#444444', lw=1, ls=':')
         rows_axis(ax, t.part + ': ' + t.what, 'seconds')
         ax.set_xscale('log')
-        fig.legend(handles=figure_key(), loc='outside upper right', ncols=4, frameon=False, borderpad=0, handletextpad=.5, columnspacing=1.5)
+        fig.legend(handles=figure_key(), loc='outside upper right', ncols=5, frameon=False, borderpad=0, handletextpad=.5, columnspacing=1.5)
     return fig
 
 def figure_key():
     "What the marks mean."
-    ours, base = (Line2D([], [], color=c, marker='D', ms=6, lw=1.8, label=l) for c, l in ((method_style('mol')['color'], 'ours'), ('#8C8C8C', 'baseline')))
-    return [ours, base, Line2D([], [], color='black', marker='|', ms=9, ls='', label='bar'), Line2D([], [], color='#444444', ls=':', lw=1, label='arithmetic bound')]
+    looks = (method_style('mol'), 'ours, MoL'), (method_style('dot'), 'ours, dot'), (dict(color='#8C8C8C', marker='D'), 'baseline')
+    return [*(Line2D([], [], **style, ms=6, lw=1.8, label=label) for style, label in looks), Line2D([], [], color='black', marker='|', ms=9, ls='', label='bar'), Line2D([], [], color='#444444', ls=':', lw=1, label='arithmetic bound')]
 
 # %% ../nbs/30_bench.ipynb #c592adc9
 budgets = dict(quick=dict(rounds=3, rates=(.2,), passes=3, every=12, rare=4), full=dict(rounds=5, rates=(0., .2), passes=3, every=1, rare=16))

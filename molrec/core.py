@@ -242,8 +242,9 @@ def code_version() -> dict:
     changed = git('status', '--porcelain', '--untracked-files=no', '--', '*.py', '*.ipynb', '*.yaml')
     return dict(version=version_of('molrec'), commit=git('rev-parse', 'HEAD'), dirty=None if changed is None else bool(changed))
 
-# %% ../nbs/00_core.ipynb #95d13e4f
+# %% ../nbs/00_core.ipynb #80ae5f17
 def peak_memory_mib() -> float:
     "Largest resident size of this process so far, MiB."
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try: return int(re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())[1])/2**10
+    except (OSError, TypeError): peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak/2**20 if sys.platform == 'darwin' else peak/2**10

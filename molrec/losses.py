@@ -58,13 +58,13 @@ def tile_pass(
     loss, d_pos, d_neg = criterion(pos, (neg - correction).masked_fill_(hit, -torch.inf))
     return loss.sum(), d_pos, tiles.backward(d_neg)
 
-# %% ../nbs/06_losses.ipynb #34ba85c3
+# %% ../nbs/06_losses.ipynb #487c25c3
 class PairLoss(torch.autograd.Function):
     "Sum of a criterion over all positions; computes every gradient on the way forward."
     @staticmethod
     def forward(ctx, plan, n_query, n_item, pos, *tensors):
         queries, items, params = tensors[:n_query], tensors[n_query:n_query + n_item], tensors[n_query + n_item:]
-        d_pos, d_queries = torch.zeros_like(pos), [torch.zeros_like(t) for t in queries]
+        d_pos, d_queries = torch.empty_like(pos), [torch.empty_like(t) for t in queries]  # every row is written
         d_items, d_params = [torch.zeros_like(t) for t in items], [torch.zeros_like(t) for t in params]
         total = pos.new_zeros(())
         for rows, tiles, *rest in plan(pos, queries, items):
@@ -76,7 +76,10 @@ class PairLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, from_above): return None, None, None, *(g*from_above for g in ctx.grads)
+    def backward(ctx, from_above):
+        grads, ctx.grads = ctx.grads, None  # scaled in place, so they can be had once
+        if grads is None: raise RuntimeError('PairLoss: its gradients were already used; compute the loss again')
+        return None, None, None, *(g.mul_(from_above) for g in grads)
 
 def add_up(tiles, d_items, d_params):
     "Add a finished group's gradients to the whole; its items are rows `tiles.group` of the item side, or all of them."

@@ -52,7 +52,7 @@ def unit(x): return F.normalize(x, dim=-1, eps=1e-6)
 
 def gate_part(n_in, n_hidden, n_out, bias): return nn.Sequential(linear(n_in, n_hidden), nn.SiLU(), linear(n_hidden, n_out, bias=bias))
 
-# %% ../nbs/05_mol.ipynb #cc910214
+# %% ../nbs/05_mol.ipynb #c1a13dbd
 class MoL(Similarity):
     "Mixture of logits (KDD'23)."
     tile_pairs = 2**13
@@ -89,6 +89,7 @@ class MoL(Similarity):
         self.gate_query = gate_part(dim, gate_hidden, G, bias=False) if 'query' in parts else None
         self.gate_item = gate_part(dim, gate_hidden, G, bias=False) if 'item' in parts else None
         self.gate_pair, self.pair_drop = gate_part(G, gate_hidden, G, bias=True) if 'pair' in parts else None, Dropout(pair_dropout)
+        self.scratch = {}  # buffers of `MoLTiles`, used by one tile after the other
 
 def check_mol(n_query, n_uid, uid_rows, gates, temperature):
     parts = gates.split('+')
@@ -191,7 +192,7 @@ def positive(
 
 MoL.positive = positive
 
-# %% ../nbs/05_mol.ipynb #6b43c7b2
+# %% ../nbs/05_mol.ipynb #f04ee8af
 class MoLTiles:
     "Forward and backward of MoL on tiles of queries against one set of items, in buffers that stay in cache."
     def __init__(
@@ -201,7 +202,7 @@ class MoLTiles:
         precision:str='fp32',   # of buffers and matrix products: 'fp32' or 'bf16'
     ):
         if precision not in (kinds := dict(fp32=torch.float32, bf16=torch.bfloat16)): raise ConfigError(f"precision: got {precision!r}, wanted 'fp32' or 'bf16'")
-        self.mol, self.dtype, self.buffers = mol, kinds[precision], {}
+        self.mol, self.dtype = mol, kinds[precision]
         (self.R, self.P_x, self.d), self.G = item_side[0].shape, mol.n_query*mol.n_item
         self.g = (item_side[0].detach().flatten(0, 1)/mol.temperature).to(self.dtype)
         self.b = item_side[1].detach().to(self.dtype)
@@ -211,10 +212,10 @@ class MoLTiles:
         self.d_c = [torch.zeros_like(p, dtype=torch.float32) for p in self.c]
 
     def buffer(self, name, *shape):
-        "A named scratch tensor, made once and cut to size."
-        n = torch.Size(shape).numel()
-        if name not in self.buffers or self.buffers[name].numel() < n: self.buffers[name] = torch.empty(n, dtype=self.dtype, device=self.g.device)
-        return self.buffers[name][:n].view(shape)
+        "A scratch tensor, made once per model and cut to size: memory that is new to a process costs more than the arithmetic on it."
+        n, key, have = torch.Size(shape).numel(), (name, self.dtype, self.g.device), self.mol.scratch
+        if key not in have or have[key].numel() < n: have[key] = torch.empty(n, dtype=self.dtype, device=self.g.device)
+        return have[key][:n].view(shape)
 
     @property
     def grads(self):

@@ -8,10 +8,10 @@ __all__ = ['published_source', 'n_published', 'published', 'published_last_out',
            'published_row', 'check_record', 'read_json', 'read_ranks', 'metric_values', 'check_metrics', 'Run',
            'read_run', 'block_of', 'blocks', 'place', 'read_runs', 'verdict', 'interval', 'line', 'method_of',
            'results_table', 'paired_tests', 'p_between', 'clear_best', 'not_told_apart', 'published_remark', 'listed',
-           'sig', 'signed', 'our_remark', 'both_words', 'last_out_table', 'cells', 'markdown_table', 'html_table',
-           'set_table', 'pairs_square', 'run_command', 'flat', 'run_facts', 'hardware', 'run_details', 'inline_svg',
-           'figure_of', 'section_title', 'metric_tables', 'Block', 'make_block', 'block_html', 'epoch_words',
-           'headline', 'page', 'block_markdown', 'write', 'make_blocks', 'build_report']
+           'sig', 'signed', 'our_remark', 'both_words', 'floor_remark', 'last_out_table', 'cells', 'markdown_table',
+           'html_table', 'set_table', 'pairs_square', 'run_command', 'flat', 'run_facts', 'hardware', 'run_details',
+           'inline_svg', 'figure_of', 'section_title', 'metric_tables', 'Block', 'make_block', 'block_html',
+           'epoch_words', 'headline', 'page', 'block_markdown', 'write', 'make_blocks', 'build_report']
 
 # %% ../nbs/32_report.ipynb #d9b7443e
 import html, itertools, json, math, re, tempfile
@@ -318,7 +318,21 @@ def both_words(tests:pd.DataFrame, level:float) -> str:
     said = [f'{"differ" if t.p_holm < level else "do not differ"} in {words[t.metric]} (p = {t.p_holm:.2g})' for t in tests.itertuples() if t.metric in words]
     return ' and '.join(said)
 
-# %% ../nbs/32_report.ipynb #533e2105
+# %% ../nbs/32_report.ipynb #0c3026a7
+def floor_remark(
+    runs:list[Run],      # of the block
+    table:pd.DataFrame,  # of the block
+) -> str:                # two sentences, plain text; empty where popularity was not run
+    "What the popularity floor says about how hard the test part is."
+    floor = next((r for r in runs if r.config['encoder'] == 'popularity'), None)
+    best = table[table.metric == 'hr@10'].published.max()
+    if floor is None or math.isnan(best): return ''
+    part, hr = floor.record['split'], floor.record['metrics']['test']['hr@10']
+    text = (f"A test user has {part['n_test_targets']/part['n_test_users']:.1f} held-out items here and any of them counts; recommending what is popular, the same to everybody, "
+            f"reaches HR@10 {sig(hr)}, {'above' if hr > best else 'below'} the {sig(best)} of the best published model.")
+    return text + (' So our test part is the easier one: differences from the published column are first of all differences of the protocol, and rows are to be compared with each other and with the floor.' if hr > best else '')
+
+# %% ../nbs/32_report.ipynb #11fadad8
 def last_out_table(
     runs:list[Run],   # of one leave-last-one-out block
 ) -> pd.DataFrame:    # row, method, metric, published, published_way, epoch, ours, low, high, difference, verdict
@@ -336,7 +350,7 @@ def last_out_table(
         lines.append(found)
     return pd.DataFrame(lines)[['row', 'method', 'metric', 'published', 'published_way', 'epoch', 'ours', 'low', 'high', 'difference', 'verdict']]
 
-# %% ../nbs/32_report.ipynb #9c6396f7
+# %% ../nbs/32_report.ipynb #b1a7bbda
 metric_names = lambda metric: metric.upper()
 
 def cells(
@@ -357,7 +371,7 @@ def cells(
     return pd.DataFrame(out | {'ours [95 % interval]': [ours(r) for r in part.itertuples()],
                                'difference': [signed(x) for x in part.difference], 'verdict': list(part.verdict)})
 
-# %% ../nbs/32_report.ipynb #8b35650c
+# %% ../nbs/32_report.ipynb #e2d2ed7c
 def markdown_table(
     text:pd.DataFrame,  # as `cells` gives it
 ) -> str:
@@ -366,7 +380,7 @@ def markdown_table(
     rule = [':--' if c in left else '--:' for c in text]
     return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in [text.columns, rule, *text.values.tolist()])
 
-# %% ../nbs/32_report.ipynb #fa64121a
+# %% ../nbs/32_report.ipynb #6e886602
 def html_table(
     part:pd.DataFrame,   # lines of a table
     first:str,           # column that names the line
@@ -385,7 +399,7 @@ def set_table(text:pd.DataFrame, name:str) -> str:
         table_border_top_style='hidden', table_border_bottom_color='#D8D8D8', table_body_hlines_color='#EFEFEF', container_overflow_x='auto')
     return table.as_raw_html()
 
-# %% ../nbs/32_report.ipynb #f5596347
+# %% ../nbs/32_report.ipynb #91feffdf
 def pairs_square(
     tests:pd.DataFrame,             # as `paired_tests` gives it
     rows:list,                      # labels, in order
@@ -401,7 +415,7 @@ def pairs_square(
     square = {'': [f'{i + 1} {html.escape(r)}' for i, r in enumerate(rows)]}
     return pd.DataFrame(square | {str(j + 1): [cell(i, j) for i in range(len(rows))] for j in range(len(rows))})
 
-# %% ../nbs/32_report.ipynb #40638fa9
+# %% ../nbs/32_report.ipynb #93d76755
 def run_command(
     record:dict,  # of a run
 ) -> str:         # what to type at the project's root
@@ -415,7 +429,7 @@ def flat(content:dict, prefix:str='') -> dict:
     for k, v in content.items(): found |= flat(v, f'{prefix}{k}.') if isinstance(v, dict) else {f'{prefix}{k}': v}
     return found
 
-# %% ../nbs/32_report.ipynb #6b0ad904
+# %% ../nbs/32_report.ipynb #ff29aedd
 def run_facts(
     run:Run,
 ) -> dict:        # name: text
@@ -433,7 +447,7 @@ def hardware(run:Run) -> str:
     e = run.record['environment']
     return f"{e.get('cpu', 'unknown processor')}, {e.get('cores', '?')} cores"
 
-# %% ../nbs/32_report.ipynb #e41f62db
+# %% ../nbs/32_report.ipynb #609b1a6f
 def run_details(
     run:Run,
 ) -> str:
@@ -441,7 +455,7 @@ def run_details(
     lines = ''.join(f'<dt>{html.escape(k)}</dt><dd>{f"<code>{html.escape(v)}</code>" if k in ("command", "split") else html.escape(v)}</dd>' for k, v in run_facts(run).items())
     return f'<details><summary>{html.escape(run.label)}</summary><dl>{lines}</dl></details>'
 
-# %% ../nbs/32_report.ipynb #6f9a9cfd
+# %% ../nbs/32_report.ipynb #7bcf662a
 def inline_svg(
     svg:str,      # a file's text, as matplotlib writes it
     name:str,     # prefix of its ids in the page, letters and dashes
@@ -466,7 +480,7 @@ def figure_of(
     drawings = inline_svg(file.read_text(), 'wide', caption) + inline_svg(small, 'narrow', caption)
     return f'<figure>{drawings}<figcaption>{html.escape(caption)}</figcaption></figure>'
 
-# %% ../nbs/32_report.ipynb #bf9b2f6b
+# %% ../nbs/32_report.ipynb #06d19c85
 style = '''
 :root { color-scheme: light }
 * { box-sizing: border-box }
@@ -487,7 +501,7 @@ main table.gt_table { font-family: inherit !important; font-variant-numeric: tab
   main .gt_table .gt_col_heading { font-size: 10.5px !important } .gt_table .ci { font-size: 10.5px } main .gt_table b { font-weight: 700 }
 }'''
 
-# %% ../nbs/32_report.ipynb #7136c2ac
+# %% ../nbs/32_report.ipynb #e384b27f
 dataset_names = {'ml-1m': 'MovieLens 1M', 'ml-100k': 'MovieLens 100K', 'ml-20m': 'MovieLens 20M'}
 protocol_names = {'global-time': 'global time split', 'leave-last-one-out': 'leave-last-one-out'}
 how_judged = ('A row agrees when the published value lies inside our 95 % interval combined with theirs, the standard error of a hit rate on 450 users. '
@@ -511,7 +525,7 @@ def metric_tables(
     folded = ''.join(f'<h3>{metric_names(m)}</h3>{one(m)}' for m in rest)
     return f'<h3>HR@10</h3>{one("hr@10")}<details><summary>{", ".join(map(metric_names, rest))}</summary>{folded}</details>'
 
-# %% ../nbs/32_report.ipynb #b5e517f5
+# %% ../nbs/32_report.ipynb #1405358f
 @dataclass(frozen=True, eq=False)
 class Block:
     "Runs on the same test users and all that is computed from them."
@@ -529,7 +543,7 @@ class Block:
     @property
     def comparable(self): return block_of(self.runs[0])[0] == 'ml-1m'
 
-# %% ../nbs/32_report.ipynb #21cb5036
+# %% ../nbs/32_report.ipynb #4448bb0c
 def make_block(
     runs:list[Run],  # of one block
     name:str,        # suffix of files
@@ -541,12 +555,12 @@ def make_block(
     tests = paired_tests(runs, (*report_metrics[protocol], *(['mrr'] if protocol == 'leave-last-one-out' else [])))
     n = len(runs[0].ranks)
     remarks = [our_remark(table, tests, n)]
-    if (dataset, protocol) == ('ml-1m', 'global-time'): remarks.insert(0, published_remark())
+    if (dataset, protocol) == ('ml-1m', 'global-time'): remarks = [published_remark(), *filter(None, [floor_remark(runs, table)]), *remarks]
     machines = sorted(set(map(hardware, runs)))
     block = Block(runs, name, table, tests, remarks, '')
     return replace(block, caption=hr_caption(block.hr10, n, [r.record['seed'] for r in runs], '; '.join(machines)))
 
-# %% ../nbs/32_report.ipynb #76ea630f
+# %% ../nbs/32_report.ipynb #7584c9d9
 last_out_words = ('Not the same protocol as the published figures, which are read at the epoch that is best on the test item. "Ours, published way" is read like that '
                   'and carries the difference and the verdict; "ours" is what we claim: the epoch is chosen on a validation item and the test item is used once.')
 elsewhere = 'The published figures are for another data set: nothing here repeats them, so no published value is shown.'
@@ -572,7 +586,7 @@ def epoch_words(part:pd.DataFrame) -> str:
     epoch = part.epoch.iloc[0]
     return '' if pd.isna(epoch) else f' <span class="ci">(published way: epoch {int(epoch)})</span>'
 
-# %% ../nbs/32_report.ipynb #f5e23875
+# %% ../nbs/32_report.ipynb #9043e581
 def headline(
     b:Block,    # the first of the report
 ) -> str:       # plain text
@@ -599,7 +613,7 @@ def page(
             f'<title>molrec results, {html.escape(scale)}</title><style>{style}</style></head><body><main><h1>Published and ours</h1>'
             f'<p class="lead">{html.escape(headline(first))}</p><p class="small">{html.escape(foot)} Rebuild: <code class="ci">make report SCALE={html.escape(scale)}</code></p>{body}</main></body></html>\n')
 
-# %% ../nbs/32_report.ipynb #023c9238
+# %% ../nbs/32_report.ipynb #dc810ea8
 def block_markdown(
     b:Block,
 ) -> str:
@@ -613,7 +627,7 @@ def block_markdown(
     return (f'**{section_title(b.runs)}, HR@10**\n\n{one("hr@10")}\n\n<details><summary>{", ".join(map(metric_names, rest))}</summary>\n\n{folded}\n\n</details>\n\n'
             + '\n\n'.join([words, *b.remarks]))
 
-# %% ../nbs/32_report.ipynb #df906ceb
+# %% ../nbs/32_report.ipynb #907658e7
 def write(path:Path, text:str) -> Path:
     "Write text atomically, the same bytes on every system."
     with atomic_path(path) as aside: aside.write_bytes(text.encode())
@@ -628,7 +642,7 @@ def make_blocks(runs:list[Run]) -> list[Block]:
         made.append(make_block(group, protocol + f'-{seen[protocol]}'*(seen[protocol] > 1)))
     return made
 
-# %% ../nbs/32_report.ipynb #8085d2ae
+# %% ../nbs/32_report.ipynb #445354f1
 def build_report(
     runs_dir:str|Path,      # folder of run folders
     out_dir:str|Path,       # gets tables/, figures/ and results.html
