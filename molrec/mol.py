@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['GLU', 'linear', 'unit', 'gate_part', 'MoL', 'check_mol', 'uid_components', 'query_side', 'item_side', 'logits',
-           'mixture', 'scores', 'entropy', 'balance_loss', 'positive', 'MoLTiles', 'tile_logits', 'tile_gate',
-           'tile_mixture', 'forward', 'gate_backward', 'backward']
+           'mixture', 'scores', 'entropy', 'balance_loss', 'positive', 'MoLTiles', 'onednn_matmul', 'onednn_keeps_fp32',
+           'tile_matmul', 'tile_logits', 'tile_gate', 'tile_mixture', 'forward', 'gate_backward', 'backward']
 
-# %% ../nbs/05_mol.ipynb #89fcbbfc
+# %% ../nbs/05_mol.ipynb #9e890aaa
+import contextlib, functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -223,7 +225,30 @@ class MoLTiles:
         by_param = dict(zip(self.mol.gate_pair.parameters(), self.d_c)) if self.c else {}
         return [self.d_g.view(self.R, self.P_x, self.d)/self.mol.temperature, self.d_b, *(by_param.get(p) for p in self.params)]
 
-# %% ../nbs/05_mol.ipynb #f58a53bb
+# %% ../nbs/05_mol.ipynb #1810fe60
+@contextlib.contextmanager
+def onednn_matmul():
+    "Let fp32 matrix products go to oneDNN."
+    mode = torch.backends.mkldnn.matmul
+    before, mode.fp32_precision = mode.fp32_precision, 'bf16'
+    try: yield
+    finally: mode.fp32_precision = before
+
+@functools.cache
+def onednn_keeps_fp32() -> bool:
+    "Are oneDNN's products exact to fp32 rounding on this machine, on the shapes of tiles?"
+    if not torch.backends.mkldnn.is_available(): return False
+    draw, gaps = torch.Generator().manual_seed(0), []
+    for n, k, m in [(512, 64, 512), (8192, 32, 128), (8192, 128, 32), (128, 8192, 32), (32, 8192, 128), (512, 512, 64)]:
+        a, b = torch.randn(n, k, generator=draw), torch.randn(k, m, generator=draw)
+        with onednn_matmul(): product = a @ b
+        truth = a.double() @ b.double()
+        gaps.append(((product - truth).norm()/truth.norm()).item())
+    return max(gaps) < 1e-6
+
+def tile_matmul(): return onednn_matmul() if onednn_keeps_fp32() else contextlib.nullcontext()
+
+# %% ../nbs/05_mol.ipynb #9d26e5ee
 def tile_logits(self:MoLTiles, f):
     "Logits of a tile, (t*R, G), from components (t*P_q, d)."
     t = len(f)//self.mol.n_query
@@ -256,15 +281,16 @@ def tile_mixture(self:MoLTiles, z):
     pi.mul_(keep)
     return pi.div_(pi.sum(-1, keepdim=True).clamp_(min=1e-6*kept))
 
-# %% ../nbs/05_mol.ipynb #71489647
+# %% ../nbs/05_mol.ipynb #732e7ad4
 def forward(
     self:MoLTiles,
     query_side:tuple,   # components (t, P_q, d), a (t, G), norms (t,)
 ) -> Tensor:            # phi, (t, R), float32
     "Score a tile and remember it until `backward`."
     self.f, self.a = query_side[0].detach().flatten(0, 1).to(self.dtype), query_side[1].detach().to(self.dtype)
-    self.x = tile_logits(self, self.f)
-    self.z = tile_gate(self, self.x, self.a)
+    with tile_matmul():
+        self.x = tile_logits(self, self.f)
+        self.z = tile_gate(self, self.x, self.a)
     self.pi = tile_mixture(self, self.z)
     self.pi_x = torch.mul(self.pi, self.x, out=self.buffer('pi_x', *self.x.shape))
     self.phi = self.pi_x.sum(-1, dtype=torch.float32)
@@ -272,7 +298,7 @@ def forward(
 
 MoLTiles.forward = forward
 
-# %% ../nbs/05_mol.ipynb #0dc03582
+# %% ../nbs/05_mol.ipynb #fa245648
 def gate_backward(self:MoLTiles, dz, dx):
     "Through gate c: gradients of its parameters, and its share of the logits' gradient, added to `dx`."
     W1, _, W2, _ = self.c
@@ -296,10 +322,12 @@ def backward(
     d_a = torch.mul(by_pair, self.b, out=product).sum(1, dtype=torch.float32)
     self.d_b += torch.mul(by_pair, self.a.unsqueeze(1), out=product).sum(0, dtype=torch.float32)
     dx = self.pi.mul_(s)
-    if self.c: dx = gate_backward(self, dz, dx)
-    self.by_component.view(t, self.mol.n_query, self.R, self.P_x).copy_(dx.view(t, self.R, self.mol.n_query, self.P_x).transpose(1, 2))
-    self.d_g += self.by_component.T @ self.f
-    return [(self.by_component @ self.g).float().view(t, -1, self.d), d_a, self.a.new_zeros(t, dtype=torch.float32)]
+    with tile_matmul():
+        if self.c: dx = gate_backward(self, dz, dx)
+        self.by_component.view(t, self.mol.n_query, self.R, self.P_x).copy_(dx.view(t, self.R, self.mol.n_query, self.P_x).transpose(1, 2))
+        self.d_g += self.by_component.T @ self.f
+        d_f = self.by_component @ self.g
+    return [d_f.float().view(t, -1, self.d), d_a, self.a.new_zeros(t, dtype=torch.float32)]
 
 MoLTiles.backward = backward
 MoL.tiles = lambda self, item_side, precision='fp32': MoLTiles(self, item_side, precision)
