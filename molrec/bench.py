@@ -236,13 +236,14 @@ def step_peak(
     grads = step.gradients(form)
     return peak_memory_mib() - before
 
-# %% ../nbs/31_bench.ipynb #a8148c6b
+# %% ../nbs/31_bench.ipynb #0b42e1ca
 def in_a_process(
-    name:str,       # function of this module
-    **kwargs,       # its arguments, as JSON
+    name:str,               # function of the module
+    module:str='bench',     # of molrec
+    **kwargs,               # its arguments, as JSON
 ):                  # what it returns, from JSON
     "Call a function in a process of its own."
-    code = f'import json, sys; from molrec import bench; print(json.dumps(bench.{name}(**json.loads(sys.argv[1]))))'
+    code = f'import json, sys; from molrec import {module}; print(json.dumps({module}.{name}(**json.loads(sys.argv[1]))))'
     done = subprocess.run([sys.executable, '-c', code, json.dumps(kwargs)], capture_output=True, text=True)
     if done.returncode: raise RuntimeError(f'{name}({kwargs}): exit status {done.returncode}' + (' (out of memory?)' if done.returncode < 0 else f': {done.stderr.strip()[-300:]}'))
     return json.loads(done.stdout.splitlines()[-1])

@@ -69,7 +69,7 @@ def cache_dir() -> Path:  # not created here
     "Folder of downloaded data: `MOLREC_CACHE`, else `~/.cache/molrec`."
     return Path(os.environ.get('MOLREC_CACHE') or Path.home()/'.cache'/'molrec')
 
-# %% ../nbs/00_core.ipynb #2dac4fb8
+# %% ../nbs/00_core.ipynb #61b82093
 choices = dict(
     protocol=('leave-last-one-out', 'global-time'), tie_order=('stable', 'shuffled'),
     encoder=('sasrec', 'svd', 'popularity'), similarity=('dot', 'mlp', 'fm', 'neuralfm', 'mol'),
@@ -88,8 +88,11 @@ class Config:
     protocol:str='leave-last-one-out'   # or global-time
     tie_order:str='stable'              # order of interactions in the same second: stable (as in the file) or shuffled
     max_length:int=200                  # positions per sequence, the latest
+    sample_users:int=0                  # draw so many users before all else, the same for every seed; 0: all
+    core:int=0                          # then keep users and items with at least so many interactions among each other; 0: all
     min_item_count:int=0                # drop items with fewer interactions before splitting
     latest_per_user:int=0               # keep each user's latest interactions before splitting; 0: all
+    holdout_users:int=0                 # users in the validation and in the test part, the same for every seed; 0: all
     # encoder
     encoder:str='sasrec'                # sasrec, svd or popularity
     dim:int=50                          # D, width of query and item embeddings
@@ -116,6 +119,9 @@ class Config:
     mix_dropout:float=.2                # mol: rate on the mixture
     balance_weight:float=1e-3           # mol: of the load-balancing loss
     uid_weight:float=.1                 # mol: of the user rows' mean squared norm
+    # stage 1 of h-indexer
+    head_width:int=0                    # of the head trained beside the similarity; 0: no head
+    head_weight:float=1.                # of the head's sampled softmax in the loss
     # training
     loss:str='sampled-softmax'          # or bce, in-batch-softmax, full-softmax
     n_negatives:int=1024                # R, uniform negatives
@@ -124,7 +130,7 @@ class Config:
     epochs:int=8                        # joint: epochs; alternate: global epochs, of the embedder
     warm_epochs:int=0                   # joint: epochs of the embedder alone (dot product) before
     local_epochs:int=1                  # alternate: epochs of the similarity after each global epoch
-    embedder_negatives:int=1024         # R of the embedder's sampled softmax, in epochs of the embedder alone
+    embedder_negatives:int=1024         # R of plain dot products: of the embedder, in epochs of its own, and of the head
     loss_share:float=1.                 # share of positions, drawn anew each step, that enter the similarity's loss
     batch_size:int=16                   # sequences per step
     lr:float=2e-3                       # AdamW; betas .9 and .98
@@ -137,7 +143,7 @@ class Config:
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/00_core.ipynb #c2be6f6f
+# %% ../nbs/00_core.ipynb #bc1a8e55
 def check_config(config:Config) -> None:
     "Refuse a value of the wrong type or range, by name."
     for f in dataclasses.fields(config):
@@ -151,6 +157,9 @@ def check_config(config:Config) -> None:
     if not config.lr > 0: raise ConfigError(f'lr: got {config.lr}, wanted a positive number')
     for name in ('dropout', 'item_dropout', 'pair_dropout', 'mix_dropout', 'uid_dropout'):
         if not 0 <= getattr(config, name) < 1: raise ConfigError(f'{name}: got {getattr(config, name)}, wanted 0 <= p < 1')
+    for name in ('head_width', 'head_weight', 'sample_users', 'core', 'holdout_users'):
+        if not getattr(config, name) >= 0: raise ConfigError(f'{name}: got {getattr(config, name)}, wanted at least 0')
+    if config.head_width and config.similarity == 'dot': raise ConfigError('head_width: a dot product needs no head, it is its own stage 1; wanted 0 or another similarity')
 
 # %% ../nbs/00_core.ipynb #d9bf4371
 def make_config(
@@ -197,11 +206,12 @@ def load_config(
     if scale not in choices['scale']: raise ConfigError(f'scale: got {scale!r}, wanted one of {", ".join(choices["scale"])}')
     return make_config(settings | by_scale.get(scale, {}) | dict(scale=scale) | (overrides or {}), str(path))
 
-# %% ../nbs/00_core.ipynb #de3e310b
+# %% ../nbs/00_core.ipynb #7f543b9c
 def config_hash(config:Config) -> str:  # 12 hexadecimal digits
-    "Identity of a run: every setting but the label."
-    settings = dataclasses.asdict(config)
-    del settings['row']
+    "Identity of a run: every setting but the label and those of what it does without."
+    later = dict(head_width=('head_width', 'head_weight'), sample_users=('sample_users',), core=('core',), holdout_users=('holdout_users',))
+    without = ['row', *(name for key, names in later.items() if not getattr(config, key) for name in names)]
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in without}
     return digest(json.dumps(settings, sort_keys=True))[:12]
 
 def run_id(config:Config) -> str:

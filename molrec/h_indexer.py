@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['margin', 'room', 'most_sampled', 'scan_source', 'kinds', 'sample_rank', 'buffer_size', 'signed', 'hashed', 'sample',
-           'block_scores', 'thresholds', 'Candidates', 'padded', 'scan_torch', 'scan_library', 'in_lanes', 'per_lane',
-           'scan_native', 'joined', 'exact_rows', 'best_rows', 'Stage1', 'candidates', 'check_queries',
-           'sampled_thresholds', 'among', 'mended']
+           'block_scores', 'thresholds', 'Candidates', 'padded', 'scan_torch', 'scan_library', 'in_lanes', 'laid_out',
+           'per_lane', 'scan_native', 'dense_native', 'joined', 'exact_rows', 'best_rows', 'Stage1', 'candidates',
+           'check_queries', 'sampled_thresholds', 'among', 'mended']
 
 # %% ../nbs/11_h_indexer.ipynb #fabafd71
 import math
@@ -76,7 +76,7 @@ def block_scores(
     else: products = queries.values.float() @ rows.values.float().T
     return products if rows.scales is None else products*rows.scales
 
-# %% ../nbs/11_h_indexer.ipynb #8e39ef4e
+# %% ../nbs/11_h_indexer.ipynb #3d8a29a1
 def thresholds(
     scores:Tensor,  # of the sample, (B, n), float32
     rank:int,       # from 1; beyond n: nothing is refused
@@ -84,8 +84,12 @@ def thresholds(
     "Score of each query's `rank`-th best in the sample."
     if rank > scores.shape[1]: return scores.new_full((len(scores),), -torch.inf)
     if scores.device.type != 'cpu': return scores.topk(rank, 1, sorted=False).values.amin(1)
-    at = scores.shape[1] - rank
-    return torch.from_numpy(np.partition(scores.numpy(), at, axis=1)[:, at])
+    at, out = scores.shape[1] - rank, torch.empty(len(scores))
+    def part(i, parts):
+        mine = slice(len(scores)*i//parts, len(scores)*(i + 1)//parts)
+        out[mine] = torch.from_numpy(np.partition(scores[mine].numpy(), at, axis=1)[:, at])
+    in_parts(part)
+    return out
 
 # %% ../nbs/11_h_indexer.ipynb #4418e84b
 @dataclass
@@ -205,7 +209,30 @@ void scan(const uint32_t *rows, const float *scale, const uint8_t *allow, int64_
 }
 '''
 
-# %% ../nbs/11_h_indexer.ipynb #166132ad
+# %% ../nbs/11_h_indexer.ipynb #2357ab6b
+scan_source += r'''
+// scores of rows lo..hi; out (sets*64, stride), its first column is row lo
+void dense(const uint32_t *rows, const float *scale, int64_t lo, int64_t hi, const uint32_t *q, const int32_t *start, int64_t n_queries, float *out, int64_t stride) {
+    for (int64_t set = 0; set*64 < n_queries; set++) {
+        __m512i ql[W*4], sl[4];
+        for (int j = 0; j < W*4; j++) ql[j] = _mm512_loadu_si512(q + (set*W*4 + j)*16);
+        for (int g = 0; g < 4; g++) sl[g] = _mm512_loadu_si512(start + set*64 + 16*g);
+        for (int64_t i = lo; i < hi; i += 16) {
+            uint32_t here[16*W] = {0}; float s[16] = {0}, turn[16][64];
+            int n = hi - i < 16 ? hi - i : 16;
+            for (int j = 0; j < n*W; j++) here[j] = rows[i*W + j];
+            if (KIND == 2) for (int j = 0; j < n; j++) s[j] = scale[i + j];
+            for (int r = 0; r < 16; r += ROWS) {
+                scores four = score(here + r*W, s + r, ql, sl, 4);
+                for (int j = 0; j < ROWS; j++) for (int g = 0; g < 4; g++) _mm512_storeu_ps(turn[r + j] + 16*g, four.s[j][g]);
+            }
+            for (int b = 0; b < 64; b++) for (int j = 0; j < n; j++) out[(set*64 + b)*stride + i - lo + j] = turn[j][b];
+        }
+    }
+}
+'''
+
+# %% ../nbs/11_h_indexer.ipynb #fbed36b4
 kinds = dict(fp32=0, bf16=1, int8=2)
 
 def scan_library(rows:Rows):
@@ -223,9 +250,16 @@ def in_lanes(
     out[:len(words)] = words
     return out.view(-1, 64, words.shape[1]).transpose(1, 2).contiguous()
 
+def laid_out(
+    queries:Rows,   # (B, w)
+) -> tuple:         # words, (sets, W, 64), and what sums start from, (sets*64,), both int32
+    "Queries as the loop reads them."
+    start = -128*queries.values.int().sum(1, dtype=torch.int32) if queries.storage == 'int8' else torch.zeros(len(queries), dtype=torch.int32)
+    return in_lanes(queries), per_lane(start, 0)
+
 def per_lane(values:Tensor, fill) -> Tensor: return torch.nn.functional.pad(values, (0, -len(values) % 64), value=fill)
 
-# %% ../nbs/11_h_indexer.ipynb #c4905be1
+# %% ../nbs/11_h_indexer.ipynb #2cebd965
 def scan_native(
     library,            # as `scan_library` gives it
     queries:Rows,       # (B, w)
@@ -236,13 +270,26 @@ def scan_native(
 ) -> Candidates:
     "Every row at or above each query's threshold."
     B, N, parts = len(queries), len(rows), torch.get_num_threads()
-    lanes, t = in_lanes(queries), per_lane(t, torch.inf)
-    start = per_lane(-128*queries.values.int().sum(1, dtype=torch.int32) if rows.storage == 'int8' else torch.zeros(B, dtype=torch.int32), 0)
+    lanes, start, t = *laid_out(queries), per_lane(t, torch.inf)
     out, count = torch.empty(len(t), parts*capacity, dtype=torch.int32), torch.zeros(parts, len(t), dtype=torch.int64)
     def part(i, parts):
         library.scan(*arguments([rows.values, rows.scales, allow, N*i//parts, N*(i + 1)//parts, lanes, start, t, B, out[:, i*capacity:], parts*capacity, capacity, count[i]]))
     in_parts(part, parts)
     return joined(out, count[:, :B], capacity)
+
+def dense_native(
+    library,            # as `scan_library` gives it
+    queries:Rows,       # (B, w)
+    rows:Rows,          # (n, w), few
+) -> Tensor:            # (B, n), float32
+    "Scores of all pairs, as `block_scores`."
+    lanes, start = laid_out(queries)
+    n, out = len(rows), torch.empty(len(start), len(rows))
+    def part(i, parts):
+        lo, hi = n*i//parts, n*(i + 1)//parts
+        if lo < hi: library.dense(*arguments([rows.values, rows.scales, lo, hi, lanes, start, len(queries), out[:, lo:], n]))
+    in_parts(part)
+    return out[:len(queries)]
 
 def joined(out, count, capacity):
     "Push the threads' lists together."
@@ -256,48 +303,50 @@ def joined(out, count, capacity):
         lists[b, end:capacity] = -1
     return Candidates(out[:count.shape[1], :capacity], total)
 
-# %% ../nbs/11_h_indexer.ipynb #c3596b42
+# %% ../nbs/11_h_indexer.ipynb #26696f2c
 def exact_rows(
     queries:Rows,       # (b, w), few
     rows:Rows,          # (N, w)
     allow:Tensor|None,  # (N,), bool
     k_prime:int,        # at most the number of allowed rows
+    ids:Tensor|None=None,   # of the rows, (N,), int64; None: their positions
     cells:int=2**25,    # scores that exist at once
 ) -> Candidates:
-    "The `k_prime` best rows, ties cut at the lowest rows."
+    "The `k_prime` best rows, ties cut at the lowest ids."
     found, step = [], max(1, cells//max(1, len(rows)))
     for lo in range(0, len(queries), step):
         scores = block_scores(queries.select(slice(lo, lo + step)), rows)
         if allow is not None: scores.masked_fill_(~allow, -torch.inf)
-        found += [best_rows(s, k_prime) for s in scores]
+        found += [best_rows(s, k_prime, ids) for s in scores]
     query = torch.arange(len(queries), device=rows.values.device).repeat_interleave(k_prime)
     return padded(query, torch.cat(found), len(queries))
 
-def best_rows(scores, k_prime):
+def best_rows(scores, k_prime, ids):
     t = thresholds(scores[None], k_prime)
     above, at = scores > t, (scores == t).nonzero().squeeze(1)
+    if ids is not None: at = at[ids[at].argsort()]
     return torch.cat([above.nonzero().squeeze(1), at[:k_prime - int(above.sum())]]).sort().values
 
-# %% ../nbs/11_h_indexer.ipynb #1d82d009
+# %% ../nbs/11_h_indexer.ipynb #4b9f2acb
 class Stage1:
     "Keeps about `k_prime` rows per query by one low-dimensional dot product (KDD'23, h-indexer)."
-    aim = 400  # lambda k'
+    aim, least = 400, .02   # lambda k' that is enough, and the least lambda
 
     def __init__(
         self,
         rows:Rows,              # (N, w)
-        ids:Tensor|None=None,   # of the rows, (N,), int64, for the sample; None: their positions
+        ids:Tensor|None=None,   # of the rows, (N,), int64, for the sample and for ties; None: their positions
         seed:int=0,             # of the sample
         impl:str='auto',        # 'torch', 'native' (compiled) or 'auto': compiled where it can be
     ):
         if impl not in ('auto', 'torch', 'native'): raise ConfigError(f"impl: got {impl!r}, wanted 'auto', 'torch' or 'native'")
-        self.rows, self.library = rows, None if impl == 'torch' else scan_library(rows)
+        self.ids, self.seed, self.rows, self.library = ids, seed, rows, None if impl == 'torch' else scan_library(rows)
         if impl == 'native' and self.library is None: raise ConfigError(f'impl: no compiled pass for {rows.storage} rows of {rows.width} numbers here; molrec doctor says why')
         device = rows.values.device
         self.sample = sample(torch.arange(len(rows), device=device) if ids is None else ids.to(device), seed)
         self.sampled = rows.select(self.sample)  # side by side: gathered once, not at every search
 
-# %% ../nbs/11_h_indexer.ipynb #ba373011
+# %% ../nbs/11_h_indexer.ipynb #c5384916
 def candidates(
     self:Stage1,
     queries:Tensor,             # (B, w), float32, finite
@@ -323,7 +372,7 @@ def check_queries(queries, width, k_prime):
 
 Stage1.candidates = candidates
 
-# %% ../nbs/11_h_indexer.ipynb #5619f8d6
+# %% ../nbs/11_h_indexer.ipynb #df5e8d37
 def sampled_thresholds(
     self:Stage1,
     q:Rows,             # (B, w)
@@ -334,20 +383,21 @@ def sampled_thresholds(
     "Thresholds that keep what is wanted and a little more."
     use = slice(None) if allow is None else allow[self.sample].nonzero().squeeze(1)
     sampled = self.sampled if allow is None else self.sampled.select(use)
-    if allow is None: sampled = sampled.select(slice(0, max(1024, math.ceil(self.aim/wanted*len(self.rows)))))
+    if allow is None: sampled = sampled.select(slice(0, max(1024, math.ceil(max(self.aim/wanted, self.least)*len(self.rows)))))
     rate = len(sampled)/allowed
     rank = sample_rank(wanted, rate) if rate else 0
     if wanted == allowed or rank >= len(sampled): return torch.full((len(q),), -torch.inf, device=q.values.device), allowed
-    return thresholds(block_scores(q, sampled), rank), min(allowed, buffer_size(rank, rate))
+    scores = dense_native(self.library, q, sampled) if self.library else block_scores(q, sampled)
+    return thresholds(scores, rank), min(allowed, buffer_size(rank, rate))
 
 def among(self, queries, subset, wanted):
     "Stage 1 over the rows of `subset` alone."
-    few = Stage1(self.rows.select(subset), subset, impl='torch' if self.library is None else 'auto')
+    few = Stage1(self.rows.select(subset), subset if self.ids is None else self.ids[subset], self.seed, 'torch' if self.library is None else 'auto')
     found = few.candidates(queries, wanted)
     rows = subset.int()[found.rows.clamp(min=0).long()].masked_fill_(found.rows < 0, -1)
     return Candidates(rows, found.count, found.again)
 
-# %% ../nbs/11_h_indexer.ipynb #d66eb3a9
+# %% ../nbs/11_h_indexer.ipynb #533e9c25
 def mended(
     self:Stage1,
     q:Rows,             # (B, w)
@@ -359,7 +409,7 @@ def mended(
     "Queries with too few rows, or more than the buffer holds, done again exactly."
     bad = ((found.count < wanted) | (found.count > capacity)).nonzero().squeeze(1)
     if not len(bad): return found
-    exact = exact_rows(q.select(bad), self.rows, allow, wanted)
+    exact = exact_rows(q.select(bad), self.rows, allow, wanted, self.ids)
     rows = found.rows[:, :max(wanted, int(found.count.clamp(max=capacity).max()))].clone()
     if rows.shape[1] < wanted: rows = torch.nn.functional.pad(rows, (0, wanted - rows.shape[1]), value=-1)
     rows[bad] = -1

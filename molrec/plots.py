@@ -17,12 +17,15 @@ from matplotlib.lines import Line2D
 
 from .core import atomic_path
 
-# %% ../nbs/30_plots.ipynb #797bb2e8
+# %% ../nbs/30_plots.ipynb #95bbe06a
 black, orange, sky, green, blue, vermillion, purple = '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7'
 methods = {
     'dot': (blue, 'o'), 'mlp': (orange, 's'), 'fm': (green, '^'), 'neuralfm': (purple, 'v'), 'mol': (vermillion, 'D'), 'popularity': (black, 'X'),
     'brute-force': (black, 'o'), 'per-component': (sky, '<'), 'component-mean': (orange, '>'), 'combined': (green, 'p'),
-    'exact': (purple, 'h'), 'h-indexer': (vermillion, 'P')}
+    'exact': (purple, 'h'), 'h-indexer': (vermillion, 'P'),
+    'faiss-flat': (blue, 's'), 'faiss-sq8': (blue, '^'), 'faiss-ivf': (blue, 'D'), 'faiss-fastscan': (green, 'v'), 'faiss-refine': (green, 'D'),
+    'faiss-hnsw': (purple, '^'), 'usearch': (purple, '>'), 'torch-fp32': (orange, '^'), 'torch-bf16': (orange, 'D'),
+    'stage1-fp32': (vermillion, 's'), 'stage1-bf16': (vermillion, '^'), 'stage1-int8': (vermillion, '*')}
 
 def method_style(
     method:str,  # a key of `methods`

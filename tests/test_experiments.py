@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 from molrec import cli
-from molrec.core import Config, DataError, choices, config_hash, load_config, run_id
+from molrec.core import Config, DataError, choices, config_hash, load_config, make_config, run_id
 from molrec.data import load
 from molrec.report import build_report, check_record, metric_values, read_ranks, read_runs
 
@@ -159,7 +159,7 @@ def test_outside_a_checkout_the_error_says_where_to_go(tmp_path):
     assert said.returncode == 2 and 'not a checkout of molrec' in said.stderr
 
 
-@pytest.mark.parametrize('words', [(), ('fly',), ('run',), ('report', '--scale', 'huge'), ('bench', 'search')])
+@pytest.mark.parametrize('words', [(), ('fly',), ('run',), ('report', '--scale', 'huge'), ('bench', 'sorting')])
 def test_what_cannot_be_typed_shows_the_usage(words):
     said = molrec(*words)
     assert said.returncode == 2 and said.stderr.startswith('usage: molrec')
@@ -243,6 +243,39 @@ def test_a_row_says_only_what_differs_from_the_defaults(path):
 
 def test_rows_are_different_runs():
     for scale in choices['scale']: assert len({run_id(load_config(p, scale)) for p in ROWS}) == len(ROWS)
+
+
+def test_committed_records_keep_their_names():
+    "A setting that came later must not rename the runs that do without it."
+    records = [json.loads(f.read_text()) for f in sorted((ROOT/'reports'/'runs').glob('*/record.json'))]
+    assert records and [r['id'] for r in records if run_id(make_config(r['config'])) != r['id']] == []
+
+
+@pytest.mark.parametrize('path', [p for p in ROWS if p.parent.name != 'ml-1m'], ids=name)
+def test_a_row_lies_with_its_data_set(path):
+    assert load_config(path).dataset == path.parent.name
+
+
+def test_smoke_leaves_out_other_data_sets():
+    folders = {scale: {f.parent.name for f, _ in cli.report_rows(ROOT, scale)} for scale in ('smoke', 'quick')}
+    assert folders == dict(smoke={'ml-1m'}, quick={p.parent.name for p in ROWS})
+
+
+def test_rows_whose_data_cannot_be_had_are_skipped_and_named(tmp_path, monkeypatch, capsys):
+    ran = []
+    def load(dataset):
+        if dataset == 'amazon-games': raise DataError('amazon-games: no source worked. HTTP 503')
+    def run_row(config, *given):
+        ran.append(config.row)
+        return dict(metrics=dict(test={'hr@10': .1}), wall_time_s=1.)
+    monkeypatch.setattr(cli, 'where_data', lambda dataset: '')
+    monkeypatch.setattr('molrec.data.load', load)
+    monkeypatch.setattr(cli, 'run_row', run_row)
+    cli.run_missing([(ROW, Config(row=f'row on {d}', dataset=d)) for d in ('amazon-beauty', 'amazon-games', 'ml-1m')], tmp_path, ROOT)
+    said = capsys.readouterr().out.splitlines()
+    assert ran == ['row on amazon-beauty', 'row on ml-1m']
+    assert said[0] == 'skipped: row on amazon-games, because its data cannot be had: amazon-games: no source worked. HTTP 503'
+    assert said[1].startswith('3 rows, 0 recorded already, 2 to run')
 
 
 def test_every_published_row_and_the_floor_are_there():

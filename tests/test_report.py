@@ -1,6 +1,7 @@
 "The report: what it refuses, what it joins, and that it depends on the records alone."
 import json
 import re
+import shutil
 import zlib
 from pathlib import Path
 
@@ -213,6 +214,20 @@ def test_other_data_is_not_comparable(tmp_path):
         assert table.published.isna().all() and table.difference.isna().all()
         assert set(table.verdict) <= {'not comparable', 'no published value'} and 'not comparable' in set(table.verdict)
     assert '0.349' not in files['markdown'].read_text()
+
+
+def test_another_data_set_comes_after_and_leaves_the_tables_before_it_as_they_were(records, built, tmp_path):
+    shutil.copytree(records, tmp_path/'runs')
+    for row, kind in (('SASRec, MoL + head', {}), ('Popularity', dict(encoder='popularity', similarity='dot'))):
+        make_run(tmp_path/'runs', row, **dict(loss='sampled-softmax', users=90, dataset='amazon-beauty', protocol='leave-last-one-out') | kind)
+    more = report.build_report(tmp_path/'runs', tmp_path/'out')
+    kept = [k for k in built if k not in ('html', 'markdown')]
+    assert [k for k in kept if more[k].read_bytes() != built[k].read_bytes()] == []
+    assert {k for k in more if k not in built} == {'amazon-beauty-leave-last-one-out table', 'amazon-beauty-leave-last-one-out paired'}
+    page, text = more['html'].read_text(), more['markdown'].read_text()
+    assert page.count('<h2>') == 3 and page.rindex('<h2>') == page.index('<h2>Amazon Beauty, leave-last-one-out</h2>')
+    assert text.startswith(built['markdown'].read_text().strip())
+    assert '| embedder, similarity + loss | ours [95 % interval] |' in text   # no columns for what nobody published
 
 
 def test_verdicts():

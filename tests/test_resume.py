@@ -59,8 +59,9 @@ def outcome(runs):
 
 
 @pytest.mark.parametrize('settings', [
-    dict(similarity='mol', schedule='joint', loss_share=.7), dict(similarity='mol', schedule='alternate', loss='bce'), dict(similarity='dot')],
-    ids=['mol-joint', 'mol-alternate', 'dot'])
+    dict(similarity='mol', schedule='joint', loss_share=.7), dict(similarity='mol', schedule='alternate', loss='bce'), dict(similarity='dot'),
+    dict(similarity='mol', schedule='joint', loss_share=.7, head_width=8), dict(similarity='mol', schedule='alternate', head_width=8)],
+    ids=['mol-joint', 'mol-alternate', 'dot', 'head-joint', 'head-alternate'])
 def test_sigkill_in_the_middle_of_an_epoch(world, tmp_path, settings):
     settings = small | settings | dict(dataset=world)
     whole, killed = tmp_path/'whole', tmp_path/'killed'
@@ -80,6 +81,7 @@ def test_sigkill_in_the_middle_of_an_epoch(world, tmp_path, settings):
     assert start(settings, killed).wait(120) == 0
     (weights, *numbers), (weights_killed, *numbers_killed) = outcome(whole), outcome(killed)
     assert set(weights) == set(weights_killed)
+    assert ('head.from_item.weight' in weights) == ('head_width' in settings)
     assert all(weights[k].tobytes() == weights_killed[k].tobytes() for k in weights)
     assert numbers == numbers_killed
     leftovers = [p.name for p in killed.glob('*/*') if p.name not in ('record.json', 'ranks.parquet', 'model.safetensors', '.lock')]

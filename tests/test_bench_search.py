@@ -1,0 +1,109 @@
+"The search bench end to end at toy size: files, columns, and verdicts that claim no more than was measured."
+import pandas as pd
+import pytest
+import torch
+
+from molrec import bench_search as bench
+from molrec.core import ConfigError
+
+fast = ('faiss-flat', 'faiss-ivf', 'faiss-refine', 'torch-bf16', 'stage1-int8')
+elsewhere = "not at the bar's size"
+
+
+@pytest.fixture(scope='module')
+def stage1(tmp_path_factory):
+    out = tmp_path_factory.mktemp('stage1')
+    return out, bench.stage1(out, True, items=3_000, width=16, n_queries=4, rounds=1, methods=fast)
+
+
+@pytest.fixture(scope='module')
+def taught():
+    corpus = bench.Mixture(rows=2**13)
+    return bench.teach(corpus, steps=3), corpus
+
+
+@pytest.fixture(scope='module')
+def searches(tmp_path_factory, taught):
+    out = tmp_path_factory.mktemp('search')
+    return out, bench.search(out, True, items=3_000, sizes=(2_000, 4_000), n_queries=4, n_candidates=50, rounds=1, model=taught[0], corpus=taught[1])
+
+
+def files(out, name): return sorted(f.suffix for f in out.glob(f'{name}.*'))
+
+
+def test_stage1_writes_a_table_a_figure_and_markdown(stage1):
+    out, table = stage1
+    assert files(out, 'stage1') == ['.csv', '.md', '.png', '.svg']
+    assert list(pd.read_csv(out/'stage1.csv').columns) == list(table.columns)
+
+
+def test_stage1_says_what_was_measured_where(stage1):
+    _, table = stage1
+    assert {'method', 'p20', 'p50', 'p80', 'ratio', 'overlap', 'kept', 'setting', 'build_s', 'bytes_per_item', 'k_prime', 'items', 'width', 'queries', 'threads', 'cpu', 'torch', 'quick'} <= set(table)
+    assert set(table.k_prime) == {30, 300} and set(table.method) == {*fast, 'bound'}
+
+
+def test_every_stage1_method_has_its_overlap(stage1):
+    measured = stage1[1][stage1[1].method != 'bound']
+    assert measured.overlap.between(.5, 1).all() and (measured[measured.method == 'faiss-flat'].overlap == 1).all()
+    assert (measured[measured.method.str.startswith('stage1')].kept >= measured[measured.method.str.startswith('stage1')].k_prime).all()
+
+
+def test_another_size_is_never_just_met(stage1):
+    out, table = stage1
+    assert bench.stage1_bars(table).verdict.str.endswith(elsewhere).all() and elsewhere in (out/'stage1.md').read_text()
+
+
+def test_bars_follow_the_numbers(stage1):
+    "The same table at the bar's size, ours once fast and once slow."
+    table = stage1[1].assign(**bench.bar_size, k_prime=lambda t: t.k_prime.map({30: 10_000, 300: 100_000}))
+    ours = table.method == 'stage1-int8'
+    for p50, ratio, word in ((1e-6, 1e6, 'met'), (1e6, 1e-6, 'missed')):
+        bars = bench.stage1_bars(table.assign(p50=table.p50.mask(ours, p50), ratio=table.ratio.mask(ours, ratio), overlap=1.))
+        speed = bars[~bars['asked for'].str.startswith('overlap')]
+        assert set(speed.verdict) == {word} and len(speed) == 6
+
+
+def test_a_low_overlap_misses_its_bar(stage1):
+    table = stage1[1].assign(overlap=lambda t: t.overlap.mask(t.method == 'stage1-int8', .97))
+    bars = bench.stage1_bars(table)
+    assert bars[bars['asked for'].str.startswith('overlap')].verdict.str.startswith('missed').all()
+
+
+def test_a_missing_library_is_named_with_the_command(monkeypatch):
+    def absent(name): raise ImportError(name)
+    monkeypatch.setattr(bench.importlib, 'import_module', absent)
+    with pytest.raises(ConfigError, match='pip install faiss-cpu'): bench.build('faiss-flat', bench.clustered(100, 16))
+
+
+@pytest.mark.parametrize('found, truth, share', [([[1, 2, 3]], [[1, 2, 3]], 1), ([[3, 1, -1]], [[1, 2]], .5), ([[-1, -1]], [[0, 1]], 0), ([[5, 5, 5]], [[5, 6]], .5), ([[0], [9]], [[0], [8]], .5)])
+def test_overlap(found, truth, share): assert bench.overlap(torch.tensor(found), torch.tensor(truth)) == share
+
+
+def test_search_writes_a_table_a_figure_and_markdown(searches):
+    out, table = searches
+    assert files(out, 'search') == ['.csv', '.md', '.png', '.svg']
+    assert set(table.part) == {'scoring', 'search', 'growth', 'memory'} and set(table.method) == {'mol', *bench.families}
+
+
+def test_scores_agree_before_they_are_timed(searches):
+    scoring = searches[1][searches[1].part == 'scoring'].set_index('what')
+    for form, (*_, tolerance) in bench.scoring_forms.items():
+        if form in scoring.index: assert scoring.score_gap[form] < tolerance
+
+
+def test_recall_is_that_of_brute_force_alone(searches):
+    found = searches[1][searches[1].part == 'search']
+    assert (found[found.method == 'brute-force'].recall == 1).all() and found.recall.between(0, 1).all()
+
+
+def test_search_verdicts_know_their_size(searches):
+    bars = bench.search_bars(searches[1])
+    growing = bars[bars[''] != 'scoring']
+    assert growing.verdict.str.endswith(elsewhere).all() and set(growing['']) == {'search', 'growth', 'memory'}
+
+
+def test_many_items_are_written_down(tmp_path, taught):
+    measured = bench.hundred_million(tmp_path, n=9_000, k_primes=(500, 9_000), batches=(1, 3), k=10, rounds=1, n_truth=2, model=taught[0], corpus=taught[1], block=2_000)
+    assert files(tmp_path, 'hundred-million') == ['.json', '.md'] and elsewhere in (tmp_path/'hundred-million.md').read_text()
+    assert [r['recall'] for r in measured['searches'] if r['setting'] == "k' 9,000"] == [1, 1]
