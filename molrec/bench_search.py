@@ -740,7 +740,7 @@ def search_figure(
         fig.legend(handles=marks, loc='outside lower center', ncols=4, frameon=False, borderpad=0, handletextpad=.4, columnspacing=1.2)
     return fig
 
-# %% ../nbs/32_bench_search.ipynb #db5b1e90
+# %% ../nbs/32_bench_search.ipynb #82bc5cbd
 def search(
     out:Path='reports/bench',   # folder for the results, made if absent
     quick:bool=False,           # 200,000 items, growth up to a million, fewer rounds
@@ -753,7 +753,7 @@ def search(
     corpus=None,                # with `items(lo, hi)` and `queries(n, seed)`; `None`: a `Mixture`
 ) -> pd.DataFrame:              # one row per measurement
     "`molrec bench search`: scoring, whole searches, growth and memory."
-    n, rounds, sizes = items or (200_000 if quick else 1_000_000), rounds or (3 if quick else 5), sizes or tuple(10**e for e in range(4, 7 if quick else 8))
+    n, rounds, sizes = items or (200_000 if quick else 1_000_000), rounds or 3, sizes or tuple(10**e for e in range(4, 7 if quick else 8))
     load = load_before()
     def part(number, text): print(f'[{number}/4] {text}', flush=True)
     part(1, f'a corpus of {n:,} items' + (', and a small MoL' if model is None else ''))
@@ -799,7 +799,7 @@ def large_rows(
     found = {kp: recall(kp) for kp in k_primes}
     return [row('search', f'{B} {"queries" if B > 1 else "query"}', 'h-indexer', 1e3*t[:, 0], 'ms', setting=setting_text(dict(k_prime=kp)), recall=found[kp]) for (B, kp), t in times.items()]
 
-# %% ../nbs/32_bench_search.ipynb #0c2824fc
+# %% ../nbs/32_bench_search.ipynb #96725f05
 def write_large(
     measured:dict,      # as `hundred_million` makes it
     at:dict,            # as `where` gives it
@@ -810,13 +810,13 @@ def write_large(
     text = pd.DataFrame({'': r.what, 'candidates': r.setting, 'median': r.p50.map(digits) + ' ms', '20th to 80th percentile': r.p20.map(digits) + ' to ' + r.p80.map(digits), 'recall@100': r.recall.map(lambda x: '' if pd.isna(x) else f'{x:.4f}')})
     off = m['resident_mib']/m['planned_mib'] - 1
     memory = pd.DataFrame([{'': 'memory', 'planned': f'{m["planned_mib"]:,.0f} MiB', 'resident': f'{m["resident_mib"]:,.0f} MiB', 'difference': f'{100*off:+.1f} %', 'asked for': 'within 10 %', 'verdict': verdict(abs(off) <= .1, m['items'] >= 10**8), 'peak of the process': f'{m["peak_mib"]:,.0f} MiB'}])
-    line = f'{m["items"]:,} items in {m["storage"]}, {m["bytes_per_item"]:.0f} bytes each, built in {m["build_s"]:,.0f} s; {at["cpu"]}, {at["threads"]} threads, {at["cpu_capability"]}, load {at["load"]:.1f} before; torch {at["torch"]}.'
+    line = f'{m["items"]:,} items in {m["storage"]}, {m["bytes_per_item"]:.0f} bytes each, built in {m["build_s"]:,.0f} s; recall against {m["recall_against"]}; {at["cpu"]}, {at["threads"]} threads, {at["cpu_capability"]}, load {at["load"]:.1f} before; torch {at["torch"]}.'
     write_json(out/'hundred-million.json', {k: v if k != 'searches' else r.drop(columns=['bar', 'verdict', 'baseline', 'ratio']).dropna(axis=1).to_dict('records') for k, v in m.items()})
     with atomic_path(out/'hundred-million.md') as aside: aside.write_text('\n'.join(map(markdown, [text, memory])) + f'\n{line}\n')
     print(text.to_string(index=False), memory.to_string(index=False), line, f'{out.name}/hundred-million.json, .md', sep='\n\n')
     return measured
 
-# %% ../nbs/32_bench_search.ipynb #c2280e42
+# %% ../nbs/32_bench_search.ipynb #e38fff74
 def hundred_million(
     out:Path='reports/bench',       # folder for the results, made if absent
     quick:bool=False,               # a million items
@@ -825,7 +825,8 @@ def hundred_million(
     batches:tuple=(1, 32),          # B
     k:int=100,                      # results per query
     rounds:int=5,                   # searches that are timed
-    n_truth:int=4,                  # queries that brute force answers too; 0: no recall
+    n_truth:int=2,                  # queries that are answered by brute force too, above ten million items with `wide` candidates; 0: no recall
+    wide:int=1_000_000,             # k' that stands for brute force
     model=None,                     # recommender or MoL, in evaluation mode; `None`: taught on the spot
     corpus=None,                    # with `items(lo, hi)` and `queries(n, seed)`; `None`: a `Mixture`
     block:int=2**19,                # items that exist in fp32 at once
@@ -838,9 +839,11 @@ def hundred_million(
     print(f'[1/3] {n:,} items, {block:,} at a time', flush=True)
     index = filled(model, corpus, n, block, storage='compact-int8', arithmetic='bf16')
     build_s, planned = time.perf_counter() - began, sum(plan(n, index.similarity, 'compact-int8', index.stage1, getattr(index.head, 'width', 0)).values())
-    print(f'[2/3] {n_truth} queries by brute force', flush=True)
-    truth = brute_force_over(index, arithmetic='bf16', max_scores=2**18).search(corpus.queries(max(batches), 0)[:n_truth], k)[0] if n_truth else None
+    reference = 'brute force' if n <= 10**7 else f"k' {wide:,}"
+    print(f'[2/3] {n_truth} queries by {reference}', flush=True)
+    asked = brute_force_over(index, arithmetic='bf16', max_scores=2**18) if n <= 10**7 else with_settings(index, dict(k_prime=wide))
+    truth = asked.search(corpus.queries(max(batches), 0)[:n_truth], k)[0] if n_truth else None
     print(f'[3/3] searches, {rounds} rounds in turn', flush=True)
     rows = large_rows(index, corpus, batches, k_primes, k, rounds, truth)
-    measured = dict(items=n, storage='compact-int8', build_s=build_s, bytes_per_item=index.bytes_per_item, planned_mib=planned*n/2**20, resident_mib=settled_mib() - before, peak_mib=peak_memory_mib(), searches=rows, load=None if np.isnan(load) else load, environment=environment())
+    measured = dict(items=n, storage='compact-int8', recall_against=reference, build_s=build_s, bytes_per_item=index.bytes_per_item, planned_mib=planned*n/2**20, resident_mib=settled_mib() - before, peak_mib=peak_memory_mib(), searches=rows, load=None if np.isnan(load) else load, environment=environment())
     return write_large(measured, where(load), Path(out))

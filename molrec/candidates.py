@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['item_storages', 'mol_source', 'arithmetics', 'impls', 'stored', 'ItemTable', 'as_evaluated', 'from_items', 'joined',
            'side', 'score_rows_torch', 'mol_library', 'in_words', 'padded_to_16', 'given', 'unpacked',
-           'score_rows_native', 'chosen', 'score_rows', 'score_range', 'score_items']
+           'score_rows_native', 'chosen', 'score_rows', 'check_rows', 'score_range', 'score_items']
 
 # %% ../nbs/12_candidates.ipynb #de162bc1
 import math
@@ -80,19 +80,19 @@ def side(
 
 ItemTable.build, ItemTable.side = from_items, side
 
-# %% ../nbs/12_candidates.ipynb #fd8ecbcb
+# %% ../nbs/12_candidates.ipynb #2a6d31a0
 def score_rows_torch(
     similarity:Similarity,  # in evaluation mode
     query_side:tuple,       # of B queries
     table:ItemTable,
-    rows:Tensor,            # candidates, (B, C), int32 or int64; anything beyond `count`
+    rows:Tensor,            # candidates, (B, C), int32 or int64; -1: nothing; anything beyond `count`
     count:Tensor,           # (B,), int64
 ) -> Tensor:                # (B, C), float32, -inf beyond `count`
     "Scores of each query's own candidates."
     B, C = rows.shape
     c = max(1, min(C, similarity.tile_pairs))
     b, out = max(1, similarity.tile_pairs//c), torch.full((B, C), -torch.inf, device=rows.device)
-    beyond = torch.arange(C, device=rows.device) >= count[:, None]
+    beyond = (torch.arange(C, device=rows.device) >= count[:, None]) | (rows < 0)
     for i in range(0, B, b):
         for j in range(0, min(C, int(count[i:i + b].max())), c):
             tile = rows[i:i + b, j:j + c].clamp(min=0).long()
@@ -188,7 +188,7 @@ INLINE void transpose(words *r) {
 }
 '''
 
-# %% ../nbs/12_candidates.ipynb #d55ddfd1
+# %% ../nbs/12_candidates.ipynb #2c2266ab
 mol_source += r'''
 #define BYTES (STORE == 0 ? 4 : STORE == 1 ? 2 : 1)
 typedef struct { const char *g; const float *g_scale; const char *b; const float *b_scale; } table;
@@ -199,6 +199,7 @@ static void load(tile *t, const table from, const int32_t *rows, int64_t first, 
     const char *g[16], *b[16];
     for (int i = 0; i < 16; i++) {
         int64_t row = rows ? rows[i < n ? i : 0] : first + (i < n ? i : 0);
+        if (row < 0) row = 0;                       // nothing: its score is overwritten
         g[i] = i < n ? from.g + row*ITEM*BYTES : nothing; b[i] = i < n ? from.b + row*G*BYTES : nothing;
         if (STORE == 2) { for (int m = 0; m < P_X; m++) ((float *)&t->g_scale[m])[i] = from.g_scale[row*P_X + m]; ((float *)&t->b_scale)[i] = from.b_scale[row]; }
     }
@@ -263,7 +264,7 @@ static lanes score(const tile *t, const query q, const gate c) {
 }
 '''
 
-# %% ../nbs/12_candidates.ipynb #de1fd1f9
+# %% ../nbs/12_candidates.ipynb #63f7a9df
 mol_source += r'''
 #define GIVEN const char *g, const float *g_scale, const char *b, const float *b_scale, const uint32_t *f, const float *a, const uint32_t *w1, const float *b1, const uint32_t *w2, const float *b2
 #define MODEL const table from = {g, g_scale, b, b_scale}; const gate c = {w1, b1, w2, b2}; tile t
@@ -282,7 +283,8 @@ void score_rows(GIVEN, const int32_t *rows, int64_t row_stride, const int64_t *c
                 for (int v = 0; v < G*BYTES; v += 64) __builtin_prefetch(b + (int64_t)at[k]*G*BYTES + v);
             }
             load(&t, from, at, 0, n);
-            put(out + i*stride + j, score(&t, of(f, a, i), c), n);
+            __mmask16 none = _mm512_cmplt_epi32_mask(_mm512_maskz_loadu_epi32(n >= 16 ? 0xffff : (1u << n) - 1, at), _mm512_setzero_si512());
+            put(out + i*stride + j, _mm512_mask_mov_ps(score(&t, of(f, a, i), c), none, _mm512_set1_ps(-INFINITY)), n);
         }
     }
 }
@@ -343,7 +345,7 @@ def given(
         layers = [in_words(W1, KS, dtype), padded_to_16(b1), in_words(hidden, KS, dtype), padded_to_16(b2)]
     return [t for p in parts for t in (p.values, p.scales)] + [f, a] + layers
 
-# %% ../nbs/12_candidates.ipynb #df908ea3
+# %% ../nbs/12_candidates.ipynb #6ec5869d
 def unpacked(
     similarity:MoL,
     table:ItemTable,        # compact
@@ -352,10 +354,10 @@ def unpacked(
     arithmetic:str,         # decides what the computed side is kept in
 ) -> tuple:                 # parts for the loop, and rows that point into them
     "Item side of all candidates, each item once."
-    real = torch.arange(rows.shape[1], device=rows.device) < count[:, None]
+    real = (torch.arange(rows.shape[1], device=rows.device) < count[:, None]) & (rows >= 0)
     distinct, where = rows[real].unique(return_inverse=True)
     blocks = [[quantize(t, arithmetic) for t in table.side(part.long())] for part in distinct.split(2**14)]
-    inside = torch.zeros_like(rows)
+    inside = torch.full_like(rows, -1)
     inside[real] = where.int()
     return [joined(parts) for parts in zip(*blocks)], inside
 
@@ -376,7 +378,7 @@ def score_rows_native(
     in_parts(lambda part, n: library.score_rows(*arguments([*model, rows, rows.stride(0), count, len(rows), rows.shape[1], part, n, out])))
     return out
 
-# %% ../nbs/12_candidates.ipynb #5b69f7a1
+# %% ../nbs/12_candidates.ipynb #f2a19a48
 impls = ('auto', 'torch', 'native')
 
 def chosen(similarity, table, arithmetic, impl):
@@ -391,15 +393,22 @@ def score_rows(
     similarity:Similarity,  # in evaluation mode
     query_side:tuple,       # of B queries
     table:ItemTable,
-    rows:Tensor,            # candidates, (B, C), int32; anything beyond `count`
+    rows:Tensor,            # candidates, (B, C), int32; -1: nothing; anything beyond `count`
     count:Tensor,           # (B,), int64
     impl:str='auto',        # 'torch', 'native', or 'auto': compiled where it can be
     arithmetic:str='fp32',  # 'fp32', or 'bf16': twice as fast, an error of about 0.01 at tau = 0.05
 ) -> Tensor:                # (B, C), float32, -inf beyond `count`
     "Scores of each query's own candidates."
     library = chosen(similarity, table, arithmetic, impl)
+    check_rows(rows, count, len(table))
     if library is None: return score_rows_torch(similarity, query_side, table, rows, count)
     return score_rows_native(library, similarity, query_side, table, rows, count, arithmetic)
+
+def check_rows(rows, count, n):
+    "Memory that is not the table's is never read."
+    real = torch.arange(rows.shape[1], device=rows.device) < count[:, None]
+    if rows.numel() and int(last := rows.where(real, -1).max()) >= n: raise DataError(f'rows: got {int(last)}, wanted rows of a table of {n} items')
+    if len(count) and int(count.max()) > rows.shape[1]: raise DataError(f'count: got {int(count.max())}, wanted at most the {rows.shape[1]} columns of rows')
 
 @torch.no_grad()
 def score_range(

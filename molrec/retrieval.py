@@ -97,7 +97,7 @@ def truth_of(
     "The k best items by MoL alone."
     return BruteForce.build(task.model, task.items, storage='fp32').search(task.queries, k, users=task.users)[1]
 
-# %% ../nbs/33_retrieval.ipynb #11311626
+# %% ../nbs/33_retrieval.ipynb #4d3a6501
 stage1_labels = dict(fp32='h-indexer, fp32', bf16='h-indexer, bf16', int8='h-indexer, int8', fp8='h-indexer, fp8 (emulated)')
 index_of = {'h-indexer': HIndexer, 'component-mean': ComponentMean, 'per-component': PerComponent, 'combined': Combined}
 
@@ -120,7 +120,7 @@ def ask(
     "Search with as many candidates."
     pairs, both = task.mol.n_query*task.mol.n_item, isinstance(index, Combined)
     share = max(1, k_prime//2 if both else k_prime)
-    index.settings |= {name: value for name, value in dict(k_prime=share, k_each=max(1, round(share/pairs))).items() if name in index.settings}
+    index.change(**{name: value for name, value in dict(k_prime=share, k_each=max(1, round(share/pairs))).items() if name in index.settings})
     return index.search(task.queries, k, users=task.users)[1]
 
 # %% ../nbs/33_retrieval.ipynb #8f4f185e
