@@ -556,10 +556,10 @@ def with_settings(
 
 def setting_text(settings): return ', '.join({'k_prime': "k' ", 'k_each': 'k '}[k] + f'{v:,}' for k, v in settings.items())
 
-# %% ../nbs/32_bench_search.ipynb #b69b96e9
+# %% ../nbs/32_bench_search.ipynb #6afd620f
 def smallest_k_prime(
     index:HIndexer,     # left with the setting found
-    queries:Tensor,     # held out, (B, D)
+    queries:Tensor,     # (B, D)
     truth:Tensor,       # scores of their true best, (B, k)
     settings:list,      # smallest first
     least:float=.99,    # relative recall to reach
@@ -570,21 +570,20 @@ def smallest_k_prime(
         if relative_recall(found, truth) >= least: break
     return setting
 
-# %% ../nbs/32_bench_search.ipynb #56bc5ada
+# %% ../nbs/32_bench_search.ipynb #8e07a507
 def search_rows(
     model,              # recommender or MoL, in evaluation mode
     items:Tensor,       # (N, D)
     queries:Tensor,     # measured, (B, D)
-    held_out:Tensor,    # to choose k', (b, D)
     k:int=100,          # results per query
     rounds:int=3,       # timings of the slow
     least:float=20,     # bar on h-indexer: times faster than brute force
 ) -> list[dict]:
     "Every index at every setting, in turn."
     indexes = {m: cls.build(model, items, **(dict(arithmetic='bf16') if m == 'brute-force' else {})) for m, (cls, _) in families.items()}
-    truth, ahead = (indexes['brute-force'].search(q, k)[0] for q in (queries, held_out))
+    truth = indexes['brute-force'].search(queries, k)[0]
     within = {m: [s for s in settings if max(s.values(), default=0) <= len(items)] for m, (_, settings) in families.items()}
-    within['h-indexer'] = [smallest_k_prime(indexes['h-indexer'], held_out, ahead, within['h-indexer'])]
+    within['h-indexer'] = [smallest_k_prime(indexes['h-indexer'], queries, truth, within['h-indexer'])]
     runs = {(m, setting_text(s)): lambda i=indexes[m], s=s: with_settings(i, s).search(queries, k) for m in indexes for s in within[m]}
     quality = {}
     for run, call in runs.items(): quality[run] = dict(recall=relative_recall(call()[0], truth), scored=indexes[run[0]].scored.float().mean().item())
@@ -740,7 +739,7 @@ def search_figure(
         fig.legend(handles=marks, loc='outside lower center', ncols=4, frameon=False, borderpad=0, handletextpad=.4, columnspacing=1.2)
     return fig
 
-# %% ../nbs/32_bench_search.ipynb #82bc5cbd
+# %% ../nbs/32_bench_search.ipynb #571a06ff
 def search(
     out:Path='reports/bench',   # folder for the results, made if absent
     quick:bool=False,           # 200,000 items, growth up to a million, fewer rounds
@@ -763,7 +762,7 @@ def search(
     part(2, f'scoring of {n_queries} x {n_candidates:,} candidates, {rounds} rounds in turn')
     rows = scoring_rows(getattr(model, 'similarity', model), table, queries, n_candidates, rounds)
     part(3, f'whole searches, {rounds} rounds in turn')
-    rows += search_rows(model, table, queries, corpus.queries(n_queries, 1), rounds=rounds)
+    rows += search_rows(model, table, queries, rounds=rounds)
     for r in rows: r |= dict(queries=n_queries, candidates=n_candidates, corpus_items=n)
     part(4, 'growth: ' + ', '.join(f'{s:,}' for s in sizes) + ' items, each in a process of its own')
     rows += growth_rows(growth_costs(sizes, rounds))

@@ -7,7 +7,7 @@ __all__ = ['item_storages', 'mol_source', 'arithmetics', 'impls', 'stored', 'Ite
            'side', 'score_rows_torch', 'mol_library', 'in_words', 'padded_to_16', 'given', 'unpacked',
            'score_rows_native', 'chosen', 'score_rows', 'check_rows', 'score_range', 'score_items']
 
-# %% ../nbs/12_candidates.ipynb #de162bc1
+# %% ../nbs/12_candidates.ipynb #a63db78c
 import math
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .core import ConfigError, DataError
 from .mol import MoL
-from .native import arguments, build, in_parts
+from .native import arguments, build, in_parts, large_pages
 from .quantize import Rows, quantize
 from .similarity import Dot, Similarity
 
@@ -42,7 +42,7 @@ class ItemTable:
     def bytes_per_item(self): return sum(p.bytes_per_row for p in self.parts)
     def tensors(self, prefix): return {k: v for i, p in enumerate(self.parts) for k, v in p.tensors(f'{prefix}{i}.').items()}
 
-# %% ../nbs/12_candidates.ipynb #9945b74b
+# %% ../nbs/12_candidates.ipynb #fb2e759c
 @torch.no_grad()
 def as_evaluated(similarity, items):
     "The item side without dropout."
@@ -67,8 +67,9 @@ def from_items(
     return cls(similarity, [joined(parts) for parts in zip(*blocks)], storage)
 
 def joined(parts):
-    first = parts[0]
-    return Rows(torch.cat([p.values for p in parts]), None if first.scales is None else torch.cat([p.scales for p in parts]), first.storage)
+    first, n = parts[0], sum(map(len, parts))
+    def one(tensors): return torch.cat(tensors, out=large_pages(tensors[0].new_empty(n, *tensors[0].shape[1:])))
+    return Rows(one([p.values for p in parts]), None if first.scales is None else one([p.scales for p in parts]), first.storage)
 
 def side(
     self:ItemTable,
@@ -80,12 +81,12 @@ def side(
 
 ItemTable.build, ItemTable.side = from_items, side
 
-# %% ../nbs/12_candidates.ipynb #2a6d31a0
+# %% ../nbs/12_candidates.ipynb #d14b969b
 def score_rows_torch(
     similarity:Similarity,  # in evaluation mode
     query_side:tuple,       # of B queries
     table:ItemTable,
-    rows:Tensor,            # candidates, (B, C), int32 or int64; -1: nothing; anything beyond `count`
+    rows:Tensor,            # candidates, (B, C), int32 or int64; -1: nothing, also beyond `count`
     count:Tensor,           # (B,), int64
 ) -> Tensor:                # (B, C), float32, -inf beyond `count`
     "Scores of each query's own candidates."
@@ -188,7 +189,7 @@ INLINE void transpose(words *r) {
 }
 '''
 
-# %% ../nbs/12_candidates.ipynb #2c2266ab
+# %% ../nbs/12_candidates.ipynb #11958957
 mol_source += r'''
 #define BYTES (STORE == 0 ? 4 : STORE == 1 ? 2 : 1)
 typedef struct { const char *g; const float *g_scale; const char *b; const float *b_scale; } table;
@@ -198,10 +199,9 @@ static const char nothing[4*(ITEM > G ? ITEM : G)];
 static void load(tile *t, const table from, const int32_t *rows, int64_t first, int n) {
     const char *g[16], *b[16];
     for (int i = 0; i < 16; i++) {
-        int64_t row = rows ? rows[i < n ? i : 0] : first + (i < n ? i : 0);
-        if (row < 0) row = 0;                       // nothing: its score is overwritten
-        g[i] = i < n ? from.g + row*ITEM*BYTES : nothing; b[i] = i < n ? from.b + row*G*BYTES : nothing;
-        if (STORE == 2) { for (int m = 0; m < P_X; m++) ((float *)&t->g_scale[m])[i] = from.g_scale[row*P_X + m]; ((float *)&t->b_scale)[i] = from.b_scale[row]; }
+        int64_t row = i >= n ? -1 : rows ? rows[i] : first + i;      // -1: nothing
+        g[i] = row < 0 ? nothing : from.g + row*ITEM*BYTES; b[i] = row < 0 ? nothing : from.b + row*G*BYTES;
+        if (STORE == 2) { for (int m = 0; m < P_X; m++) ((float *)&t->g_scale[m])[i] = row < 0 ? 0 : from.g_scale[row*P_X + m]; ((float *)&t->b_scale)[i] = row < 0 ? 0 : from.b_scale[row]; }
     }
     for (int w = 0; w < WORDS(ITEM); w += 16) { for (int i = 0; i < 16; i++) t->g[w + i] = some(g[i], w, ITEM); transpose(t->g + w); }
     for (int w = 0; w < WORDS(G); w += 16) { for (int i = 0; i < 16; i++) t->b[w + i] = some(b[i], w, G); transpose(t->b + w); }
@@ -264,7 +264,7 @@ static lanes score(const tile *t, const query q, const gate c) {
 }
 '''
 
-# %% ../nbs/12_candidates.ipynb #63f7a9df
+# %% ../nbs/12_candidates.ipynb #1f66104a
 mol_source += r'''
 #define GIVEN const char *g, const float *g_scale, const char *b, const float *b_scale, const uint32_t *f, const float *a, const uint32_t *w1, const float *b1, const uint32_t *w2, const float *b2
 #define MODEL const table from = {g, g_scale, b, b_scale}; const gate c = {w1, b1, w2, b2}; tile t
@@ -286,6 +286,7 @@ void score_rows(GIVEN, const int32_t *rows, int64_t row_stride, const int64_t *c
             __mmask16 none = _mm512_cmplt_epi32_mask(_mm512_maskz_loadu_epi32(n >= 16 ? 0xffff : (1u << n) - 1, at), _mm512_setzero_si512());
             put(out + i*stride + j, _mm512_mask_mov_ps(score(&t, of(f, a, i), c), none, _mm512_set1_ps(-INFINITY)), n);
         }
+        if (part == parts - 1) for (int64_t j = count[i]; j < stride; j++) out[i*stride + j] = -INFINITY;
     }
 }
 // items lo..hi for every query; out (B, stride), its first column is item `first`
@@ -345,7 +346,7 @@ def given(
         layers = [in_words(W1, KS, dtype), padded_to_16(b1), in_words(hidden, KS, dtype), padded_to_16(b2)]
     return [t for p in parts for t in (p.values, p.scales)] + [f, a] + layers
 
-# %% ../nbs/12_candidates.ipynb #6ec5869d
+# %% ../nbs/12_candidates.ipynb #884f45df
 def unpacked(
     similarity:MoL,
     table:ItemTable,        # compact
@@ -356,10 +357,14 @@ def unpacked(
     "Item side of all candidates, each item once."
     real = (torch.arange(rows.shape[1], device=rows.device) < count[:, None]) & (rows >= 0)
     distinct, where = rows[real].unique(return_inverse=True)
-    blocks = [[quantize(t, arithmetic) for t in table.side(part.long())] for part in distinct.split(2**14)]
+    parts, at = None, 0
+    for block in map(table.side, distinct.long().split(2**14)):
+        parts = parts or [Rows(large_pages(t.new_empty(len(distinct), *t.shape[1:], dtype=arithmetics[arithmetic][1])), None, arithmetic) for t in block]
+        for p, t in zip(parts, block): p.values[at:at + len(t)] = t
+        at += len(block[0])
     inside = torch.full_like(rows, -1)
     inside[real] = where.int()
-    return [joined(parts) for parts in zip(*blocks)], inside
+    return parts, inside
 
 def score_rows_native(
     library,                # as `mol_library` gives it
@@ -371,14 +376,13 @@ def score_rows_native(
     arithmetic:str,         # 'fp32' or 'bf16'
 ) -> Tensor:                # (B, C), float32, -inf beyond `count`
     "Scores of each query's own candidates, nothing but them written."
-    out, parts = torch.full(rows.shape, -torch.inf), table.parts
-    if not int(count.sum()): return out
+    out, parts = torch.empty(rows.shape), table.parts
     if table.compact: parts, rows = unpacked(similarity, table, rows, count, arithmetic)
     model = given(similarity, query_side, parts, arithmetic)
     in_parts(lambda part, n: library.score_rows(*arguments([*model, rows, rows.stride(0), count, len(rows), rows.shape[1], part, n, out])))
     return out
 
-# %% ../nbs/12_candidates.ipynb #f2a19a48
+# %% ../nbs/12_candidates.ipynb #3b09c1fb
 impls = ('auto', 'torch', 'native')
 
 def chosen(similarity, table, arithmetic, impl):
@@ -393,7 +397,7 @@ def score_rows(
     similarity:Similarity,  # in evaluation mode
     query_side:tuple,       # of B queries
     table:ItemTable,
-    rows:Tensor,            # candidates, (B, C), int32; -1: nothing; anything beyond `count`
+    rows:Tensor,            # candidates, (B, C), int32; -1: nothing, also beyond `count`
     count:Tensor,           # (B,), int64
     impl:str='auto',        # 'torch', 'native', or 'auto': compiled where it can be
     arithmetic:str='fp32',  # 'fp32', or 'bf16': twice as fast, an error of about 0.01 at tau = 0.05
@@ -406,9 +410,9 @@ def score_rows(
 
 def check_rows(rows, count, n):
     "Memory that is not the table's is never read."
-    real = torch.arange(rows.shape[1], device=rows.device) < count[:, None]
-    if rows.numel() and int(last := rows.where(real, -1).max()) >= n: raise DataError(f'rows: got {int(last)}, wanted rows of a table of {n} items')
-    if len(count) and int(count.max()) > rows.shape[1]: raise DataError(f'count: got {int(count.max())}, wanted at most the {rows.shape[1]} columns of rows')
+    def last(t): return int(t.numpy().max() if t.device.type == 'cpu' else t.max())
+    if rows.numel() and last(rows) >= n: raise DataError(f'rows: got {last(rows)}, wanted rows of a table of {n} items')
+    if len(count) and last(count) > rows.shape[1]: raise DataError(f'count: got {last(count)}, wanted at most the {rows.shape[1]} columns of rows')
 
 @torch.no_grad()
 def score_range(

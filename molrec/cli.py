@@ -8,8 +8,8 @@ __all__ = ['epoch_s', 'start_s', 'sizes', 'benches', 'project_root', 'execute', 
            'expected_s', 'progress_line', 'where_data', 'why_not', 'passed_over', 'say', 'row_command', 'run_missing',
            'measurements', 'retrieval', 'report', 'find_run', 'list_text', 'search', 'mol_shape', 'memory_gib',
            'plan_table', 'plan', 'data', 'Check', 'pins', 'check_versions', 'check_machine', 'check_kernels',
-           'check_checkout', 'check_data', 'doctor', 'spaced', 'add_scale', 'add_run', 'add_bench', 'add_search',
-           'add_plan', 'parser', 'bench', 'dispatch', 'main']
+           'check_compiled', 'check_checkout', 'check_data', 'doctor', 'spaced', 'add_scale', 'add_run', 'add_bench',
+           'add_search', 'add_plan', 'parser', 'bench', 'dispatch', 'main']
 
 # %% ../nbs/35_cli.ipynb #2ca55276
 import argparse, dataclasses, difflib, json, os, re, shlex, shutil, subprocess, sys, time
@@ -123,7 +123,7 @@ def run(
     else: print(f'{row.row}: {result_text(run_row(row, runs, root, command))} ({shown(file, root)})')
     return read_record(file)
 
-# %% ../nbs/35_cli.ipynb #b52119a0
+# %% ../nbs/35_cli.ipynb #ad770974
 def report_rows(
     root:Path,          # of the checkout
     scale:str,          # smoke, quick or paper
@@ -133,7 +133,7 @@ def report_rows(
     def order(pair):
         twin, folder = published_row(dataclasses.asdict(pair[1])), pair[0].parent.name
         return folder != 'ml-1m', folder, pair[1].protocol != 'global-time', -1 if twin is None else twin.name, pair[0].name
-    files = sorted((root/'nbs'/'configs').glob('ml-1m/*.yaml' if scale == 'smoke' else '*/*.yaml'))
+    files = sorted(f for f in (root/'nbs'/'configs').glob('ml-1m/*.yaml' if scale == 'smoke' else '*/*.yaml') if '-last-out-' not in f.name)
     if not files: raise ConfigError(f'{shown(root/"nbs"/"configs", root)}: no rows')
     return sorted(((f, load_config(f, scale)) for f in files), key=order)
 
@@ -241,7 +241,7 @@ def run_missing(
         taken, wanted = taken + time.monotonic() - began, wanted + expected[i]
         say(f'[{i + 1}/{len(todo)}] {config.row}: {result_text(record)}')
 
-# %% ../nbs/35_cli.ipynb #7f8cff98
+# %% ../nbs/35_cli.ipynb #7dd2b44b
 sizes = dict(smoke=dict(largest=10_000, pareto=10_000, rounds=2), quick=dict(largest=1_000_000, pareto=100_000), paper=dict(largest=10_000_000, pareto=1_000_000))
 
 def measurements(
@@ -256,7 +256,7 @@ def measurements(
     jobs = [('recall', f'recall-{c.dataset}', dict(run=folder.name, name=f'recall-{c.dataset}', heads=True) | common) for c, folder in heads if not large]
     if not heads: return jobs
     first, last = heads[0][1].name, sizes[scale]['largest']
-    if scale != 'smoke': jobs.append(('recall', f'recall-{heads[0][0].dataset}-{last}', dict(run=first, name=f'recall-{heads[0][0].dataset}-{last}', grow=last, n_queries=64) | common))
+    if scale != 'smoke': jobs.append(('recall', grown := f'recall-{heads[0][0].dataset}-{last}', dict(run=first, name=grown, grow=last, n_queries=64, methods='h-indexer/fp32 h-indexer/int8 component-mean') | common))
     return jobs + [('throughput', f'pareto{large}', dict(run=first, suffix=large) | sizes[scale] | common)]
 
 def retrieval(
@@ -449,7 +449,16 @@ def check_kernels() -> list[Check]:
     return [Check('kernel for experiments', 'python3' if 'python3' in known else 'none', '' if 'python3' in known else 'pip install -r requirements.txt', needed=True),
             Check('kernel for JupyterLab', 'molrec' if 'molrec' in known else 'not registered', '' if 'molrec' in known else 'make setup')]
 
-# %% ../nbs/35_cli.ipynb #6e0e78b4
+# %% ../nbs/35_cli.ipynb #08215452
+def check_compiled() -> list[Check]:
+    "Whether the loops of the h-indexer can be compiled here."
+    from molrec.h_indexer import scan_source
+    from molrec.native import build, problems
+    there = build('scan', scan_source, W=16, KIND=2) is not None
+    mend = 'searches run in torch, several times slower: a C compiler (gcc or clang) and a processor with AVX512 make them fast'
+    return [Check('compiled loops', 'yes' if there else f'no: {problems["scan"]}', '' if there else mend)]
+
+# %% ../nbs/35_cli.ipynb #52bd5473
 def check_checkout(
     root:Path|None,     # of the checkout; None: there is none
 ) -> list[Check]:
@@ -460,7 +469,7 @@ def check_checkout(
     there = (root/where.stdout.strip()/'post-merge').exists() and git('config', 'include.path') is not None
     return [Check('commit', git('rev-parse', '--short', 'HEAD') or 'none yet'), Check('git hooks', 'nbdev' if there else 'not installed', '' if there else 'make setup, or nbdev_install_hooks')]
 
-# %% ../nbs/35_cli.ipynb #02e27ab2
+# %% ../nbs/35_cli.ipynb #23d01f39
 def check_data() -> list[Check]:
     "Which data sets are on this machine."
     from molrec.data import catalogue
@@ -469,13 +478,13 @@ def check_data() -> list[Check]:
     found = [Check('MOLREC_DATA', own or 'not set', mend, needed=bool(mend)), Check('cache', str(cache_dir()))]
     return found + [Check(n, f'in {w}' if (w := where_data(n)) else 'fetched when first needed', '' if w or n not in ('ml-1m', 'ml-100k') else f'molrec data {n} fetches it now') for n in catalogue]
 
-# %% ../nbs/35_cli.ipynb #b8ac8d33
+# %% ../nbs/35_cli.ipynb #34409e62
 def doctor() -> int:    # exit status: 1 if something needed is missing
     "`molrec doctor`: what this machine has, and how to get what it lacks."
     try: root = project_root()
     except ConfigError: root = None
     checks = [Check('molrec', version_of('molrec') or 'not installed')] + check_versions(pins(root))
-    if version_of('torch'): checks += check_machine(root)
+    if version_of('torch'): checks += check_machine(root) + check_compiled()
     if version_of('jupyter_client'): checks += check_kernels()
     checks += check_checkout(root)
     if version_of('pandas') and version_of('pooch'): checks += check_data()
@@ -484,7 +493,7 @@ def doctor() -> int:    # exit status: 1 if something needed is missing
     print(f'missing: {", ".join(bad)}' if bad else 'nothing that is needed is missing')
     return int(bool(bad))
 
-# %% ../nbs/35_cli.ipynb #fbc75f87
+# %% ../nbs/35_cli.ipynb #2c40c472
 def spaced(
     words:list[str],    # of a command line
 ) -> list[str]:
@@ -493,7 +502,7 @@ def spaced(
     for word in words: out += word.split('=', 1) if out and out[-1] in ('-p', '--parameter') and '=' in word else [word]
     return out
 
-# %% ../nbs/35_cli.ipynb #c1b0b445
+# %% ../nbs/35_cli.ipynb #db89135e
 def add_scale(p) -> None:
     "The budget."
     p.add_argument('--scale', choices=('smoke', 'quick', 'paper'), default='quick', help='smoke: minutes, on ML-100K; quick: at most 40 minutes; paper: long (default: quick)')
@@ -515,7 +524,7 @@ def add_bench(p) -> None:
     p.add_argument('--out', help='folder for the results (default: reports/bench of the checkout)')
     p.add_argument('--quick', action='store_true', help='smaller sizes, fewer repetitions')
 
-# %% ../nbs/35_cli.ipynb #7085da82
+# %% ../nbs/35_cli.ipynb #8cd566d6
 def add_search(p) -> None:
     "Arguments of `molrec search`."
     p.add_argument('run', help='id of a recorded run, or a part of it that no other has, or its folder')
@@ -535,7 +544,7 @@ def add_plan(p) -> None:
     p.add_argument('--mol', default='8x4x64', help='query components x item components x width (default: 8x4x64)')
     p.add_argument('--dim', type=int, default=50, help='width D of embeddings (default: 50)')
 
-# %% ../nbs/35_cli.ipynb #66c16c20
+# %% ../nbs/35_cli.ipynb #1790ff16
 def parser() -> argparse.ArgumentParser:
     "What can be typed."
     top = argparse.ArgumentParser('molrec', description='Recommender retrieval with a mixture of logits, and an honest repetition of its published results.')
@@ -555,7 +564,7 @@ def parser() -> argparse.ArgumentParser:
     add('doctor', 'what this machine has, what is missing, and what to type')
     return top
 
-# %% ../nbs/35_cli.ipynb #6d75c70d
+# %% ../nbs/35_cli.ipynb #6ce96445
 def bench(what:str, out:str|None, quick:bool) -> None:
     "`molrec bench`."
     from molrec import bench, bench_search  # late: figures and tables take a second to import

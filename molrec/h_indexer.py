@@ -8,7 +8,7 @@ __all__ = ['margin', 'room', 'most_sampled', 'scan_source', 'kinds', 'sample_ran
            'per_lane', 'scan_native', 'dense_native', 'joined', 'exact_rows', 'best_rows', 'Stage1', 'candidates',
            'check_queries', 'sampled_thresholds', 'among', 'mended']
 
-# %% ../nbs/11_h_indexer.ipynb #fabafd71
+# %% ../nbs/11_h_indexer.ipynb #0f1e21b7
 import math
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .core import ConfigError, DataError
-from .native import arguments, build, in_parts
+from .native import arguments, build, in_parts, large_pages
 from .quantize import Rows, quantize
 
 # %% ../nbs/11_h_indexer.ipynb #d2b2c952
@@ -259,7 +259,7 @@ def laid_out(
 
 def per_lane(values:Tensor, fill) -> Tensor: return torch.nn.functional.pad(values, (0, -len(values) % 64), value=fill)
 
-# %% ../nbs/11_h_indexer.ipynb #2cebd965
+# %% ../nbs/11_h_indexer.ipynb #171ad6d0
 def scan_native(
     library,            # as `scan_library` gives it
     queries:Rows,       # (B, w)
@@ -271,7 +271,7 @@ def scan_native(
     "Every row at or above each query's threshold."
     B, N, parts = len(queries), len(rows), torch.get_num_threads()
     lanes, start, t = *laid_out(queries), per_lane(t, torch.inf)
-    out, count = torch.empty(len(t), parts*capacity, dtype=torch.int32), torch.zeros(parts, len(t), dtype=torch.int64)
+    out, count = large_pages(torch.empty(len(t), parts*capacity, dtype=torch.int32)), torch.zeros(parts, len(t), dtype=torch.int64)
     def part(i, parts):
         library.scan(*arguments([rows.values, rows.scales, allow, N*i//parts, N*(i + 1)//parts, lanes, start, t, B, out[:, i*capacity:], parts*capacity, capacity, count[i]]))
     in_parts(part, parts)

@@ -9,7 +9,7 @@ __all__ = ['version', 'dtypes', 'cut', 'best', 'Best', 'Request', 'as_ids', 'exc
            'rounding_slack', 'Exact', 'kth', 'plan', 'raw', 'content_sha256', 'seal', 'write_tensors', 'fingerprint',
            'read_tensors']
 
-# %% ../nbs/13_index.ipynb #528a010b
+# %% ../nbs/13_index.ipynb #5b92c85d
 import copy, difflib, hashlib, json, math, os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from .candidates import ItemTable, chosen, impls, item_storages, score_range, sc
 from .core import ConfigError, DataError, atomic_path
 from .h_indexer import Candidates, Stage1, block_scores, most_sampled, padded
 from .mol import MoL
+from .native import large_pages
 from .quantize import Rows, quantize, storages
 from .similarity import Dot, Similarity
 
@@ -167,7 +168,7 @@ def exclusions(
     if len(offsets) != B + 1 or offsets[0] != 0 or offsets[-1] != len(ids) or (offsets.diff() < 0).any(): raise DataError(f'exclude: {len(offsets)} offsets for {len(ids)} ids, wanted {B + 1} that ascend from 0 to {len(ids)}')
     return torch.arange(B).repeat_interleave(offsets.diff()), ids
 
-# %% ../nbs/13_index.ipynb #f7511b52
+# %% ../nbs/13_index.ipynb #4f5e939d
 class Columns:
     "Tensors with one row per item, and room to grow."
     def __init__(
@@ -189,7 +190,7 @@ class Columns:
     ) -> None:
         "Copy everything to tensors of that many rows."
         for name, t in self.tensors.items():
-            self.tensors[name] = t.new_empty(max(room, self.n), *t.shape[1:])
+            self.tensors[name] = large_pages(t.new_empty(max(room, self.n), *t.shape[1:]))
             self.tensors[name][:self.n] = t[:self.n]
         self.mapped = False
 

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['stage1_labels', 'index_of', 'batch', 'results', 'mol_shapes', 'ablation_steps', 'generators', 'top', 'storage_lines',
-           'pareto_labels', 'measurements', 'Task', 'trained_task', 'grown', 'relative_recall', 'truth_of',
+           'pareto_labels', 'measured_words', 'Task', 'trained_task', 'grown', 'relative_recall', 'truth_of',
            'make_method', 'ask', 'recall_rows', 'head_rows', 'some_queries', 'search_call', 'pool_rows',
            'flops_of_pair', 'flops_call', 'flops_peak', 'flops_rows', 'two_stages', 'ablation_rows', 'after_stage1',
            'settings_of', 'generator_rows', 'pareto_row', 'index_rows', 'recall_axis', 'shades', 'panels', 'key',
            'recall_figure', 'recall_caption', 'pools_figure', 'flops_figure', 'ablation_figure', 'pareto_front',
            'pareto_figure', 'hardware_words', 'write_record', 'read_record', 'reaching', 'pools_words', 'flops_words',
-           'ablation_words', 'pareto_words', 'recall_records', 'build_pages', 'stage1_line', 'scoring_line',
-           'search_line', 'large_line', 'summary_lines']
+           'ablation_words', 'pareto_words', 'recall_records', 'heads_text', 'build_pages', 'stage1_line',
+           'scoring_line', 'search_line', 'large_line', 'summary_lines']
 
 # %% ../nbs/33_retrieval.ipynb #13c6ae06
 import json, math, time
@@ -366,7 +366,7 @@ def key(fig, ax, columns=3):
     handles, labels = ax.get_legend_handles_labels()
     fig.legend(handles, labels, loc='outside upper center', ncols=columns, frameon=False, handlelength=1.8, columnspacing=1.4)
 
-# %% ../nbs/33_retrieval.ipynb #c1beb638
+# %% ../nbs/33_retrieval.ipynb #b3ebc5b6
 storage_lines = dict(fp32='-', bf16='--', int8=':', fp8='-.')
 
 def recall_figure(
@@ -375,7 +375,7 @@ def recall_figure(
     "Relative recall against the items that MoL scores."
     corpora = list(dict.fromkeys(table.corpus))
     with mpl.rc_context(theme):
-        fig, axes = panels(len(corpora))
+        fig, axes = panels(len(corpora), width=8)
         for ax, corpus in zip(axes, corpora):
             part = table[table.corpus == corpus]
             for label, line in part.groupby('label', sort=False):
@@ -384,7 +384,7 @@ def recall_figure(
                 ax.fill_between(line.scored, line.low.clip(1e-3, top), line.high.clip(1e-3, top), color=style['color'], alpha=.13, lw=0)
                 ax.plot(line.scored, y, color=style['color'], marker=style['marker'], ms=3.5, lw=1.4, ls=dash, label=label)
             ax.set_xscale('log'); recall_axis(ax, max(.01, min(.5, part.recall.min()*.8)))
-            ax.set_xlabel(f'items scored by MoL, of {part.n_items.iloc[0]:,}'); ax.set_ylabel(f'recall@{part.k.iloc[0]}, {corpus}')
+            ax.set_xlabel(f'scored by MoL, of {part.n_items.iloc[0]:,}'); ax.set_ylabel(f'recall@{part.k.iloc[0]}, {corpus}')
         key(fig, axes[0])
     return fig
 
@@ -393,7 +393,8 @@ def recall_caption(table:pd.DataFrame, hardware:str) -> str:
     ours = table[(table.label == stage1_labels['int8']) & (table.recall >= .99)]
     enough = ours.sort_values('scored').groupby('corpus', sort=False).first()
     words = '; '.join(f'{corpus}: {r.scored:,.0f} of {r.n_items:,} items' for corpus, r in enough.iterrows()) or 'no corpus'
-    return (f'Relative recall@{table.k.iloc[0]} against items scored by MoL. int8 stage 1 reaches .99 with {words}. '
+    apart = table[table.method == 'h-indexer'].groupby(['corpus', 'k_prime']).recall.agg(np.ptp).max()
+    return (f'Relative recall@{table.k.iloc[0]} against items scored by MoL. int8 stage 1 reaches .99 with {words}. Its storages are nowhere further apart than {apart:.4f}, so their lines cover each other. '
             f'{table.n_queries.max()} queries a corpus, 95 % bootstrap intervals over queries, seed {table.seed.iloc[0]}, {hardware}.')
 
 # %% ../nbs/33_retrieval.ipynb #313590d4
@@ -519,10 +520,24 @@ def pareto_words(t:pd.DataFrame) -> str:
     best = ', '.join(f'{pareto_labels.get(m, m)} {r.queries_per_s:,.0f}' for m, r in reaching(t).iterrows())
     return f'Queries per second at relative recall@{results} of .99 or more, {t.n_items.iloc[0]:,} items: {best}.'
 
-# %% ../nbs/33_retrieval.ipynb #f555994e
-measurements = dict(pools=pools_words, flops=flops_words, ablation=ablation_words, pareto=pareto_words)
+# %% ../nbs/33_retrieval.ipynb #65306c20
+measured_words = dict(pools=pools_words, flops=flops_words, ablation=ablation_words, pareto=pareto_words)
 
-def recall_records(folder:Path) -> pd.DataFrame: return pd.concat([read_record(folder, f.stem)[0] for f in sorted(folder.glob('recall-*.csv'))])
+def recall_records(folder:Path) -> pd.DataFrame:
+    "All of them, MovieLens first."
+    tables = [read_record(folder, f.stem)[0] for f in sorted(folder.glob('recall-*.csv'))]
+    return pd.concat(sorted(tables, key=lambda t: (not t.corpus[0].startswith('ml'), 'grown' in t.corpus[0], t.corpus[0])))
+
+def heads_text(folder:Path) -> str:
+    "Stage 1 by where its head comes from, at the fewest candidates: Markdown."
+    lines = []
+    for t in (read_record(folder, f.stem)[0] for f in sorted(folder.glob('heads-*.csv'))):
+        few = t[t.k_prime == t.k_prime.min()]
+        lines += [f"| {r.corpus} | {r.head} | {r.recall:.3f} | " + ('' if r.head == few['head'].iloc[0] else f'{r.first_minus_this:+.3f} [{r.low:+.3f}, {r.high:+.3f}]') + ' |' for r in few.itertuples()]
+    if not lines: return ''
+    rows = '\n'.join(lines)
+    return (f"Where the head of stage 1 comes from: relative recall with {few.k_prime.iloc[0]} candidates, int8, and what training together gains over the other heads, query by query, with a 95 % interval.\n\n"
+            f"| corpus | head | recall@{results} | training together gains |\n|:--|:--|--:|:--|\n{rows}")
 
 def build_pages(
     folder:str|Path,    # of all retrieval records
@@ -534,11 +549,11 @@ def build_pages(
         where = hardware_words(read_record(folder, sorted(folder.glob('recall-*.csv'))[0].stem)[1]['environment'])
         save_figure(recall_figure(table), folder/'recall', table)
         parts.append(('recall', recall_caption(table, where)))
-    for name, words in measurements.items():
+    for name, words in measured_words.items():
         for file in sorted(folder.glob(f'{name}*.json')):
             t, about = read_record(folder, file.stem)
             parts.append((file.stem, f"{words(t)} {hardware_words(about['environment'])}."))
-    body = '\n\n'.join(f'![{name}]({name}.png)\n\n{words} ([numbers]({name}.csv))' for name, words in parts)
+    body = '\n\n'.join([f'![{name}]({name}.png)\n\n{words} ([numbers]({name}.csv))' for name, words in parts] + [heads_text(folder)])
     with atomic_path(folder/'README.md') as aside: aside.write_text(f'# Recall and throughput\n\nMade by `make report` from the records in this folder.\n\n{body}\n', encoding='utf-8')
     return [folder/'README.md']
 

@@ -52,9 +52,9 @@ def test_recall_of_a_corpus_that_was_grown(trained, tmp_path):
     assert (widest.recall >= table[table.k_prime == table.k_prime.min()].recall.to_numpy()).all()
 
 
-def test_throughput_writes_four_measurements(trained, tmp_path):
+def test_throughput_writes_its_measurements(trained, tmp_path):
     made = executed('throughput', tmp_path, trained, largest=10_000, pareto=2_000, rounds=1, suffix='-small')
-    assert {f'{name}-small.{kind}' for name in ('pools', 'flops', 'ablation', 'pareto') for kind in ('csv', 'json', 'png', 'svg')} <= set(made)
+    assert {f'{name}-small.{kind}' for name in ('pools', 'flops', 'ablation', 'ablation-wide', 'pareto') for kind in ('csv', 'json', 'png', 'svg')} <= set(made)
     pareto = retrieval.read_record(tmp_path, 'pareto-small')[0]
     assert {'brute-force', 'stage1-int8', 'faiss-flat', 'faiss-hnsw', 'usearch', 'component-mean'} <= set(pareto.method)
     assert (pareto.queries_per_s > 0).all() and pareto.recall.between(0, 1).all()
@@ -75,9 +75,9 @@ def test_measurements_that_are_recorded_are_not_made_again(trained, tmp_path, mo
     out = tmp_path/'reports'
     (out/'runs'/'there').mkdir(parents=True); (out/'runs'/'there'/'model.safetensors').touch()
     (out/'retrieval').mkdir(); (out/'retrieval'/'recall-done.json').write_text(json.dumps({}))
-    jobs = [('recall', 'recall-done', dict(run='there')), ('recall', 'recall-new', dict(run='there')), ('throughput', 'pareto', dict(run='gone'))]
+    jobs = [('recall', 'recall-done', dict(run='there')), ('recall', 'recall-new', dict(run='there')), ('throughput', 'pools', dict(run='gone'))]
     monkeypatch.setattr(cli, 'measurements', lambda *args: jobs)
     monkeypatch.setattr(retrieval, 'build_pages', lambda folder: calls.append('pages'))
     cli.retrieval('quick')
     assert calls == ['recall', 'pages']
-    assert 'skipped: pareto, for the weights of gone are not here' in capsys.readouterr().out
+    assert 'skipped: pools, for the weights of gone are not here' in capsys.readouterr().out
