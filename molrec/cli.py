@@ -241,8 +241,8 @@ def run_missing(
         taken, wanted = taken + time.monotonic() - began, wanted + expected[i]
         say(f'[{i + 1}/{len(todo)}] {config.row}: {result_text(record)}')
 
-# %% ../nbs/35_cli.ipynb #7dd2b44b
-sizes = dict(smoke=dict(largest=10_000, pareto=10_000, rounds=2), quick=dict(largest=1_000_000, pareto=100_000), paper=dict(largest=10_000_000, pareto=1_000_000))
+# %% ../nbs/35_cli.ipynb #68f330ed
+sizes = dict(smoke=dict(largest=10_000, pareto=10_000, rounds=2), quick=dict(largest=1_000_000, pareto=100_000), paper=dict(largest=10_000_000, parts='pools'))
 
 def measurements(
     root:Path,      # of the checkout
@@ -257,7 +257,7 @@ def measurements(
     if not heads: return jobs
     first, last = heads[0][1].name, sizes[scale]['largest']
     if scale != 'smoke': jobs.append(('recall', grown := f'recall-{heads[0][0].dataset}-{last}', dict(run=first, name=grown, grow=last, n_queries=64, methods='h-indexer/fp32 h-indexer/int8 component-mean') | common))
-    return jobs + [('throughput', f'pareto{large}', dict(run=first, suffix=large) | sizes[scale] | common)]
+    return jobs + [('throughput', f'pools{large}', dict(run=first, suffix=large) | sizes[scale] | common)]
 
 def retrieval(
     scale:str='quick',      # smoke, quick or paper
