@@ -24,10 +24,10 @@ def trained(tmp_path_factory):
     else: os.environ['MOLREC_DATA'] = before
 
 
-def executed(name, out, trained, **parameters):
+def executed(notebook, out, trained, **parameters):
     "Run an experiment notebook; what it wrote."
     runs, run_id = trained
-    cli.execute(ROOT/'nbs'/'experiments'/f'{name}.ipynb', out/f'{name}.ipynb', dict(run=run_id, runs=str(runs), out=str(out)) | parameters)
+    cli.execute(ROOT/'nbs'/'experiments'/f'{notebook}.ipynb', out/f'{notebook}.ipynb', dict(run=run_id, runs=str(runs), out=str(out)) | parameters)
     return sorted(f.name for f in out.iterdir())
 
 
