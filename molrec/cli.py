@@ -242,7 +242,7 @@ def run_missing(
         say(f'[{i + 1}/{len(todo)}] {config.row}: {result_text(record)}')
 
 # %% ../nbs/35_cli.ipynb #68f330ed
-sizes = dict(smoke=dict(largest=10_000, pareto=10_000, rounds=2), quick=dict(largest=1_000_000, pareto=100_000), paper=dict(largest=10_000_000, parts='pools'))
+sizes = dict(smoke=dict(largest=10_000, pareto=10_000, rounds=2, parts='pools ablation pareto'), quick=dict(largest=1_000_000, pareto=100_000), paper=dict(largest=10_000_000, parts='pools'))
 
 def measurements(
     root:Path,      # of the checkout
