@@ -9,9 +9,9 @@ __all__ = ['packages', 'lists', 'recipes', 'graph_most', 'probes', 'knobs', 'mak
            'arithmetic_alone', 'copying', 'stage1_bytes', 'in_rounds', 'bound_rows', 'stage1_rows', 'verdict',
            'stage1_bars', 'stage1_text', 'nice_log', 'share_axis', 'overlap_panel', 'stage1_figure', 'load_before',
            'where', 'note', 'write_bench', 'stage1', 'Mixture', 'teach', 'plain_scores', 'scoring_calls', 'score_gaps',
-           'scoring_rows', 'with_settings', 'setting_text', 'smallest_k_prime', 'search_rows', 'filled', 'settled_mib',
-           'cost_at', 'slope', 'growth_costs', 'growth_rows', 'search_bars', 'search_text', 'scoring_panel',
-           'recall_panel', 'growth_panel', 'search_figure', 'search', 'brute_force_over', 'large_rows', 'write_large',
+           'scoring_rows', 'setting_text', 'smallest_k_prime', 'search_rows', 'filled', 'settled_mib', 'cost_at',
+           'slope', 'growth_costs', 'growth_rows', 'search_bars', 'search_text', 'scoring_panel', 'recall_panel',
+           'growth_panel', 'search_figure', 'search', 'brute_force_over', 'large_rows', 'write_large',
            'hundred_million']
 
 # %% ../nbs/32_bench_search.ipynb #d2a5c1ef
@@ -35,7 +35,7 @@ from .candidates import ItemTable, mol_library, score_rows
 from .core import ConfigError, atomic_path, environment, peak_memory_mib, version_of, write_json
 from .corpus import cut
 from .h_indexer import Stage1
-from .index import BruteForce, Combined, ComponentMean, HIndexer, Index, PerComponent, plan, relative_recall
+from .index import BruteForce, Combined, ComponentMean, HIndexer, PerComponent, plan, relative_recall
 from .mol import MoL
 from .plots import method_style, rows_axis, save_figure, theme
 from .quantize import quantize
@@ -546,14 +546,6 @@ families = {    # key of its look -> class, and the settings that are measured
     'combined': (Combined, [dict(k_each=a, k_prime=b) for a, b in ((5, 200), (50, 500), (100, 1000))]),
     'h-indexer': (HIndexer, [dict(k_prime=k) for k in (1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)])}
 
-def with_settings(
-    index:Index,    # changed in place
-    settings:dict,  # k_prime, k_each
-) -> Index:         # `index`
-    "Other settings for the next search."
-    index.settings.update(settings)
-    return index
-
 def setting_text(settings): return ', '.join({'k_prime': "k' ", 'k_each': 'k '}[k] + f'{v:,}' for k, v in settings.items())
 
 # %% ../nbs/32_bench_search.ipynb #6afd620f
@@ -566,7 +558,7 @@ def smallest_k_prime(
 ) -> dict:              # the setting, the last if none reaches it
     "How many candidates are needed."
     for setting in settings:
-        found, _ = with_settings(index, setting).search(queries, truth.shape[1])
+        found, _ = index.change(**setting).search(queries, truth.shape[1])
         if relative_recall(found, truth) >= least: break
     return setting
 
@@ -584,7 +576,7 @@ def search_rows(
     truth = indexes['brute-force'].search(queries, k)[0]
     within = {m: [s for s in settings if max(s.values(), default=0) <= len(items)] for m, (_, settings) in families.items()}
     within['h-indexer'] = [smallest_k_prime(indexes['h-indexer'], queries, truth, within['h-indexer'])]
-    runs = {(m, setting_text(s)): lambda i=indexes[m], s=s: with_settings(i, s).search(queries, k) for m in indexes for s in within[m]}
+    runs = {(m, setting_text(s)): lambda i=indexes[m], s=s: i.change(**s).search(queries, k) for m in indexes for s in within[m]}
     quality = {}
     for run, call in runs.items(): quality[run] = dict(recall=relative_recall(call()[0], truth), scored=indexes[run[0]].scored.float().mean().item())
     times, rows, brute = in_rounds(runs, rounds), [], None
@@ -792,9 +784,9 @@ def large_rows(
 ) -> list[dict]:
     "Latency of every batch at every k', in turn, and recall."
     queries = corpus.queries(max(batches), 0)
-    calls = {(B, kp): lambda B=B, kp=kp: with_settings(index, dict(k_prime=kp)).search(queries[:B], k) for B in batches for kp in k_primes}
+    calls = {(B, kp): lambda B=B, kp=kp: index.change(k_prime=kp).search(queries[:B], k) for B in batches for kp in k_primes}
     times = in_turn(calls, rounds)
-    def recall(kp): return relative_recall(with_settings(index, dict(k_prime=kp)).search(queries[:len(truth)], k)[0], truth) if truth is not None else np.nan
+    def recall(kp): return relative_recall(index.change(k_prime=kp).search(queries[:len(truth)], k)[0], truth) if truth is not None else np.nan
     found = {kp: recall(kp) for kp in k_primes}
     return [row('search', f'{B} {"queries" if B > 1 else "query"}', 'h-indexer', 1e3*t[:, 0], 'ms', setting=setting_text(dict(k_prime=kp)), recall=found[kp]) for (B, kp), t in times.items()]
 
@@ -840,7 +832,7 @@ def hundred_million(
     build_s, planned = time.perf_counter() - began, sum(plan(n, index.similarity, 'compact-int8', index.stage1, getattr(index.head, 'width', 0)).values())
     reference = 'brute force' if n <= 10**7 else f"k' {wide:,}"
     print(f'[2/3] {n_truth} queries by {reference}', flush=True)
-    asked = brute_force_over(index, arithmetic='bf16', max_scores=2**18) if n <= 10**7 else with_settings(index, dict(k_prime=wide))
+    asked = brute_force_over(index, arithmetic='bf16', max_scores=2**18) if n <= 10**7 else index.change(k_prime=wide)
     truth = asked.search(corpus.queries(max(batches), 0)[:n_truth], k)[0] if n_truth else None
     print(f'[3/3] searches, {rounds} rounds in turn', flush=True)
     rows = large_rows(index, corpus, batches, k_primes, k, rounds, truth)

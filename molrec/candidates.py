@@ -8,8 +8,6 @@ __all__ = ['item_storages', 'mol_source', 'arithmetics', 'impls', 'stored', 'Ite
            'score_rows_native', 'chosen', 'score_rows', 'check_rows', 'score_range', 'score_items']
 
 # %% ../nbs/12_candidates.ipynb #a63db78c
-import math
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ from .core import ConfigError, DataError
 from .mol import MoL
 from .native import arguments, build, in_parts, large_pages
 from .quantize import Rows, quantize
-from .similarity import Dot, Similarity
+from .similarity import Similarity
 
 # %% ../nbs/12_candidates.ipynb #8d76b6fd
 item_storages = ('fp32', 'bf16', 'int8', 'compact-bf16', 'compact-int8')
@@ -427,7 +425,7 @@ def score_range(
     "Scores of a range of items for all queries."
     library = chosen(similarity, table, arithmetic, impl)
     if library is None: return score_items(similarity, query_side, table, lo, hi)
-    out, parts, first = torch.empty(len(query_side[0]), hi - lo), table.parts, lo
+    out, parts = torch.empty(len(query_side[0]), hi - lo), table.parts
     if table.compact: parts, lo, hi = [quantize(t, arithmetic) for t in table.side(slice(lo, hi))], 0, hi - lo
     model, tiles = given(similarity, query_side, parts, arithmetic), -(-(hi - lo)//16)
     def part(i, n): library.score_range(*arguments([*model, lo + tiles*i//n*16, min(hi, lo + tiles*(i + 1)//n*16), lo, len(out), out.shape[1], out]))

@@ -7,7 +7,7 @@ __all__ = ['flags', 'problems', 'page', 'advice', 'compiler', 'compiler_version'
            'arguments', 'pool', 'in_parts', 'madvise', 'large_pages']
 
 # %% ../nbs/08_native.ipynb #8f0777d6
-import contextlib, ctypes, functools, os, shutil, subprocess
+import ctypes, functools, os, shutil, subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 

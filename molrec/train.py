@@ -10,7 +10,7 @@ __all__ = ['head_teachers', 'make_similarity', 'Recommender', 'make_model', 'use
            'weights_of', 'load_run', 'training_queries', 'teacher_scores', 'next_item_loss', 'teacher_loss', 'fit_head']
 
 # %% ../nbs/07_train.ipynb #efd48545
-import dataclasses, json, math, os, time
+import dataclasses, json, math, time
 from datetime import datetime, timezone
 from pathlib import Path
 
