@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['item_storages', 'mol_source', 'arithmetics', 'impls', 'stored', 'ItemTable', 'as_evaluated', 'from_items', 'joined',
            'side', 'score_rows_torch', 'mol_library', 'in_words', 'padded_to_16', 'given', 'unpacked',
-           'score_rows_native', 'chosen', 'score_rows', 'check_rows', 'score_range', 'score_items']
+           'score_rows_native', 'for_kernel', 'score_rows_triton', 'score_range_triton', 'chosen', 'score_rows',
+           'check_rows', 'score_range', 'score_items']
 
-# %% ../nbs/12_candidates.ipynb #a63db78c
+# %% ../nbs/12_candidates.ipynb #2a9e2a7f
 import torch
 from torch import Tensor
 
 from .core import ConfigError, DataError
+from .kernels.backend import use_triton
 from .mol import MoL
 from .native import arguments, build, in_parts, large_pages
 from .quantize import Rows, quantize
@@ -380,15 +382,34 @@ def score_rows_native(
     in_parts(lambda part, n: library.score_rows(*arguments([*model, rows, rows.stride(0), count, len(rows), rows.shape[1], part, n, out])))
     return out
 
-# %% ../nbs/12_candidates.ipynb #3b09c1fb
-impls = ('auto', 'torch', 'native')
+# %% ../nbs/12_candidates.ipynb #1cedddc3
+def for_kernel(similarity, query_side, parts):
+    "What both kernels begin with."
+    g, b = parts
+    return dict(f=query_side[0], a=query_side[1], g=g.values, b=b.values, gate=tuple(similarity.gate_pair.parameters()) if similarity.gate_pair else None,
+                temperature=similarity.temperature, g_scales=g.scales, b_scales=b.scales, impl='triton')
+
+def score_rows_triton(similarity, query_side, table, rows, count, arithmetic):
+    from molrec.kernels.mol_score import mol_scores_of  # late: it needs Triton
+    parts, rows = unpacked(similarity, table, rows, count, arithmetic) if table.compact else (table.parts, rows)
+    beyond = torch.arange(rows.shape[1], device=rows.device) >= count[:, None]
+    return mol_scores_of(**for_kernel(similarity, query_side, parts), rows=rows.masked_fill(beyond, -1), precision=arithmetic)
+
+def score_range_triton(similarity, query_side, table, lo, hi, arithmetic):
+    from molrec.kernels.mol_score import mol_scores  # late: it needs Triton
+    parts = [quantize(t, arithmetic) for t in table.side(slice(lo, hi))] if table.compact else [p.select(slice(lo, hi)) for p in table.parts]
+    return mol_scores(**for_kernel(similarity, query_side, parts), precision=arithmetic)
+
+# %% ../nbs/12_candidates.ipynb #c1b9648a
+impls = ('auto', 'torch', 'native', 'triton')
 
 def chosen(similarity, table, arithmetic, impl):
-    "The compiled loop, if it is wanted and there."
+    "The way to score: 'triton' on a GPU, 'native' where the compiled loop is, else 'torch'; and the compiled loop."
     if impl not in impls: raise ConfigError(f'impl: got {impl!r}, wanted one of {", ".join(impls)}')
-    library = None if impl == 'torch' else mol_library(similarity, table, arithmetic)
-    if impl == 'native' and library is None: raise ConfigError(f'impl: no compiled loop for {type(similarity).__name__} and {table.storage} items here; molrec doctor says why')
-    return library
+    if impl in ('auto', 'triton') and isinstance(similarity, MoL) and use_triton(impl, table.parts[0].values): return 'triton', None
+    library = None if impl in ('torch', 'triton') else mol_library(similarity, table, arithmetic)
+    if impl in ('native', 'triton') and library is None: raise ConfigError(f'impl: no {impl} loop for {type(similarity).__name__} and {table.storage} items here; molrec doctor says why')
+    return ('torch' if library is None else 'native'), library
 
 @torch.no_grad()
 def score_rows(
@@ -397,13 +418,14 @@ def score_rows(
     table:ItemTable,
     rows:Tensor,            # candidates, (B, C), int32; -1: nothing, also beyond `count`
     count:Tensor,           # (B,), int64
-    impl:str='auto',        # 'torch', 'native', or 'auto': compiled where it can be
+    impl:str='auto',        # 'torch', 'native' (compiled C), 'triton', or 'auto': the fastest there is for where the table is
     arithmetic:str='fp32',  # 'fp32', or 'bf16': twice as fast, an error of about 0.01 at tau = 0.05
 ) -> Tensor:                # (B, C), float32, -inf beyond `count`
     "Scores of each query's own candidates."
-    library = chosen(similarity, table, arithmetic, impl)
+    way, library = chosen(similarity, table, arithmetic, impl)
     check_rows(rows, count, len(table))
-    if library is None: return score_rows_torch(similarity, query_side, table, rows, count)
+    if way == 'torch': return score_rows_torch(similarity, query_side, table, rows, count)
+    if way == 'triton': return score_rows_triton(similarity, query_side, table, rows, count, arithmetic)
     return score_rows_native(library, similarity, query_side, table, rows, count, arithmetic)
 
 def check_rows(rows, count, n):
@@ -423,8 +445,9 @@ def score_range(
     arithmetic:str='fp32',  # as in `score_rows`
 ) -> Tensor:                # (B, hi - lo), float32
     "Scores of a range of items for all queries."
-    library = chosen(similarity, table, arithmetic, impl)
-    if library is None: return score_items(similarity, query_side, table, lo, hi)
+    way, library = chosen(similarity, table, arithmetic, impl)
+    if way == 'torch': return score_items(similarity, query_side, table, lo, hi)
+    if way == 'triton': return score_range_triton(similarity, query_side, table, lo, hi, arithmetic)
     out, parts = torch.empty(len(query_side[0]), hi - lo), table.parts
     if table.compact: parts, lo, hi = [quantize(t, arithmetic) for t in table.side(slice(lo, hi))], 0, hi - lo
     model, tiles = given(similarity, query_side, parts, arithmetic), -(-(hi - lo)//16)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['margin', 'room', 'most_sampled', 'scan_source', 'kinds', 'sample_rank', 'buffer_size', 'signed', 'hashed', 'sample',
-           'block_scores', 'thresholds', 'Candidates', 'padded', 'scan_torch', 'scan_library', 'in_lanes', 'laid_out',
-           'per_lane', 'scan_native', 'dense_native', 'joined', 'exact_rows', 'best_rows', 'Stage1', 'candidates',
-           'check_queries', 'sampled_thresholds', 'among', 'mended']
+           'block_scores', 'thresholds', 'threshold_by_kernel', 'Candidates', 'padded', 'scan_torch', 'scan_library',
+           'in_lanes', 'laid_out', 'per_lane', 'scan_native', 'dense_native', 'joined', 'exact_rows', 'best_rows',
+           'Stage1', 'way_to_scan', 'candidates', 'check_queries', 'scan', 'sample_scores', 'sampled_thresholds',
+           'among', 'mended']
 
-# %% ../nbs/11_h_indexer.ipynb #0f1e21b7
+# %% ../nbs/11_h_indexer.ipynb #c267f966
 import math
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .core import ConfigError, DataError
+from .kernels.backend import use_triton
 from .native import arguments, build, in_parts, large_pages
 from .quantize import Rows, quantize
 
@@ -76,13 +78,15 @@ def block_scores(
     else: products = queries.values.float() @ rows.values.float().T
     return products if rows.scales is None else products*rows.scales
 
-# %% ../nbs/11_h_indexer.ipynb #3d8a29a1
+# %% ../nbs/11_h_indexer.ipynb #0f198c1e
 def thresholds(
     scores:Tensor,  # of the sample, (B, n), float32
     rank:int,       # from 1; beyond n: nothing is refused
+    impl:str='auto',# 'triton', 'torch', or 'auto': the kernel of page 24 on a GPU
 ) -> Tensor:        # (B,), float32
     "Score of each query's `rank`-th best in the sample."
     if rank > scores.shape[1]: return scores.new_full((len(scores),), -torch.inf)
+    if use_triton(impl, scores): return threshold_by_kernel(scores, rank)
     if scores.device.type != 'cpu': return scores.topk(rank, 1, sorted=False).values.amin(1)
     at, out = scores.shape[1] - rank, torch.empty(len(scores))
     def part(i, parts):
@@ -90,6 +94,10 @@ def thresholds(
         out[mine] = torch.from_numpy(np.partition(scores[mine].numpy(), at, axis=1)[:, at])
     in_parts(part)
     return out
+
+def threshold_by_kernel(scores, rank):
+    from molrec.kernels.scan import sample_threshold  # late: it needs Triton
+    return sample_threshold(scores, rank, impl='triton')
 
 # %% ../nbs/11_h_indexer.ipynb #4418e84b
 @dataclass
@@ -327,7 +335,7 @@ def best_rows(scores, k_prime, ids):
     if ids is not None: at = at[ids[at].argsort()]
     return torch.cat([above.nonzero().squeeze(1), at[:k_prime - int(above.sum())]]).sort().values
 
-# %% ../nbs/11_h_indexer.ipynb #4b9f2acb
+# %% ../nbs/11_h_indexer.ipynb #4364f742
 class Stage1:
     "Keeps about `k_prime` rows per query by one low-dimensional dot product (KDD'23, h-indexer)."
     aim, least = 400, .02   # lambda k' that is enough, and the least lambda
@@ -337,16 +345,24 @@ class Stage1:
         rows:Rows,              # (N, w)
         ids:Tensor|None=None,   # of the rows, (N,), int64, for the sample and for ties; None: their positions
         seed:int=0,             # of the sample
-        impl:str='auto',        # 'torch', 'native' (compiled) or 'auto': compiled where it can be
+        impl:str='auto',        # 'torch', 'native' (compiled C), 'triton', or 'auto': the fastest there is for where the rows are
     ):
-        if impl not in ('auto', 'torch', 'native'): raise ConfigError(f"impl: got {impl!r}, wanted 'auto', 'torch' or 'native'")
-        self.ids, self.seed, self.rows, self.library = ids, seed, rows, None if impl == 'torch' else scan_library(rows)
-        if impl == 'native' and self.library is None: raise ConfigError(f'impl: no compiled pass for {rows.storage} rows of {rows.width} numbers here; molrec doctor says why')
+        self.ids, self.seed, self.rows, self.impl = ids, seed, rows, impl
+        self.way, self.library = way_to_scan(rows, impl)
         device = rows.values.device
         self.sample = sample(torch.arange(len(rows), device=device) if ids is None else ids.to(device), seed)
         self.sampled = rows.select(self.sample)  # side by side: gathered once, not at every search
 
-# %% ../nbs/11_h_indexer.ipynb #c5384916
+def way_to_scan(rows, impl):
+    "Which pass, and its library if it is a compiled one."
+    if impl not in ('auto', 'torch', 'native', 'triton'): raise ConfigError(f"impl: got {impl!r}, wanted 'auto', 'torch', 'native' or 'triton'")
+    if impl == 'triton' and rows.storage == 'fp32': raise ConfigError("impl: the kernel scans int8, fp8 and bf16 rows, got fp32 ones; take another storage or impl='torch'")
+    if impl in ('auto', 'triton') and rows.storage != 'fp32' and use_triton(impl, rows.values): return 'triton', None
+    library = None if impl == 'torch' else scan_library(rows)
+    if impl == 'native' and library is None: raise ConfigError(f'impl: no compiled pass for {rows.storage} rows of {rows.width} numbers here; molrec doctor says why')
+    return ('torch' if library is None else 'native'), library
+
+# %% ../nbs/11_h_indexer.ipynb #1824e24b
 def candidates(
     self:Stage1,
     queries:Tensor,             # (B, w), float32, finite
@@ -362,7 +378,7 @@ def candidates(
     if not wanted: return padded(torch.empty(0, dtype=torch.int64, device=queries.device), torch.empty(0, dtype=torch.int64, device=queries.device), len(queries))
     if allowed < N//4: return among(self, queries, allow.nonzero().squeeze(1), wanted)
     t, capacity = sampled_thresholds(self, q, wanted, allow, allowed)
-    found = scan_native(self.library, q, self.rows, t, allow, capacity) if self.library else scan_torch(q, self.rows, t, allow)
+    found = scan(self, q, t, allow, capacity)
     return mended(self, q, found, wanted, capacity, allow)
 
 def check_queries(queries, width, k_prime):
@@ -372,7 +388,22 @@ def check_queries(queries, width, k_prime):
 
 Stage1.candidates = candidates
 
-# %% ../nbs/11_h_indexer.ipynb #df5e8d37
+def scan(self, q, t, allow, capacity):
+    "One pass, in this table's way."
+    if self.way == 'native': return scan_native(self.library, q, self.rows, t, allow, capacity)
+    if self.way == 'torch': return scan_torch(q, self.rows, t, allow)
+    from molrec.kernels.scan import h_indexer_scan  # late: it needs Triton
+    rows, count = h_indexer_scan(q.values, self.rows.values, self.rows.scales, t, allow, capacity, impl='triton')
+    return Candidates(rows, count.long())
+
+def sample_scores(self, q, sampled):
+    "Scores of the sample, in this table's way."
+    if self.way == 'native': return dense_native(self.library, q, sampled)
+    if self.way == 'torch': return block_scores(q, sampled)
+    from molrec.kernels.scan import scores_dense  # late: it needs Triton
+    return scores_dense(q.values, sampled.values, sampled.scales, impl='triton')
+
+# %% ../nbs/11_h_indexer.ipynb #741c27ec
 def sampled_thresholds(
     self:Stage1,
     q:Rows,             # (B, w)
@@ -387,12 +418,11 @@ def sampled_thresholds(
     rate = len(sampled)/allowed
     rank = sample_rank(wanted, rate) if rate else 0
     if wanted == allowed or rank >= len(sampled): return torch.full((len(q),), -torch.inf, device=q.values.device), allowed
-    scores = dense_native(self.library, q, sampled) if self.library else block_scores(q, sampled)
-    return thresholds(scores, rank), min(allowed, buffer_size(rank, rate))
+    return thresholds(sample_scores(self, q, sampled), rank, self.way if self.way == 'triton' else 'auto'), min(allowed, buffer_size(rank, rate))
 
 def among(self, queries, subset, wanted):
     "Stage 1 over the rows of `subset` alone."
-    few = Stage1(self.rows.select(subset), subset if self.ids is None else self.ids[subset], self.seed, 'torch' if self.library is None else 'auto')
+    few = Stage1(self.rows.select(subset), subset if self.ids is None else self.ids[subset], self.seed, self.impl)
     found = few.candidates(queries, wanted)
     rows = subset.int()[found.rows.clamp(min=0).long()].masked_fill_(found.rows < 0, -1)
     return Candidates(rows, found.count, found.again)

@@ -545,11 +545,11 @@ def picked(
     scores = score_rows(self.similarity, request.side, self.table, found.rows, found.count, self.impl, self.arithmetic)
     return *best(request.forbid(scores, found.rows), found.rows, self.ids, width), found.count
 
-# %% ../nbs/13_index.ipynb #bd690303
+# %% ../nbs/13_index.ipynb #dc434c39
 @patch
 def native(self:Index) -> bool:
     "Does the compiled loop decide, which sees each pair alone?"
-    return chosen(self.similarity, self.table, 'fp32', self.impl) is not None and not self.table.compact
+    return chosen(self.similarity, self.table, 'fp32', self.impl)[0] == 'native' and not self.table.compact
 
 @patch
 def decided(
@@ -768,14 +768,14 @@ class HIndexer(ComponentMean):
     def query_vectors(self, request): return super().query_vectors(request) if self.head is None else self.head.query_side(request.queries)[0]
     def item_vectors(self, items): return super().item_vectors(items) if self.head is None else self.precise_head.item_side(items)[0]
 
-# %% ../nbs/13_index.ipynb #0c9300d8
+# %% ../nbs/13_index.ipynb #72d90cca
 @patch
 def stage_of(
     self:HIndexer,
     allow:Tensor|None,  # (N,), bool
 ) -> tuple:             # stage 1, and the rows that it is about; None: all
     "Stage 1 over all rows, or over the allowed ones where they are few."
-    rows, impl = self.vectors, 'torch' if self.impl == 'torch' else 'auto'
+    rows, impl = self.vectors, self.impl if self.impl in ('torch', 'triton') else 'auto'
     if allow is None or int(allow.sum()) >= len(self)//4 or not allow.any():
         if self.stage is None: self.stage = Stage1(rows, self.ids, self.seed, impl)
         return self.stage, None
