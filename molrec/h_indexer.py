@@ -335,7 +335,7 @@ def best_rows(scores, k_prime, ids):
     if ids is not None: at = at[ids[at].argsort()]
     return torch.cat([above.nonzero().squeeze(1), at[:k_prime - int(above.sum())]]).sort().values
 
-# %% ../nbs/11_h_indexer.ipynb #4364f742
+# %% ../nbs/11_h_indexer.ipynb #925ea4f2
 class Stage1:
     "Keeps about `k_prime` rows per query by one low-dimensional dot product (KDD'23, h-indexer)."
     aim, least = 400, .02   # lambda k' that is enough, and the least lambda
@@ -356,8 +356,7 @@ class Stage1:
 def way_to_scan(rows, impl):
     "Which pass, and its library if it is a compiled one."
     if impl not in ('auto', 'torch', 'native', 'triton'): raise ConfigError(f"impl: got {impl!r}, wanted 'auto', 'torch', 'native' or 'triton'")
-    if impl == 'triton' and rows.storage == 'fp32': raise ConfigError("impl: the kernel scans int8, fp8 and bf16 rows, got fp32 ones; take another storage or impl='torch'")
-    if impl in ('auto', 'triton') and rows.storage != 'fp32' and use_triton(impl, rows.values): return 'triton', None
+    if impl in ('auto', 'triton') and use_triton(impl, rows.values): return 'triton', None
     library = None if impl == 'torch' else scan_library(rows)
     if impl == 'native' and library is None: raise ConfigError(f'impl: no compiled pass for {rows.storage} rows of {rows.width} numbers here; molrec doctor says why')
     return ('torch' if library is None else 'native'), library

@@ -6,12 +6,13 @@
 __all__ = ['softmax_criterion', 'bce_criterion', 'draw_negatives', 'tile_pass', 'PairLoss', 'add_up', 'shared_plan', 'own_plan',
            'pair_loss', 'sampled_loss', 'in_batch_loss', 'full_loss']
 
-# %% ../nbs/06_losses.ipynb #8fe969e6
+# %% ../nbs/06_losses.ipynb #30c47fe6
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .core import ConfigError
+from .kernels.backend import use_triton
 from .similarity import Similarity, Tiles
 
 # %% ../nbs/06_losses.ipynb #1ba1f565
@@ -137,7 +138,7 @@ def pair_loss(
     params = list(similarity.parameters())
     return PairLoss.apply(plan, len(query_side), len(item_side), pos, *query_side, *item_side, *params)/max(1, len(pos))
 
-# %% ../nbs/06_losses.ipynb #ba8e6281
+# %% ../nbs/06_losses.ipynb #ab0271dd
 def sampled_loss(
     similarity:Similarity,      # any
     queries:Tensor,             # (T, D)
@@ -148,12 +149,16 @@ def sampled_loss(
     users:Tensor|None=None,     # dense user id of each position, (T,), int64
     criterion=softmax_criterion,# or `bce_criterion`
     precision:str='fp32',       # of tiles written by hand: 'fp32' or 'bf16'
+    impl:str='auto',            # 'torch', 'triton' (MoL with shared negatives and softmax), or 'auto': that on a GPU
 ) -> Tensor:                    # mean over positions plus the similarity's penalty, 0-dim
     "Positives against uniform negatives; a negative equal to the positive does not count."
+    has_kernel = share > 1 and criterion is softmax_criterion and hasattr(similarity, 'kernel_loss')
+    if impl == 'triton' and not has_kernel: raise ConfigError(f'impl: no kernel for {type(similarity).__name__} with share {share} and {criterion.__name__}; MoL with shared negatives and softmax has one')
     unique, where = torch.unique(torch.cat([targets, negatives.flatten()]), return_inverse=True)
     target_rows, negative_rows = where[:len(targets)], where[len(targets):].view_as(negatives)
     x, q = similarity.item_side(F.embedding(unique, items)), similarity.query_side(queries, users)
     pos, penalty = similarity.positive(q, tuple(t[target_rows] for t in x))
+    if has_kernel and use_triton(impl, queries): return similarity.kernel_loss(q, tuple(t[negative_rows] for t in x), pos, targets, negatives, share, precision)/max(1, len(pos)) + penalty
     if share == 1: plan, sides = own_plan(similarity, criterion, negative_rows, target_rows), x
     else: plan, sides = shared_plan(similarity, criterion, negatives, targets, share, precision), tuple(t[negative_rows] for t in x)
     return pair_loss(similarity, plan, q, sides, pos) + penalty

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GLU', 'linear', 'unit', 'gate_part', 'MoL', 'check_mol', 'uid_components', 'query_side', 'item_side', 'logits',
            'mixture', 'scores', 'entropy', 'balance_loss', 'positive', 'MoLTiles', 'onednn_matmul', 'onednn_keeps_fp32',
-           'tile_matmul', 'tile_logits', 'tile_gate', 'tile_mixture', 'forward', 'gate_backward', 'backward']
+           'tile_matmul', 'tile_logits', 'tile_gate', 'tile_mixture', 'forward', 'gate_backward', 'backward',
+           'kernel_loss']
 
 # %% ../nbs/05_mol.ipynb #9e890aaa
 import contextlib, functools
@@ -298,7 +299,7 @@ def forward(
 
 MoLTiles.forward = forward
 
-# %% ../nbs/05_mol.ipynb #fa245648
+# %% ../nbs/05_mol.ipynb #2c4e8139
 def gate_backward(self:MoLTiles, dz, dx):
     "Through gate c: gradients of its parameters, and its share of the logits' gradient, added to `dx`."
     W1, _, W2, _ = self.c
@@ -331,3 +332,12 @@ def backward(
 
 MoLTiles.backward = backward
 MoL.tiles = lambda self, item_side, precision='fp32': MoLTiles(self, item_side, precision)
+
+def kernel_loss(self:MoL, query_side, item_side, pos, targets, negatives, share, precision):
+    "Sampled softmax summed over positions, by the kernels of page 26: what tiles are on a CPU, on a GPU."
+    from molrec.kernels.mol_loss import mol_loss  # late: it needs Triton
+    gate, rates = tuple(self.gate_pair.parameters()) if self.gate_pair else None, (self.pair_drop.p, self.mix_dropout) if self.training else (0., 0.)
+    seed = int(torch.randint(2**31 - 1, ()))  # of the dropout: from torch's generator, so that a resumed run draws the same
+    return mol_loss(*query_side[:2], *item_side, gate, pos, targets, negatives, share, self.temperature, *rates, seed, impl='triton', precision=precision)
+
+MoL.kernel_loss = kernel_loss
