@@ -505,7 +505,7 @@ def spaced(
     for word in words: out += word.split('=', 1) if out and out[-1] in ('-p', '--parameter') and '=' in word else [word]
     return out
 
-# %% ../nbs/36_cli.ipynb #db89135e
+# %% ../nbs/36_cli.ipynb #833e1b28
 def add_scale(p) -> None:
     "The budget."
     p.add_argument('--scale', choices=('smoke', 'quick', 'paper'), default='quick', help='smoke: minutes, on ML-100K; quick: at most 40 minutes; paper: long (default: quick)')
@@ -519,12 +519,13 @@ def add_run(p) -> None:
 
 benches = {
     'training': 'seconds and memory of a step, ours against the plain form', 'stage1': 'candidates from a million items, ours against FAISS, usearch and torch',
-    'search': 'scores, whole searches and cost against corpus size, ours against brute force', 'hundred-million': 'one index of a hundred million items (a million with --quick)'}
+    'search': 'scores, whole searches and cost against corpus size, ours against brute force', 'hundred-million': 'one index of a hundred million items (a million with --quick)',
+    'kernels': 'machine code, bounds and predictions of the Triton kernels; it needs no GPU'}
 
 def add_bench(p) -> None:
     "Arguments of `molrec bench`."
     p.add_argument('what', choices=list(benches), help='; '.join(f'{k}: {v}' for k, v in benches.items()))
-    p.add_argument('--out', help='folder for the results (default: reports/bench of the checkout)')
+    p.add_argument('--out', help='folder for the results (default: reports/bench of the checkout; kernels: reports/kernels)')
     p.add_argument('--quick', action='store_true', help='smaller sizes, fewer repetitions')
 
 # %% ../nbs/36_cli.ipynb #8cd566d6
@@ -567,10 +568,11 @@ def parser() -> argparse.ArgumentParser:
     add('doctor', 'what this machine has, what is missing, and what to type')
     return top
 
-# %% ../nbs/36_cli.ipynb #6ce96445
+# %% ../nbs/36_cli.ipynb #6ffb9bce
 def bench(what:str, out:str|None, quick:bool) -> None:
     "`molrec bench`."
-    from molrec import bench, bench_search  # late: figures and tables take a second to import
+    from molrec import bench, bench_kernels, bench_search  # late: figures and tables take a second to import
+    if what == 'kernels': bench_kernels.write_kernels(Path(out) if out else project_root()/'reports'/'kernels'); return
     made = bench.training if what == 'training' else getattr(bench_search, what.replace('-', '_'))
     made(Path(out) if out else project_root()/'reports'/'bench', quick=quick)
 

@@ -15,8 +15,8 @@ with patch.dict(os.environ, {} if ON_GPU else {'TRITON_INTERPRET': '1'}):
     from molrec.kernels.backend import Tuned
     from molrec.kernels.resources import resources
     from molrec.kernels.roofline import gpus
-    names = ('rowwise', 'scan', 'mol_score', 'mol_loss', 'hstu_attention')
-    modules = {name: importlib.import_module(f'molrec.kernels.{name}') for name in names}
+    from molrec.bench_kernels import pages
+    modules = {name: importlib.import_module(f'molrec.kernels.{name}') for name in pages}
 
 without_gpu = pytest.mark.skipif(ON_GPU, reason='the interpreter is switched off where there is a GPU')
 CASES = [(name, label) for name, module in modules.items() for label in module.cases()]

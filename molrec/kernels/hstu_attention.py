@@ -386,7 +386,7 @@ def hstu_attention(
     small = (x if x is None else x.contiguous() for x in (offsets, pos_bias, time_bias, times, asked))
     return HSTUAttention.apply(unit_stride(q), unit_stride(k), unit_stride(v), *small, n, longest)
 
-# %% ../../nbs/27_kernels.hstu_attention.ipynb #19266eaa
+# %% ../../nbs/27_kernels.hstu_attention.ipynb #1f337f89
 def example(
     lengths:list[int],      # of the sequences
     heads:int=2,            # h
@@ -399,11 +399,10 @@ def example(
     device='cpu',
     seed:int=0,
 ) -> list:           # arguments of `hstu_attention`; q, k, v and the biases are leaves
-    "Seeded inputs; q, k and v are slices of one matrix, its rows 3 longer than they need be."
+    "Seeded inputs; q, k and v are slices of one (T, h, ...) tensor, 3 wider than need be, so no stride is a width."
     g, T = torch.Generator().manual_seed(seed), sum(lengths)
     random = lambda *shape: torch.randn(*shape, generator=g)
-    wide = random(T, heads*(2*d_qk + d_v) + 3).to(dtype).to(device).split([heads*d_qk, heads*d_qk, heads*d_v, 3], 1)
-    qkv = [x.unflatten(1, (heads, -1)).detach() for x in wide[:3]]
+    qkv = [x.detach() for x in random(T, heads, 2*d_qk + d_v + 3).to(dtype).to(device).split([d_qk, d_qk, d_v, 3], 2)[:3]]
     tables = [random(2*n_max - 1) if biases in ('both', 'pos') else None, random(n_buckets) if biases in ('both', 'time') else None]
     times = torch.cat([torch.randint(2**20 if clock != 'equal' else 1, (n,), generator=g).sort().values for n in lengths] or [torch.empty(0, dtype=torch.int64)])
     later = times + 2**torch.randint(30, (T,), generator=g) if clock == 'next' else None
