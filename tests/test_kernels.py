@@ -1,21 +1,21 @@
 "Every Triton kernel in the interpreter: right, within its bounds, and the same whatever the order of its programs; and what the compilers make of it."
-import importlib, os, sys
+import importlib, os
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
-if 'triton' in sys.modules: pytest.skip('triton was imported before its interpreter could be switched on', allow_module_level=True)
 ON_GPU = torch.cuda.is_available()
-with patch.dict(os.environ, {} if ON_GPU else {'TRITON_INTERPRET': '1'}):
-    triton = pytest.importorskip('triton', reason='Triton exists for Linux only')
-    from triton.runtime import interpreter
+pytest.importorskip('triton', reason='Triton exists for Linux only')
+with patch.dict(os.environ):
+    from molrec.bench_kernels import pages
     from molrec.core import ConfigError
-    from molrec.kernels.backend import Tuned
+    from molrec.kernels.backend import Tuned, interpret
     from molrec.kernels.resources import resources
     from molrec.kernels.roofline import gpus
-    from molrec.bench_kernels import pages
+    if not ON_GPU: interpret()
+    from triton.runtime import interpreter
     modules = {name: importlib.import_module(f'molrec.kernels.{name}') for name in pages}
 
 without_gpu = pytest.mark.skipif(ON_GPU, reason='the interpreter is switched off where there is a GPU')
