@@ -123,8 +123,8 @@ def run(
     else: print(f'{row.row}: {result_text(run_row(row, runs, root, command))} ({shown(file, root)})')
     return read_record(file)
 
-# %% ../nbs/36_cli.ipynb #d176268c
-def is_long(file:Path) -> bool: return '-last-out-' in file.name or file.parent.name == 'amazon-books'  # a row that the quick report does not run
+# %% ../nbs/36_cli.ipynb #62b7c8ab
+def is_long(file:Path) -> bool: return '-last-out-' in file.name or '-published' in file.name or file.parent.name == 'amazon-books'  # a row that the quick report does not run
 
 def report_rows(
     root:Path,          # of the checkout

@@ -69,11 +69,11 @@ def cache_dir() -> Path:  # not created here
     "Folder of downloaded data: `MOLREC_CACHE`, else `~/.cache/molrec`."
     return Path(os.environ.get('MOLREC_CACHE') or Path.home()/'.cache'/'molrec')
 
-# %% ../nbs/00_core.ipynb #61b82093
+# %% ../nbs/00_core.ipynb #df23d231
 choices = dict(
     protocol=('leave-last-one-out', 'global-time'), tie_order=('stable', 'shuffled'),
-    encoder=('sasrec', 'svd', 'popularity'), similarity=('dot', 'mlp', 'fm', 'neuralfm', 'mol'),
-    loss=('sampled-softmax', 'bce', 'in-batch-softmax', 'full-softmax'), schedule=('joint', 'alternate'),
+    encoder=('sasrec', 'hstu', 'gru4rec', 'bert4rec', 'svd', 'popularity'), similarity=('dot', 'mlp', 'fm', 'neuralfm', 'mol'),
+    loss=('sampled-softmax', 'bce', 'gbce', 'in-batch-softmax', 'full-softmax'), schedule=('joint', 'alternate'),
     glu=('swiglu', 'geglu'), precision=('fp32', 'bf16'), scale=('smoke', 'quick', 'paper'),
 )
 
@@ -94,11 +94,15 @@ class Config:
     latest_per_user:int=0               # keep each user's latest interactions before splitting; 0: all
     holdout_users:int=0                 # users in the validation and in the test part, the same for every seed; 0: all
     # encoder
-    encoder:str='sasrec'                # sasrec, svd or popularity
+    encoder:str='sasrec'                # sasrec, hstu, gru4rec, bert4rec, svd or popularity
     dim:int=50                          # D, width of query and item embeddings
-    n_blocks:int=2                      # SASRec layers
-    n_heads:int=1                       # SASRec heads
-    ffn:int=50                          # hidden width of SASRec's position-wise networks
+    n_blocks:int=2                      # layers of sasrec, hstu, gru4rec, bert4rec
+    n_heads:int=1                       # heads of sasrec, hstu, bert4rec
+    ffn:int=50                          # hidden width of position-wise networks, and of gru4rec's memory
+    head_dim:int=50                     # hstu: width of a head
+    use_time:bool=True                  # hstu: bias by elapsed time, where there are timestamps
+    next_time:bool=True                 # hstu: time passes until the next event, not until the present one
+    mask_rate:float=.2                  # bert4rec: share of items hidden in training
     dropout:float=.2                    # rate in the encoder
     # similarity
     similarity:str='dot'                # dot, mlp, fm, neuralfm or mol
@@ -123,7 +127,8 @@ class Config:
     head_width:int=0                    # of the head trained beside the similarity; 0: no head
     head_weight:float=1.                # of the head's sampled softmax in the loss
     # training
-    loss:str='sampled-softmax'          # or bce, in-batch-softmax, full-softmax
+    loss:str='sampled-softmax'          # or bce, gbce, in-batch-softmax, full-softmax
+    calibration:float=.75               # gbce: t, 0 (plain BCE) to 1
     n_negatives:int=1024                # R, uniform negatives
     share:int=1024                      # positions that share negatives; 1: own ones, the published way
     schedule:str='joint'                # joint: all parts at once; alternate: epochs of the embedder (dot product), then of the similarity on top
@@ -143,7 +148,7 @@ class Config:
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/00_core.ipynb #bc1a8e55
+# %% ../nbs/00_core.ipynb #ee1bea63
 def check_config(config:Config) -> None:
     "Refuse a value of the wrong type or range, by name."
     for f in dataclasses.fields(config):
@@ -159,6 +164,8 @@ def check_config(config:Config) -> None:
         if not 0 <= getattr(config, name) < 1: raise ConfigError(f'{name}: got {getattr(config, name)}, wanted 0 <= p < 1')
     for name in ('head_width', 'head_weight', 'sample_users', 'core', 'holdout_users'):
         if not getattr(config, name) >= 0: raise ConfigError(f'{name}: got {getattr(config, name)}, wanted at least 0')
+    if not 0 <= config.calibration <= 1: raise ConfigError(f'calibration: got {config.calibration}, wanted 0 to 1')
+    if not 0 < config.mask_rate < 1: raise ConfigError(f'mask_rate: got {config.mask_rate}, wanted 0 < rate < 1')
     if config.head_width and config.similarity == 'dot': raise ConfigError('head_width: a dot product needs no head, it is its own stage 1; wanted 0 or another similarity')
 
 # %% ../nbs/00_core.ipynb #d9bf4371
@@ -206,11 +213,13 @@ def load_config(
     if scale not in choices['scale']: raise ConfigError(f'scale: got {scale!r}, wanted one of {", ".join(choices["scale"])}')
     return make_config(settings | by_scale.get(scale, {}) | dict(scale=scale) | (overrides or {}), str(path))
 
-# %% ../nbs/00_core.ipynb #7f543b9c
+# %% ../nbs/00_core.ipynb #d6e57c67
 def config_hash(config:Config) -> str:  # 12 hexadecimal digits
     "Identity of a run: every setting but the label and those of what it does without."
     later = dict(head_width=('head_width', 'head_weight'), sample_users=('sample_users',), core=('core',), holdout_users=('holdout_users',))
-    without = ['row', *(name for key, names in later.items() if not getattr(config, key) for name in names)]
+    others = dict(hstu=('head_dim', 'use_time', 'next_time'), bert4rec=('mask_rate',), gbce=('calibration',))
+    without = ['row', *(name for key, names in later.items() if not getattr(config, key) for name in names),
+               *(name for which, names in others.items() if which not in (config.encoder, config.loss) for name in names)]
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in without}
     return digest(json.dumps(settings, sort_keys=True))[:12]
 

@@ -11,7 +11,7 @@ __all__ = ['rating_columns', 'absent_1m', 'movielens_terms', 'movielens_citation
            'read_table', 'own_folder', 'cached_table', 'load', 'load_items', 'dataset_table', 'drop_rare_items',
            'drop_rare_users', 'k_core', 'latest', 'Sequences', 'time_ranks', 'histories', 'Holdout', 'Split',
            'leave_last_one_out', 'calendar_holdout', 'global_time', 'split', 'split_table', 'PackedBatch', 'pack_pairs',
-           'as_tensor', 'pack_history', 'PackedBatches']
+           'as_tensor', 'pack_history', 'next_times', 'PackedBatches']
 
 # %% ../nbs/01_data.ipynb #05adbead
 import contextlib, gzip, hashlib, io, json, os, shutil, subprocess, sys, tempfile, warnings, zipfile, zlib
@@ -646,7 +646,7 @@ def fingerprint(
     sequences = (self.train, self.valid.history, self.valid.targets, self.test.history, self.test.targets)
     return digest(f'{self.protocol}, {self.tie_order}, {self.max_length}, {seed}', *ids, *(a for s in sequences for a in s.arrays()))
 
-# %% ../nbs/01_data.ipynb #5761a15c
+# %% ../nbs/01_data.ipynb #e7be329c
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
     "Positions of several sequences end to end, as tensors."
@@ -655,12 +655,13 @@ class PackedBatch:
     items:Tensor           # inputs, (T,), int64
     targets:Tensor|None    # next items, (T,), int64; None: queries to encode, nothing to predict
     times:Tensor|None      # seconds of the inputs, (T,), int64; None: no timestamps
+    next_times:Tensor|None=None # seconds of what follows each input: the next item or the request, (T,), int64
 
     @property
     def last(self): return self.offsets[1:] - 1
     def to(self, device): return PackedBatch(*(t if t is None else t.to(device) for t in vars(self).values()))
 
-# %% ../nbs/01_data.ipynb #64d906e5
+# %% ../nbs/01_data.ipynb #54eb9ba6
 def pack_pairs(
     sequences:Sequences,  # each of at least two items
 ) -> PackedBatch:
@@ -668,11 +669,11 @@ def pack_pairs(
     n = sequences.lengths
     if len(n) and n.min() < 2: raise DataError(f'sequence {n.argmin()}: {n.min()} items, wanted at least 2 for a next-item pair')
     seen, following = sequences.between(0*n, n - 1), sequences.between(0*n + 1, n)
-    return PackedBatch(*map(as_tensor, (seen.users, seen.offsets, seen.items, following.items, seen.times)))
+    return PackedBatch(*map(as_tensor, (seen.users, seen.offsets, seen.items, following.items, seen.times, following.times)))
 
 def as_tensor(a:np.ndarray|None): return None if a is None else torch.from_numpy(np.ascontiguousarray(a))
 
-# %% ../nbs/01_data.ipynb #d36fe0c7
+# %% ../nbs/01_data.ipynb #56ce011d
 def pack_history(
     histories:Holdout|Sequences,  # a holdout stands for its histories
     max_length:int,               # items per sequence, at most; the latest
@@ -680,7 +681,15 @@ def pack_history(
     "Histories as encoder input."
     seen = (histories.history if isinstance(histories, Holdout) else histories).truncate(max_length)
     if len(seen) and seen.lengths.min() == 0: raise DataError(f'user {seen.users[seen.lengths.argmin()]}: empty history, nothing to encode')
-    return PackedBatch(*map(as_tensor, (seen.users, seen.offsets, seen.items, None, seen.times)))
+    return PackedBatch(*map(as_tensor, (seen.users, seen.offsets, seen.items, None, seen.times, next_times(histories, seen))))
+
+def next_times(histories, seen):
+    "The next event's time; after the last one, that of the first target, or where nothing is asked its own."
+    if seen.times is None: return None
+    times, last = np.append(seen.times[1:], 0), seen.offsets[1:] - 1
+    asked = histories.targets if isinstance(histories, Holdout) else None
+    times[last] = seen.times[last] if asked is None else asked.times[asked.offsets[:-1]]
+    return times
 
 # %% ../nbs/01_data.ipynb #4f4ac1e3
 class PackedBatches:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['keep_mask', 'Dropout', 'equal_runs', 'packed_attention', 'SASRecBlock', 'positions', 'SASRec', 'forward',
-           'item_factors', 'SVD', 'Popularity', 'make_encoder']
+           'item_factors', 'SVD', 'Popularity']
 
 # %% ../nbs/03_encoders.ipynb #30e06945
 import math
@@ -49,20 +49,21 @@ def equal_runs(
     lengths, count = torch.unique_consecutive(offsets.diff(), return_counts=True)
     return list(zip(count.tolist(), lengths.tolist()))
 
-# %% ../nbs/03_encoders.ipynb #11f598a4
+# %% ../nbs/03_encoders.ipynb #94bdabb0
 def packed_attention(
     q:Tensor,               # (T, D)
     k:Tensor,               # (T, D)
     v:Tensor,               # (T, D)
     offsets:Tensor,         # borders of the sequences, (S+1,), int64
     n_heads:int=1,          # h, divides D
+    causal:bool=True,       # a position sees itself and what came before; False: the whole sequence
 ) -> Tensor:                # (T, D)
-    "Causal softmax attention inside each sequence of a packed batch."
+    "Softmax attention inside each sequence of a packed batch."
     runs, out = equal_runs(offsets), []
     sizes = [n*L for n, L in runs]
     for (n, L), *qkv in zip(runs, *(x.split(sizes) for x in (q, k, v))):
         heads = (x.reshape(n, L, n_heads, -1).transpose(1, 2) for x in qkv)
-        out.append(F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).reshape(n*L, -1))
+        out.append(F.scaled_dot_product_attention(*heads, is_causal=causal).transpose(1, 2).reshape(n*L, -1))
     return torch.cat(out)
 
 # %% ../nbs/03_encoders.ipynb #40eed920
@@ -188,22 +189,3 @@ class Popularity(nn.Module):
 
     def forward(self, batch:PackedBatch) -> Tensor:  # (T, 1)
         return torch.ones(len(batch.items), 1, device=batch.items.device)
-
-# %% ../nbs/03_encoders.ipynb #a8a3832e
-def make_encoder(
-    name:str,               # 'sasrec', 'svd' or 'popularity'
-    train:Sequences,        # training part, for those that are fitted in closed form
-    n_items:int,            # N
-    dim:int=50,             # D; popularity has 1
-    max_length:int=200,     # for SASRec
-    n_blocks:int=2,         # for SASRec
-    n_heads:int=1,          # for SASRec
-    ffn:int=50,             # for SASRec
-    dropout:float=.2,       # for SASRec
-    seed:int=0,             # of the SVD's start vector
-) -> nn.Module:
-    "An encoder, ready to be trained or fitted already."
-    if name == 'sasrec': return SASRec(n_items, dim, max_length, n_blocks, n_heads, ffn, dropout)
-    if name == 'svd': return SVD(item_factors(train, n_items, dim, seed))
-    if name == 'popularity': return Popularity(train, n_items)
-    raise ConfigError(f"encoder: got {name!r}, wanted 'sasrec', 'svd' or 'popularity'")

@@ -108,7 +108,8 @@ def test_an_experiment_has_no_nbdev_directives(path):
 
 def number(module: Path) -> float:
     "The number of the notebook that a module is made from. Kernels are leaves: they may import page 0 and each other, and every other page may import them."
-    page = int(re.search(r'File to edit: .*?(\d+)_[^/]*\.ipynb', module.read_text(encoding='utf-8'))[1])
+    digits, letter = re.search(r'File to edit: .*?(\d+)([a-z]?)_[^/]*\.ipynb', module.read_text(encoding='utf-8')).groups()
+    page = int(digits) + 'abcdefghijklmnopqrstuvwxyz'.find(letter or 'a')/100 + .01*bool(letter)
     return page/100 if module.parent.name == 'kernels' else page
 
 

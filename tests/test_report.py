@@ -95,9 +95,22 @@ def test_published_numbers_equal_the_reference():
     assert (report.published[['hr@1', 'hr@10', 'hr@50', 'hr@500', 'mrr']].to_numpy() == numbers).all()
 
 
+published_last_out = """
+sasrec      | dot | .2853 | .1603 | .5474 | .2185 | .7528 | .2498
+bert4rec    | dot | .2843 | .1537
+gru4rec     | dot | .2811 | .1648
+hstu        | dot | .3097 | .1720 | .5754 | .2307 | .7716 | .2606
+hstu-large  | dot | .3294 | .1893 | .5935 | .2481 | .7839 | .2771
+hstu-large  | mol | .3412 | .1979 | .6013 | .2556 | .7877 | .2840
+"""
+
+
 def test_published_last_out_equals_the_reference():
-    assert report.published_last_out == {('sasrec', 'dot'): {'hr@10': .2853, 'ndcg@10': .1603, 'hr@50': .5474, 'ndcg@50': .2185,
-                                                             'hr@200': .7528, 'ndcg@200': .2498}}
+    lines = [[c.strip() for c in line.split('|')] for line in published_last_out.strip().splitlines()]
+    metrics = report.report_metrics['leave-last-one-out']
+    assert report.published_last_out == {(encoder, similarity): dict(zip(metrics, map(float, numbers))) for encoder, similarity, *numbers in lines}
+    assert report.published_name(dict(encoder='hstu', n_blocks=8, similarity='mol')) == ('hstu-large', 'mol')
+    assert report.published_name(dict(encoder='sasrec', n_blocks=8, similarity='dot')) == ('sasrec', 'dot')
 
 
 def test_five_best_published_rows_cannot_be_told_apart():

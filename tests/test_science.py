@@ -65,9 +65,9 @@ def tiny():
 
 
 @pytest.mark.parametrize('encoder,similarity,loss', list(itertools.product(
-    ['sasrec', 'svd', 'popularity'], ['dot', 'mlp', 'fm', 'neuralfm', 'mol'], ['sampled-softmax', 'bce', 'in-batch-softmax', 'full-softmax'])))
+    ['sasrec', 'hstu', 'gru4rec', 'bert4rec', 'svd', 'popularity'], ['dot', 'mlp', 'fm', 'neuralfm', 'mol'], ['sampled-softmax', 'bce', 'gbce', 'in-batch-softmax', 'full-softmax'])))
 def test_any_pairing_trains(tiny, tmp_path, encoder, similarity, loss):
-    c = Config(encoder=encoder, similarity=similarity, loss=loss, dim=8, ffn=8, max_length=10, epochs=2, batch_size=8, n_negatives=6, share=16, hidden=8,
+    c = Config(encoder=encoder, similarity=similarity, loss=loss, dim=8, ffn=8, n_heads=2, head_dim=4, max_length=10, epochs=2, batch_size=8, n_negatives=6, share=16, hidden=8,
                n_query=3, n_item=2, width=4, n_uid=1, query_hidden=8, gate_hidden=8, lr=5e-3, warmup_steps=2)
     state = fit(c, tiny, tmp_path, progress=False)
     ranks = evaluate(state.model, tiny.test, 10)
