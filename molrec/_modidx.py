@@ -1128,4 +1128,5 @@ d = { 'settings': { 'branch': 'main',
                               'molrec.train.training_queries': ('train.html#training_queries', 'molrec/train.py'),
                               'molrec.train.users_of': ('train.html#users_of', 'molrec/train.py'),
                               'molrec.train.validate': ('train.html#validate', 'molrec/train.py'),
+                              'molrec.train.weights_file': ('train.html#weights_file', 'molrec/train.py'),
                               'molrec.train.weights_of': ('train.html#weights_of', 'molrec/train.py')}}}

@@ -244,7 +244,7 @@ def run_missing(
         taken, wanted = taken + time.monotonic() - began, wanted + expected[i]
         say(f'[{i + 1}/{len(todo)}] {config.row}: {result_text(record)}')
 
-# %% ../nbs/36_cli.ipynb #83ff6433
+# %% ../nbs/36_cli.ipynb #2a60895d
 sizes = dict(smoke=dict(largest=10_000, pareto=10_000, rounds=2, parts='pools ablation pareto'), quick=dict(largest=1_000_000, pareto=100_000), paper=dict(largest=10_000_000, parts='pools'))
 
 def measurements(
@@ -268,9 +268,10 @@ def retrieval(
     "`molrec retrieval`: recall and throughput of the trained models that have a head."
     root = project_root()
     out = root/'reports'/('smoke' if scale == 'smoke' else '')
+    from molrec.train import weights_file  # late: torch takes seconds to import
     for notebook, record, parameters in measurements(root, out, scale):
         if (out/'retrieval'/f'{record}.json').exists(): continue
-        if not (out/'runs'/parameters['run']/'model.safetensors').exists(): say(f'skipped: {record}, for the weights of {parameters["run"]} are not here; remove its folder and they are trained again'); continue
+        if not weights_file(out/'runs'/parameters['run']).exists(): say(f'skipped: {record}, for the weights of {parameters["run"]} are not here; remove its folder and they are trained again'); continue
         say(f'measuring {record}')
         execute(root/'nbs'/'experiments'/f'{notebook}.ipynb', root/'work'/f'{record}.ipynb', parameters)
     from molrec.retrieval import build_pages  # late: torch takes seconds to import

@@ -7,8 +7,8 @@ __all__ = ['head_teachers', 'make_similarity', 'make_encoder', 'Recommender', 'm
            'evaluate', 'stages', 'row_loss', 'criteria', 'embedder_loss', 'similarity_loss', 'head_loss', 'batch_loss',
            'log_frequency', 'State', 'restore', 'make_optimisers', 'learning_rate', 'train_stage', 'close_stage',
            'validate', 'fit', 'some_users', 'filtered', 'prepare', 'ranks_table', 'published_way', 'run', 'make_record',
-           'describe', 'read_weights', 'weights_of', 'load_run', 'training_queries', 'teacher_scores', 'next_item_loss',
-           'teacher_loss', 'fit_head']
+           'describe', 'read_weights', 'weights_file', 'weights_of', 'load_run', 'training_queries', 'teacher_scores',
+           'next_item_loss', 'teacher_loss', 'fit_head']
 
 # %% ../nbs/07_train.ipynb #1b2396f8
 import dataclasses, json, math, time
@@ -442,7 +442,7 @@ def describe(s):
     return dict(fingerprint=s.fingerprint, protocol=s.protocol, tie_order=s.tie_order, n_users=s.n_users, n_items=s.n_items, n_interactions_train=len(s.train.items),
                 n_valid_users=len(s.valid), n_test_users=len(s.test), n_test_targets=len(s.test.targets.items))
 
-# %% ../nbs/07_train.ipynb #6d841cf3
+# %% ../nbs/07_train.ipynb #6d47c848
 def read_weights(
     file:Path,      # model.safetensors of a run
 ) -> tuple[dict, dict]:  # tensors, and the configuration that made them
@@ -451,9 +451,14 @@ def read_weights(
         with safe_open(file, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['config'])
     except Exception as e: raise ConfigError(f'{file.parent.name}/{file.name}: cannot be read ({e})') from None
 
+def weights_file(folder:Path) -> Path:
+    "A run's own weights, or where there are none the checkpoint of that name in the folder beside all runs."
+    own, kept = folder/'model.safetensors', folder.parent.parent/'checkpoints'/f'{folder.name}.safetensors'
+    return kept if kept.exists() and not own.exists() else own
+
 def weights_of(folder:Path, record:dict) -> dict:
     "The weights of a run; a `ConfigError` says how to train them where they are absent, or whose they are."
-    file = folder/'model.safetensors'
+    file = weights_file(folder)
     again = f"to train them, remove the folder and type: {record.get('command') or 'molrec run, with its configuration'}"
     if not file.exists(): raise ConfigError(f'{folder.name}: its weights are not on this machine; {again}')
     tensors, settings = read_weights(file)

@@ -1,5 +1,5 @@
 "The experiment notebooks through papermill and the command line, as a user runs them: one small row is trained once and every test looks at what it left."
-import ast, dataclasses, json, os, re, subprocess, sys, time
+import ast, dataclasses, json, os, re, shutil, subprocess, sys, time
 from pathlib import Path
 
 import pandas as pd
@@ -312,3 +312,18 @@ def test_data_lists_the_catalogue_and_a_set(ml100k):
     assert [n for n in ('ml-100k', 'ml-1m', 'ml-20m', 'amazon-beauty', 'amazon-games', 'amazon-books') if n not in molrec('data').stdout] == []
     said = molrec('data', 'ml-100k').stdout
     assert '943' in said and 'Harper' in said and 'GroupLens' in said
+
+
+@pytest.mark.parametrize('file', sorted((ROOT/'reports'/'checkpoints').glob('*.safetensors')), ids=lambda p: p.stem[-12:])
+def test_a_checkpoint_gives_the_recorded_result(file, tmp_path):
+    "What comes with the project is small, belongs to a record, and ranks as recorded."
+    from molrec.train import evaluate, load_run
+    run = ROOT/'reports'/'runs'/file.stem
+    record = json.loads((run/'record.json').read_text())
+    assert file.stat().st_size <= 4*2**20
+    (tmp_path/'checkpoints').mkdir(); (tmp_path/'runs'/file.stem).mkdir(parents=True)
+    shutil.copy(file, tmp_path/'checkpoints'); shutil.copy(run/'record.json', tmp_path/'runs'/file.stem)
+    try: config, model, split = load_run(tmp_path/'runs'/file.stem)
+    except DataError as e: pytest.skip(f'the data cannot be had here: {e}')
+    hr = (evaluate(model, split.test, config.max_length).ranks <= 10).mean()
+    assert abs(hr - record['metrics']['test']['hr@10']) < 2e-3, 'ranks on another processor may differ by rounding, not by more'
