@@ -522,7 +522,7 @@ main table.gt_table { font-family: inherit !important; font-variant-numeric: tab
   main .gt_table .gt_col_heading { font-size: 10.5px !important } .gt_table .ci { font-size: 10.5px } main .gt_table b { font-weight: 700 }
 }'''
 
-# %% ../nbs/34_report.ipynb #5c7a128f
+# %% ../nbs/34_report.ipynb #3a52b10a
 dataset_names = {'ml-1m': 'MovieLens 1M', 'ml-100k': 'MovieLens 100K', 'ml-20m': 'MovieLens 20M',
                  'amazon-beauty': 'Amazon Beauty', 'amazon-games': 'Amazon Games', 'amazon-books': 'Amazon Books, a sample'}
 protocol_names = {'global-time': 'global time split', 'leave-last-one-out': 'leave-last-one-out'}
@@ -530,9 +530,10 @@ how_judged = ('A row agrees when the published value lies inside our 95 % interv
               'No spread was published for MRR, so it is held against our interval alone. Bold: the best of our rows, where the paired test against the runner-up survives Holm\'s correction.')
 
 def section_title(runs:list[Run]) -> str:
-    "Data set and protocol of a block."
+    "Data set and protocol of a block, and the order of ties where it is not that of the file."
     dataset, protocol, _ = block_of(runs[0])
-    return f'{dataset_names.get(dataset, dataset)}, {protocol_names.get(protocol, protocol)}'
+    shuffled = ', ties shuffled'*(runs[0].config['tie_order'] == 'shuffled')
+    return f'{dataset_names.get(dataset, dataset)}, {protocol_names.get(protocol, protocol)}{shuffled}'
 
 def metric_tables(
     table:pd.DataFrame,  # of a block
