@@ -130,7 +130,7 @@ ROW = CONFIGS/'ml-1m'/'sasrec-dot.yaml'
     (('run', ROW, '-p', 'epoch', '2'), "unknown key 'epoch', did you mean 'epochs'?"),
     (('run', ROW, '-p', 'epochs', 'many'), "epochs: got 'many', wanted int"),
     (('run', ROW, '-p', 'lr', '-1'), 'lr: got'),
-    (('run', ROW, '-p', 'encoder', 'gru'), "encoder: got 'gru', wanted one of sasrec, svd, popularity"),
+    (('run', ROW, '-p', 'encoder', 'gru'), "encoder: got 'gru', wanted one of sasrec, hstu, gru4rec, bert4rec, svd, popularity"),
     (('run', ROW, '-p', 'lr', '[1'), "cannot read the value '[1'"),
     (('run', 'nothing.yaml'), 'nothing.yaml: no such file'),
     (('data', 'ml-2m'), "'ml-2m': neither a known data set"),
