@@ -28,7 +28,7 @@ def project_root(
         if (folder/'settings.ini').is_file() and (folder/'nbs'/'experiments').is_dir(): return folder
     raise ConfigError('this is not a checkout of molrec: no folder from here upwards holds settings.ini and nbs/experiments; change to your checkout first')
 
-# %% ../nbs/36_cli.ipynb #1b8193e5
+# %% ../nbs/36_cli.ipynb #ef0f749b
 def execute(
     notebook:Path,      # with one cell tagged `parameters`
     copy:Path,          # where the executed notebook goes
@@ -40,8 +40,11 @@ def execute(
     copy.parent.mkdir(parents=True, exist_ok=True)
     aside = copy.with_name(f'.{os.getpid()}-{copy.name}')
     try:
-        papermill.execute_notebook(notebook, aside, parameters, kernel_name='python3', language='python', progress_bar=False,
-                                   stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=['--log-level=40'])
+        for last in (False, True):
+            try: papermill.execute_notebook(notebook, aside, parameters, kernel_name='python3', language='python', progress_bar=False,
+                                   stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=['--log-level=40']); break
+            except RuntimeError as e:  # two kernels that start at once may take the same port: then one dies before it has run anything
+                if last or 'died before replying to kernel_info' not in str(e): raise
     except papermill.PapermillExecutionError as e:
         ours = dict(DataError=DataError, ConfigError=ConfigError)
         if e.ename in ours: raise ours[e.ename](e.evalue) from None

@@ -47,7 +47,9 @@ def saved_step(state):
     "Steps done according to the file that a resumed run would read; 0 while there is none."
     from safetensors import safe_open
     if not state.exists(): return 0, 0
-    with safe_open(state, 'pt') as f: book = json.loads(f.metadata()['book'])
+    try:
+        with safe_open(state, 'pt') as f: book = json.loads(f.metadata()['book'])
+    except (OSError, RuntimeError): return 0, 0  # it was replaced by the next one between two looks at it
     return book['step'], book['batch']
 
 
