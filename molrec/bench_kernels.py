@@ -15,8 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from .bench import markdown
-from .core import ConfigError, atomic_path, environment
+from .core import atomic_path
 from .kernels.resources import resources
 from .kernels.roofline import Work, bound, gpus, roofline
 from .report import set_table, style, write
@@ -68,7 +67,7 @@ def predicted_ms(
 def predictions(
     k_prime:int=10**5,      # candidates per query
 ) -> pd.DataFrame:          # a row per corpus, batch and GPU
-    "Predicted times of both stages, of one stage alone, and the memory they need."
+    "Predicted times of both stages, and of MoL alone."
     from molrec.kernels import mol_score, scan  # late: they need Triton
     rows = []
     for n in (10**7, 10**8):

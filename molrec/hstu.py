@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from .core import ConfigError
 from .data import PackedBatch
 from .encoders import Dropout, equal_runs, positions
-from .kernels.backend import use_triton
 
 # %% ../nbs/03a_hstu.ipynb #4f8d3294
 n_buckets, bucket_width = 128, .301  # the published constants; .301 is log10(2), used on natural logarithms
