@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['choices', 'libraries', 'DataError', 'ConfigError', 'atomic_path', 'write_json', 'digest', 'file_sha256', 'cache_dir',
-           'Config', 'check_config', 'make_config', 'parse_overrides', 'read_yaml', 'load_config', 'config_hash',
-           'run_id', 'version_of', 'cpu_name', 'environment', 'git', 'code_version', 'peak_memory_mib']
+           'Config', 'check_config', 'make_config', 'parse_overrides', 'read_yaml', 'read_row', 'load_config',
+           'config_hash', 'run_id', 'version_of', 'cpu_name', 'environment', 'git', 'code_version', 'peak_memory_mib']
 
 # %% ../nbs/00_core.ipynb #e3e38146
 import contextlib, dataclasses, difflib, hashlib, json, os, platform, re, resource, subprocess, sys, uuid
@@ -69,30 +69,32 @@ def cache_dir() -> Path:  # not created here
     "Folder of downloaded data: `MOLREC_CACHE`, else `~/.cache/molrec`."
     return Path(os.environ.get('MOLREC_CACHE') or Path.home()/'.cache'/'molrec')
 
-# %% ../nbs/00_core.ipynb #df23d231
+# %% ../nbs/00_core.ipynb #6c5db642
 choices = dict(
     protocol=('leave-last-one-out', 'global-time'), tie_order=('stable', 'shuffled'),
     encoder=('sasrec', 'hstu', 'gru4rec', 'bert4rec', 'svd', 'popularity'), similarity=('dot', 'mlp', 'fm', 'neuralfm', 'mol'),
     loss=('sampled-softmax', 'bce', 'gbce', 'in-batch-softmax', 'full-softmax'), schedule=('joint', 'alternate'),
-    glu=('swiglu', 'geglu'), precision=('fp32', 'bf16'), scale=('smoke', 'quick', 'paper'),
+    glu=('swiglu', 'geglu'), precision=('fp32', 'bf16'), scale=('smoke', 'quick'),
 )
 
 @dataclass(frozen=True)
 class Config:
     "All that decides a run's result."
     row:str='SASRec, dot product'       # label of the row in tables and figures
-    scale:str='quick'                   # smoke, quick or paper: which budget these settings are for
+    scale:str='quick'                   # quick: the settings as they are; smoke: cut down to try the machinery
     seed:int=0                          # of everything random in training
     # data
     dataset:str='ml-1m'                 # name in the catalogue, or a file of interactions
     protocol:str='leave-last-one-out'   # or global-time
     tie_order:str='stable'              # order of interactions in the same second: stable (as in the file) or shuffled
+    tie_seed:int=0                      # of the shuffled order, whatever `seed` is: runs of several seeds are tested on the same items
     max_length:int=200                  # positions per sequence, the latest
     sample_users:int=0                  # draw so many users before all else, the same for every seed; 0: all
     core:int=0                          # then keep users and items with at least so many interactions among each other; 0: all
     min_item_count:int=0                # drop items with fewer interactions before splitting
     latest_per_user:int=0               # keep each user's latest interactions before splitting; 0: all
     holdout_users:int=0                 # users in the validation and in the test part, the same for every seed; 0: all
+    valid_users:int=0                   # users in the validation part alone; 0: as many as are tested
     # encoder
     encoder:str='sasrec'                # sasrec, hstu, gru4rec, bert4rec, svd or popularity
     dim:int=50                          # D, width of query and item embeddings
@@ -148,7 +150,7 @@ class Config:
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/00_core.ipynb #ee1bea63
+# %% ../nbs/00_core.ipynb #3f3db907
 def check_config(config:Config) -> None:
     "Refuse a value of the wrong type or range, by name."
     for f in dataclasses.fields(config):
@@ -162,7 +164,7 @@ def check_config(config:Config) -> None:
     if not config.lr > 0: raise ConfigError(f'lr: got {config.lr}, wanted a positive number')
     for name in ('dropout', 'item_dropout', 'pair_dropout', 'mix_dropout', 'uid_dropout'):
         if not 0 <= getattr(config, name) < 1: raise ConfigError(f'{name}: got {getattr(config, name)}, wanted 0 <= p < 1')
-    for name in ('head_width', 'head_weight', 'sample_users', 'core', 'holdout_users'):
+    for name in ('head_width', 'head_weight', 'sample_users', 'core', 'holdout_users', 'valid_users', 'tie_seed'):
         if not getattr(config, name) >= 0: raise ConfigError(f'{name}: got {getattr(config, name)}, wanted at least 0')
     if not 0 <= config.calibration <= 1: raise ConfigError(f'calibration: got {config.calibration}, wanted 0 to 1')
     if not 0 < config.mask_rate < 1: raise ConfigError(f'mask_rate: got {config.mask_rate}, wanted 0 < rate < 1')
@@ -191,7 +193,7 @@ def parse_overrides(
         except yaml.YAMLError: raise ConfigError(f'cannot read the value {text!r}') from None
     return {key: value(text) for key, text in pairs}
 
-# %% ../nbs/00_core.ipynb #5ae17eb9
+# %% ../nbs/00_core.ipynb #0925d8a1
 def read_yaml(
     path:str|Path,  # of a mapping
 ) -> dict:
@@ -202,21 +204,31 @@ def read_yaml(
     if not isinstance(content, dict): raise ConfigError(f'{path}: holds {type(content).__name__}, wanted keys and values')
     return content
 
+def read_row(
+    path:str|Path,  # YAML file of one row
+) -> tuple:         # its settings, the seeds of its runs, and whether it is long
+    "What a file says of a row, and what it says of the report."
+    settings = dict(seeds=[0], long=False) | read_yaml(path)
+    seeds, long = settings.pop('seeds'), settings.pop('long')
+    if not isinstance(seeds, list) or not seeds or any(type(s) is not int for s in seeds): raise ConfigError(f'{path}: seeds: got {seeds!r}, wanted a list of integers')
+    if type(long) is not bool: raise ConfigError(f'{path}: long: got {long!r}, wanted true or false')
+    return settings, seeds, long
+
 def load_config(
     path:str|Path,              # YAML file of one row
-    scale:str='quick',          # smoke, quick or paper: overrides from `scales.yaml`, one folder up
+    scale:str='quick',          # quick, or smoke: with the overrides of `scales.yaml`, one folder up
     overrides:dict|None=None,   # take precedence over both
 ) -> Config:
     "The configuration of one row at one scale."
-    settings, scales = read_yaml(path), Path(path).parent.parent/'scales.yaml'
+    (settings, seeds, _), scales = read_row(path), Path(path).parent.parent/'scales.yaml'
     by_scale = read_yaml(scales) if scales.exists() else {}
     if scale not in choices['scale']: raise ConfigError(f'scale: got {scale!r}, wanted one of {", ".join(choices["scale"])}')
-    return make_config(settings | by_scale.get(scale, {}) | dict(scale=scale) | (overrides or {}), str(path))
+    return make_config(dict(seed=seeds[0]) | settings | by_scale.get(scale, {}) | dict(scale=scale) | (overrides or {}), str(path))
 
-# %% ../nbs/00_core.ipynb #d6e57c67
+# %% ../nbs/00_core.ipynb #277b32c7
 def config_hash(config:Config) -> str:  # 12 hexadecimal digits
     "Identity of a run: every setting but the label and those of what it does without."
-    later = dict(head_width=('head_width', 'head_weight'), sample_users=('sample_users',), core=('core',), holdout_users=('holdout_users',))
+    later = dict(head_width=('head_width', 'head_weight'), sample_users=('sample_users',), core=('core',), holdout_users=('holdout_users',), valid_users=('valid_users',), tie_seed=('tie_seed',))
     others = dict(hstu=('head_dim', 'use_time', 'next_time'), bert4rec=('mask_rate',), gbce=('calibration',))
     without = ['row', *(name for key, names in later.items() if not getattr(config, key) for name in names),
                *(name for which, names in others.items() if which not in (config.encoder, config.loss) for name in names)]

@@ -6,9 +6,9 @@
 __all__ = ['head_teachers', 'make_similarity', 'make_encoder', 'Recommender', 'make_model', 'users_of', 'examples', 'encode',
            'evaluate', 'stages', 'row_loss', 'criteria', 'embedder_loss', 'similarity_loss', 'head_loss', 'batch_loss',
            'log_frequency', 'State', 'restore', 'make_optimisers', 'learning_rate', 'train_stage', 'close_stage',
-           'validate', 'fit', 'some_users', 'filtered', 'prepare', 'ranks_table', 'published_way', 'run', 'make_record',
-           'describe', 'read_weights', 'weights_file', 'weights_of', 'load_run', 'training_queries', 'teacher_scores',
-           'next_item_loss', 'teacher_loss', 'fit_head']
+           'followed', 'validate', 'fit', 'some_users', 'filtered', 'prepare', 'ranks_table', 'published_way',
+           'other_epochs', 'run', 'make_record', 'describe', 'read_weights', 'weights_file', 'weights_of', 'load_run',
+           'training_queries', 'teacher_scores', 'next_item_loss', 'teacher_loss', 'fit_head']
 
 # %% ../nbs/07_train.ipynb #1b2396f8
 import dataclasses, json, math, time
@@ -210,16 +210,16 @@ def log_frequency(
     counts = np.maximum(np.bincount(s.train.items, minlength=s.n_items), .5)
     return torch.from_numpy(np.log(counts/counts.sum())).float()
 
-# %% ../nbs/07_train.ipynb #7844523b
+# %% ../nbs/07_train.ipynb #c84afcce
 class State:
     "What a run needs to go on, and nothing else."
     def __init__(self, model:Recommender, optimisers:dict):
-        self.model, self.optimisers, self.best = model, optimisers, {}
+        self.model, self.optimisers, self.best, self.mean = model, optimisers, {}, {}
         self.book = dict(stage=0, batch=0, step=0, loss_sum=0., positions=0, epoch_s=0., time_s=0., best_hr=-1., best_epoch=0, waited=0, history=[], test_by_epoch=[])
 
     def tensors(self):
         "Every tensor under a name."
-        named = {f'model/{k}': v for k, v in self.model.state_dict().items()} | {f'best/{k}': v for k, v in self.best.items()}
+        named = {f'{part}/{k}': v for part, tensors in dict(model=self.model.state_dict(), best=self.best, mean=self.mean).items() for k, v in tensors.items()}
         for kind, optimiser in self.optimisers.items():
             for i, moments in optimiser.state_dict()['state'].items(): named |= {f'optimiser/{kind}/{i}/{k}': v for k, v in moments.items()}
         return named | {'rng': torch.get_rng_state()}
@@ -229,7 +229,7 @@ class State:
         with atomic_path(path) as aside:
             save_file({k: v.detach().contiguous().clone() for k, v in self.tensors().items()}, aside, dict(book=json.dumps(self.book), identity=json.dumps(identity)))
 
-# %% ../nbs/07_train.ipynb #047a4a83
+# %% ../nbs/07_train.ipynb #2fb11f99
 def restore(
     self:State,
     path:Path,      # file that `save` wrote
@@ -244,7 +244,7 @@ def restore(
         tensors = {k: file.get_tensor(k) for k in file.keys()}
     def under(prefix): return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
     self.model.load_state_dict(under('model/'))
-    self.best, self.book = under('best/'), json.loads(meta['book'])
+    self.best, self.mean, self.book = under('best/'), under('mean/'), json.loads(meta['book'])
     for kind, optimiser in self.optimisers.items():
         moments = {}
         for name, v in under(f'optimiser/{kind}/').items(): moments.setdefault(int(name.split('/')[0]), {})[name.split('/')[1]] = v
@@ -296,7 +296,7 @@ def train_stage(
         for key, more in dict(batch=1, step=1, loss_sum=value*n, positions=n, epoch_s=spent, time_s=spent).items(): book[key] += more
         on_step(kind)
 
-# %% ../nbs/07_train.ipynb #d28ad7e7
+# %% ../nbs/07_train.ipynb #aadb08b0
 def close_stage(
     state:State,        # at the end of a stage
     plan:list[str],     # stages of the run
@@ -311,13 +311,18 @@ def close_stage(
     entry['valid_hr@10'] = validate(state, s, c, i + 1) if due else None
     book['history'].append(entry)
     book.update(stage=i + 1, batch=0, loss_sum=0., positions=0, epoch_s=0.)
+    state.mean = followed(state.mean, state.model.state_dict())
     return i + 1 < len(plan) and book['waited'] < c.patience
+
+def followed(mean, weights, keep=.9):
+    "A mean of weights over epochs, a tenth of it from the latest."
+    return {k: torch.lerp(v, mean[k], keep) if k in mean and v.is_floating_point() else v.clone() for k, v in weights.items()}
 
 def validate(state, s, c, epoch):
     "HR@10 on the validation part; the best weights are kept."
     book, began = state.book, time.perf_counter()
     hr = float(hr_at_k(evaluate(state.model, s.valid, c.max_length), 10).mean())
-    if c.protocol == 'leave-last-one-out' and not c.holdout_users: book['test_by_epoch'].append([epoch, summary(evaluate(state.model, s.test, c.max_length))])
+    if c.protocol == 'leave-last-one-out' and not c.holdout_users + c.valid_users: book['test_by_epoch'].append([epoch, summary(evaluate(state.model, s.test, c.max_length))])
     better = hr > book['best_hr']
     if better:
         book.update(best_hr=hr, best_epoch=epoch, waited=0)
@@ -367,7 +372,7 @@ def some_users(
     rows = np.sort(np.random.default_rng(0).choice(len(part), n, replace=False))
     return Holdout(part.users[rows], part.history.select(rows), part.targets.select(rows))
 
-# %% ../nbs/07_train.ipynb #75d1051d
+# %% ../nbs/07_train.ipynb #d3444f9e
 def filtered(
     df:pd.DataFrame,    # interactions, as `load` gives them
     c:Config,           # the settings
@@ -383,10 +388,11 @@ def prepare(
     c:Config,   # the settings
 ) -> Split:
     "Load, filter and split as the configuration says."
-    s = split(filtered(load(c.dataset), c), c.protocol, c.tie_order, c.max_length, c.seed)
-    return dataclasses.replace(s, valid=some_users(s.valid, c.holdout_users), test=some_users(s.test, c.holdout_users)) if c.holdout_users else s
+    s = split(filtered(load(c.dataset), c), c.protocol, c.tie_order, c.max_length, c.tie_seed)
+    valid, test = (some_users(part, n or len(part)) for part, n in ((s.valid, c.valid_users or c.holdout_users), (s.test, c.holdout_users)))
+    return dataclasses.replace(s, valid=valid, test=test)
 
-# %% ../nbs/07_train.ipynb #cc29d7a7
+# %% ../nbs/07_train.ipynb #d41d03f4
 def ranks_table(
     ranks:Ranks,        # of the test part
     s:Split,            # for the original ids
@@ -403,7 +409,19 @@ def published_way(
     epoch, metrics = max(test_by_epoch, key=lambda e: e[1]['hr@10'])
     return dict(epoch=epoch, metrics=metrics, note='best epoch read on the test item, as the public tables do; not a fair estimate')
 
-# %% ../nbs/07_train.ipynb #a721e3f2
+def other_epochs(
+    state:State,    # of a finished run, its best weights in the model; they are there again afterwards
+    s:Split,        # for the test part
+    c:Config,       # the settings
+) -> dict|None:     # metrics of the last epoch and of averaged weights
+    "The test metrics that other rules would have reported, where the test part is read at every epoch anyway."
+    if not state.book['test_by_epoch']: return None
+    state.model.load_state_dict(state.mean)
+    averaged = summary(evaluate(state.model, s.test, c.max_length))
+    state.model.load_state_dict(state.best)
+    return dict(last=state.book['test_by_epoch'][-1][1], averaged=averaged)
+
+# %% ../nbs/07_train.ipynb #159509bf
 def run(
     c:Config,               # the settings
     runs:Path|str,          # folder of all runs
@@ -435,7 +453,8 @@ def make_record(c, s, state, folder, started, command):
                 ranks_sha256=file_sha256(folder/'ranks.parquet'), code=code_version(), environment=environment(), started=started.isoformat(timespec='seconds'),
                 wall_time_s=round(book['time_s'] + time.perf_counter() - began, 2), peak_memory_mib=round(peak_memory_mib(), 1), n_parameters=sum(p.numel() for p in state.model.parameters()),
                 epochs=len(book['history']), best_epoch=book['best_epoch'], positions_per_s=round(positions/seconds) if seconds else None,
-                history=book['history'], metrics=dict(valid=summary(valid), test=summary(test)), published_way=published_way(book['test_by_epoch']))
+                history=book['history'], test_hr10_by_epoch=[[epoch, m['hr@10']] for epoch, m in book['test_by_epoch']], metrics=dict(valid=summary(valid), test=summary(test)),
+                published_way=published_way(book['test_by_epoch']), other_epochs=other_epochs(state, s, c))
 
 def describe(s):
     "The split in numbers, with its fingerprint."

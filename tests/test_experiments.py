@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from molrec import cli
-from molrec.core import Config, DataError, choices, config_hash, load_config, make_config, run_id
+from molrec.core import Config, DataError, choices, config_hash, load_config, make_config, read_row, run_id
 from molrec.data import load
 from molrec.report import build_report, check_record, metric_values, read_ranks, read_runs
 
@@ -237,7 +236,7 @@ def test_a_row_is_named_by_what_it_is(path):
 @pytest.mark.parametrize('path', ROWS, ids=name)
 def test_a_row_says_only_what_differs_from_the_defaults(path):
     identity, default = {'row', 'protocol', 'encoder', 'similarity', 'loss'}, dataclasses.asdict(Config())
-    keys = yaml.safe_load(path.read_text())
+    keys = read_row(path)[0]
     assert identity <= keys.keys() and {k for k, v in keys.items() if v == default[k]} <= identity
 
 
