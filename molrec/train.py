@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['head_teachers', 'make_similarity', 'make_encoder', 'Recommender', 'make_model', 'users_of', 'examples', 'encode',
-           'evaluate', 'stages', 'row_loss', 'criteria', 'embedder_loss', 'similarity_loss', 'head_loss', 'batch_loss',
-           'log_frequency', 'State', 'restore', 'make_optimisers', 'learning_rate', 'train_stage', 'close_stage',
-           'followed', 'validate', 'fit', 'some_users', 'filtered', 'prepare', 'ranks_table', 'published_way',
-           'other_epochs', 'run', 'make_record', 'describe', 'read_weights', 'weights_file', 'weights_of', 'load_run',
-           'training_queries', 'teacher_scores', 'next_item_loss', 'teacher_loss', 'fit_head']
+           'score_blocks', 'evaluate', 'exposure', 'stages', 'row_loss', 'criteria', 'embedder_loss', 'similarity_loss',
+           'head_loss', 'batch_loss', 'log_frequency', 'State', 'restore', 'make_optimisers', 'learning_rate',
+           'train_stage', 'close_stage', 'followed', 'validate', 'fit', 'some_users', 'filtered', 'prepare',
+           'ranks_table', 'items_table', 'published_way', 'other_epochs', 'run', 'make_record', 'describe',
+           'read_weights', 'weights_file', 'weights_of', 'load_run', 'training_queries', 'teacher_scores',
+           'next_item_loss', 'teacher_loss', 'fit_head']
 
 # %% ../nbs/07_train.ipynb #1b2396f8
 import dataclasses, json, math, time
@@ -87,7 +88,7 @@ def examples(encoder, batch:PackedBatch) -> tuple:
     queries, targets, sequence = encoder.examples(batch)
     return queries, targets, batch.users[sequence]
 
-# %% ../nbs/07_train.ipynb #a09aaa1e
+# %% ../nbs/07_train.ipynb #eaedd33c
 @torch.no_grad()
 def encode(
     model:Recommender,  # in evaluation mode
@@ -105,6 +106,23 @@ def encode(
     return out
 
 @torch.no_grad()
+def score_blocks(
+    model:Recommender,      # left in the mode it was in
+    holdout:Holdout,        # B users
+    max_length:int,         # items per history, the latest
+    block:int,              # b, users scored at once
+):                          # yields scores (b, N), and the histories and targets of these users
+    "All scores of some users, then of the next."
+    training = model.training
+    model.eval()
+    queries = model.similarity.query_side(encode(model, holdout, max_length), torch.from_numpy(holdout.users))
+    items = model.similarity.item_side(model.encoder.items)
+    for i in range(0, len(holdout), block):
+        rows = np.arange(i, min(i + block, len(holdout)))
+        yield score_tiles(model.similarity, tuple(t[i:i+block] for t in queries), items), holdout.history.select(rows), holdout.targets.select(rows)
+    model.train(training)
+
+@torch.no_grad()
 def evaluate(
     model:Recommender,      # left in the mode it was in
     holdout:Holdout,        # B users
@@ -112,17 +130,24 @@ def evaluate(
     block:int=512,          # users ranked at once
 ) -> Ranks:                 # rank of every target among unseen items
     "Rank the full catalogue for every user."
-    training = model.training
-    model.eval()
-    queries = model.similarity.query_side(encode(model, holdout, max_length), torch.from_numpy(holdout.users))
-    items, ranks = model.similarity.item_side(model.encoder.items), []
-    for i in range(0, len(holdout), block):
-        rows = np.arange(i, min(i + block, len(holdout)))
-        seen, wanted = holdout.history.select(rows), holdout.targets.select(rows)
-        scores = score_tiles(model.similarity, tuple(t[i:i+block] for t in queries), items)
-        ranks.append(target_ranks(scores, (wanted.items, wanted.offsets), (seen.items, seen.offsets)))
-    model.train(training)
+    ranks = [target_ranks(scores, (wanted.items, wanted.offsets), (seen.items, seen.offsets)) for scores, seen, wanted in score_blocks(model, holdout, max_length, block)]
     return Ranks(holdout.users, holdout.targets.offsets, torch.cat(ranks).numpy() if ranks else np.empty(0, dtype=np.int64))
+
+@torch.no_grad()
+def exposure(
+    model:Recommender,      # left in the mode it was in
+    holdout:Holdout,        # B users
+    max_length:int=200,     # items per history, the latest
+    k:int=10,               # length of a list
+    block:int=512,          # users scored at once
+) -> Tensor:                # (N,), int64, B*k in all
+    "In how many of the lists an item is."
+    shown = torch.zeros(len(model.encoder.items), dtype=torch.int64)
+    for scores, seen, _ in score_blocks(model, holdout, max_length, block):
+        user = torch.arange(len(scores)).repeat_interleave(torch.from_numpy(np.diff(seen.offsets)))
+        scores[user, torch.as_tensor(seen.items)] = -torch.inf
+        shown += scores.topk(k, 1).indices.flatten().bincount(minlength=len(shown))
+    return shown
 
 # %% ../nbs/07_train.ipynb #db9c574d
 def stages(
@@ -392,7 +417,7 @@ def prepare(
     valid, test = (some_users(part, n or len(part)) for part, n in ((s.valid, c.valid_users or c.holdout_users), (s.test, c.holdout_users)))
     return dataclasses.replace(s, valid=valid, test=test)
 
-# %% ../nbs/07_train.ipynb #d41d03f4
+# %% ../nbs/07_train.ipynb #5f897c3e
 def ranks_table(
     ranks:Ranks,        # of the test part
     s:Split,            # for the original ids
@@ -400,6 +425,14 @@ def ranks_table(
     "What is kept of the test: enough to compute every metric again."
     users = np.repeat(ranks.users, ranks.counts)
     return pd.DataFrame(dict(user_id=s.user_ids[users], item_id=s.item_ids[s.test.targets.items], rank=ranks.ranks))
+
+def items_table(
+    model:Recommender,  # trained
+    s:Split,            # whose test users are shown lists
+    c:Config,           # the settings
+) -> pd.DataFrame:      # item_id, trained, shown: a row per item of the catalogue
+    "How often each item occurs in training, and in how many of the test users' top ten."
+    return pd.DataFrame(dict(item_id=s.item_ids, trained=np.bincount(s.train.items, minlength=s.n_items), shown=exposure(model, s.test, c.max_length).numpy()))
 
 def published_way(
     test_by_epoch:list,     # [epoch, metrics] at every validation
@@ -421,7 +454,7 @@ def other_epochs(
     state.model.load_state_dict(state.best)
     return dict(last=state.book['test_by_epoch'][-1][1], averaged=averaged)
 
-# %% ../nbs/07_train.ipynb #159509bf
+# %% ../nbs/07_train.ipynb #32b76653
 def run(
     c:Config,               # the settings
     runs:Path|str,          # folder of all runs
@@ -445,7 +478,8 @@ def make_record(c, s, state, folder, started, command):
     "Rank the test part and describe the run."
     began = time.perf_counter()
     valid, test = (evaluate(state.model, part, c.max_length) for part in (s.valid, s.test))
-    with atomic_path(folder/'ranks.parquet') as aside: ranks_table(test, s).to_parquet(aside, index=False)
+    for name, table in dict(ranks=ranks_table(test, s), items=items_table(state.model, s, c)).items():
+        with atomic_path(folder/f'{name}.parquet') as aside: table.to_parquet(aside, index=False)
     with atomic_path(folder/'model.safetensors') as aside: save_file({k: v.contiguous() for k, v in state.model.state_dict().items()}, aside, dict(config=json.dumps(dataclasses.asdict(c))))
     book, seconds = state.book, sum(e['time_s'] for e in state.book['history'])
     positions = sum(e['time_s']*e['positions_per_s'] for e in book['history'])
