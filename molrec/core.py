@@ -193,7 +193,7 @@ def parse_overrides(
         except yaml.YAMLError: raise ConfigError(f'cannot read the value {text!r}') from None
     return {key: value(text) for key, text in pairs}
 
-# %% ../nbs/00_core.ipynb #0925d8a1
+# %% ../nbs/00_core.ipynb #e41967e0
 def read_yaml(
     path:str|Path,  # of a mapping
 ) -> dict:
@@ -206,13 +206,14 @@ def read_yaml(
 
 def read_row(
     path:str|Path,  # YAML file of one row
-) -> tuple:         # its settings, the seeds of its runs, and whether it is long
+) -> tuple:         # its settings, the seeds of its runs, whether it is long, and whether it is for a GPU only
     "What a file says of a row, and what it says of the report."
-    settings = dict(seeds=[0], long=False) | read_yaml(path)
-    seeds, long = settings.pop('seeds'), settings.pop('long')
+    settings = dict(seeds=[0], long=False, gpu=False) | read_yaml(path)
+    seeds, flags = settings.pop('seeds'), {name: settings.pop(name) for name in ('long', 'gpu')}
     if not isinstance(seeds, list) or not seeds or any(type(s) is not int for s in seeds): raise ConfigError(f'{path}: seeds: got {seeds!r}, wanted a list of integers')
-    if type(long) is not bool: raise ConfigError(f'{path}: long: got {long!r}, wanted true or false')
-    return settings, seeds, long
+    for name, flag in flags.items():
+        if type(flag) is not bool: raise ConfigError(f'{path}: {name}: got {flag!r}, wanted true or false')
+    return settings, seeds, *flags.values()
 
 def load_config(
     path:str|Path,              # YAML file of one row
@@ -220,7 +221,7 @@ def load_config(
     overrides:dict|None=None,   # take precedence over both
 ) -> Config:
     "The configuration of one row at one scale."
-    (settings, seeds, _), scales = read_row(path), Path(path).parent.parent/'scales.yaml'
+    (settings, seeds, *_), scales = read_row(path), Path(path).parent.parent/'scales.yaml'
     by_scale = read_yaml(scales) if scales.exists() else {}
     if scale not in choices['scale']: raise ConfigError(f'scale: got {scale!r}, wanted one of {", ".join(choices["scale"])}')
     return make_config(dict(seed=seeds[0]) | settings | by_scale.get(scale, {}) | dict(scale=scale) | (overrides or {}), str(path))

@@ -53,9 +53,9 @@ def save_figure(
     with atomic_path(files[2]) as aside: data.to_csv(aside, index=False, float_format='%.6g', lineterminator='\n')
     return files
 
-# %% ../nbs/30_plots.ipynb #856d1db0
+# %% ../nbs/30_plots.ipynb #bdf97136
 def hr_figure(
-    table:pd.DataFrame,    # columns row, method (a key of `methods`), published, ours, low, high; NaN where there is none
+    table:pd.DataFrame,    # columns row, method (a key of `methods`), published, ours, low, high, and maybe published_way; NaN where there is none
     label:str='HR@10',     # of the axis
     width:float=7.2,       # inches; below 5 the letters shrink a little, for telephones
 ) -> Figure:
@@ -70,11 +70,12 @@ def hr_figure(
                 ax.plot([r.low, r.high], [y - shift]*2, color=style['color'], lw=1.8, solid_capstyle='round', alpha=.75)
                 ax.plot(r.ours, y - shift, **style, ms=6, ls='')
             if pd.notna(r.published): ax.plot(r.published, y + shift, **style, ms=5.5, mfc='white', mew=1.1, ls='')
+            if pd.notna(way := getattr(r, 'published_way', float('nan'))): ax.plot(way, y - shift, marker='|', color=style['color'], ms=9, mew=1.5, ls='')
         rows_axis(ax, table.row, label)
-        legend_above(fig, 'published' if table.published.notna().any() else None)
+        legend_above(fig, 'published' if table.published.notna().any() else None, 'published_way' in table and table.published_way.notna().any())
     return fig
 
-# %% ../nbs/30_plots.ipynb #e75b21eb
+# %% ../nbs/30_plots.ipynb #f523c11a
 def rows_axis(
     ax,            # matplotlib axes
     names,         # one per line, top to bottom
@@ -91,12 +92,14 @@ def rows_axis(
 def legend_above(
     fig:Figure,          # with constrained layout, which makes room
     hollow:str|None,     # what a hollow marker means; `None`: there are none
+    way:bool=False,      # are there ticks at ours, read the published way?
 ) -> None:
     "Key of filled and hollow markers, above the drawing."
     grey = dict(color='#555555', marker='o', ms=6)
     marks = [Line2D([], [], **grey, lw=1.8, label='ours, with its 95 % interval')]
+    if way: marks.append(Line2D([], [], color='#555555', marker='|', ms=9, mew=1.5, ls='', label='ours, published way'))
     if hollow: marks.append(Line2D([], [], **grey, ls='', mfc='white', mew=1.1, label=hollow))
-    fig.legend(handles=marks, loc='outside upper right', ncols=2, frameon=False, borderpad=0, handletextpad=.5, columnspacing=1.5)
+    fig.legend(handles=marks, loc='outside upper right', ncols=3, frameon=False, borderpad=0, handletextpad=.5, columnspacing=1.5)
 
 # %% ../nbs/30_plots.ipynb #d0270d5a
 def hr_caption(
