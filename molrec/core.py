@@ -262,7 +262,7 @@ def environment() -> dict:
     return dict(python=platform.python_version(), **{name: version_of(name) for name in libraries}, platform=f'{platform.system()} {platform.machine()}',
                 cpu=cpu_name(), cores=os.cpu_count(), threads=torch.get_num_threads(), cpu_capability=torch.backends.cpu.get_cpu_capability(), memory_gib=round(pages/2**30, 1), gpu=gpu)
 
-# %% ../nbs/00_core.ipynb #809e88eb
+# %% ../nbs/00_core.ipynb #d899222c
 def git(*args) -> str|None:
     "Output of a git command in the package's own checkout; None where there is none."
     try: done = subprocess.run(['git', *args], cwd=Path(__file__).parent if '__file__' in globals() else Path.cwd(), capture_output=True, text=True, timeout=10)
@@ -271,7 +271,7 @@ def git(*args) -> str|None:
 
 def code_version() -> dict:
     "Version of the package, and commit where it runs from a checkout."
-    changed = git('status', '--porcelain', '--untracked-files=no', '--', '*.py', '*.ipynb', '*.yaml')
+    changed = git('status', '--porcelain', '--untracked-files=no', '--', '*.py', '*.ipynb', '*.yaml', ':!reports')
     return dict(version=version_of('molrec'), commit=git('rev-parse', 'HEAD'), dirty=None if changed is None else bool(changed))
 
 # %% ../nbs/00_core.ipynb #80ae5f17
