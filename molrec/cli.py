@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['epoch_s', 'more_s', 'start_s', 'sizes', 'benches', 'project_root', 'execute', 'tidied', 'record_file', 'read_record',
-           'run_row', 'labelled', 'shown', 'seconds_text', 'result_text', 'run', 'settings_of', 'report_rows',
-           'guess_s', 'took_before', 'expected_s', 'progress_line', 'where_data', 'why_not', 'passed_over', 'say',
-           'row_command', 'run_missing', 'measurements', 'retrieval', 'report', 'find_run', 'list_text', 'search',
-           'mol_shape', 'memory_gib', 'plan_table', 'plan', 'data', 'Check', 'pins', 'check_versions', 'check_machine',
-           'check_kernels', 'check_compiled', 'check_checkout', 'check_data', 'doctor', 'spaced', 'add_scale',
-           'add_run', 'add_bench', 'add_search', 'add_plan', 'parser', 'bench', 'dispatch', 'main']
+           'run_row', 'labelled', 'shown', 'seconds_text', 'result_text', 'run', 'settings_of', 'without_gpu_rows',
+           'report_rows', 'guess_s', 'took_before', 'expected_s', 'progress_line', 'where_data', 'why_not',
+           'passed_over', 'say', 'row_command', 'run_missing', 'measurements', 'retrieval', 'report', 'find_run',
+           'list_text', 'search', 'mol_shape', 'memory_gib', 'plan_table', 'plan', 'data', 'Check', 'pins',
+           'check_versions', 'check_machine', 'check_kernels', 'check_compiled', 'check_checkout', 'check_data',
+           'doctor', 'spaced', 'add_scale', 'add_run', 'add_bench', 'add_search', 'add_plan', 'parser', 'bench',
+           'dispatch', 'main']
 
 # %% ../nbs/36_cli.ipynb #041aa3ac
 import argparse, dataclasses, difflib, json, os, re, shlex, shutil, subprocess, sys, time
@@ -144,8 +145,19 @@ def run(
     else: print(f'{row.row}: {result_text(run_row(row, runs, root, command))} ({shown(file, root)})')
     return read_record(file)
 
-# %% ../nbs/36_cli.ipynb #c79fc342
+# %% ../nbs/36_cli.ipynb #016435e6
 def settings_of(scale:str) -> str: return 'smoke' if scale == 'smoke' else 'quick'   # paper: every row, each as its file says
+
+def without_gpu_rows(
+    found:list,         # of (file, seeds, whether it is for a GPU only)
+    told:bool,          # say what is left out
+) -> list:              # of (file, seeds): what can run here
+    "Rows without those that want a GPU, where there is none."
+    if not any(gpu for *_, gpu in found): return [(f, seeds) for f, seeds, _ in found]
+    import torch  # late: it takes a second to import
+    absent = [] if torch.cuda.is_available() else [f for f, _, gpu in found if gpu]
+    if absent and told: print('left out, since there is no GPU: ' + ', '.join(f'{f.parent.name}/{f.stem}' for f in absent), flush=True)
+    return [(f, seeds) for f, seeds, _ in found if f not in absent]
 
 def report_rows(
     root:Path,          # of the checkout
@@ -158,7 +170,8 @@ def report_rows(
         twin, folder = published_row(dataclasses.asdict(pair[1])), pair[0].parent.name
         return folder != 'ml-1m', folder, pair[1].protocol != 'global-time', -1 if twin is None else twin.name, pair[0].name, pair[1].seed
     files = sorted((root/'nbs'/'configs').glob('ml-1m/*.yaml' if scale == 'smoke' else '*/*.yaml'))
-    chosen = [(f, seeds[:1] if scale == 'smoke' else seeds) for f in files for _, seeds, is_long in [read_row(f)] if long or scale == 'paper' or not is_long]
+    found = [(f, seeds[:1] if scale == 'smoke' else seeds, gpu) for f in files for _, seeds, is_long, gpu in [read_row(f)] if long or scale == 'paper' or not is_long]
+    chosen = without_gpu_rows(found, told=scale == 'paper')
     if not chosen: raise ConfigError(f'{shown(root/"nbs"/"configs", root)}: no rows')
     return sorted(((f, load_config(f, settings_of(scale), dict(seed=seed))) for f, seeds in chosen for seed in seeds), key=order)
 
@@ -530,7 +543,7 @@ def spaced(
     for word in words: out += word.split('=', 1) if out and out[-1] in ('-p', '--parameter') and '=' in word else [word]
     return out
 
-# %% ../nbs/36_cli.ipynb #50843d83
+# %% ../nbs/36_cli.ipynb #158835ba
 def add_scale(p, scales=dict(smoke='minutes, on ML-100K', quick='at most 40 minutes', paper='every row, those that train for hours too')) -> None:
     "The budget."
     p.add_argument('--scale', choices=tuple(scales), default='quick', help='; '.join(f'{k}: {v}' for k, v in scales.items()) + ' (default: quick)')
@@ -543,7 +556,7 @@ def add_run(p) -> None:
     p.add_argument('--runs', help='folder of records (default: reports/runs of the checkout)')
 
 benches = {
-    'training': 'seconds and memory of a step, ours against the plain form', 'stage1': 'candidates from a million items, ours against FAISS, usearch and torch',
+    'training': 'seconds and memory of a step, ours against the plain form', 'encoders': 'training positions per second of each encoder, packed against padded', 'stage1': 'candidates from a million items, ours against FAISS, usearch and torch',
     'search': 'scores, whole searches and cost against corpus size, ours against brute force', 'hundred-million': 'one index of a hundred million items (a million with --quick)',
     'kernels': 'machine code, bounds and predictions of the Triton kernels; it needs no GPU'}
 
@@ -593,12 +606,12 @@ def parser() -> argparse.ArgumentParser:
     add('doctor', 'what this machine has, what is missing, and what to type')
     return top
 
-# %% ../nbs/36_cli.ipynb #d8511b1f
+# %% ../nbs/36_cli.ipynb #f6af9c25
 def bench(what:str, out:str|None, quick:bool) -> None:
     "`molrec bench`."
-    from molrec import bench, bench_kernels, bench_search  # late: figures and tables take a second to import
+    from molrec import bench, bench_encoders, bench_kernels, bench_search  # late: figures and tables take a second to import
     if what == 'kernels': bench_kernels.write_kernels(Path(out) if out else project_root()/'reports'/'kernels'); return
-    made = bench.training if what == 'training' else getattr(bench_search, what.replace('-', '_'))
+    made = dict(training=bench.training, encoders=bench_encoders.encoders).get(what) or getattr(bench_search, what.replace('-', '_'))
     made(Path(out) if out else project_root()/'reports'/'bench', quick=quick)
 
 def dispatch(

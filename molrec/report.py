@@ -571,9 +571,9 @@ main table.gt_table { font-family: inherit !important; font-variant-numeric: tab
   main .gt_table .gt_col_heading { font-size: 10.5px !important } .gt_table .ci { font-size: 10.5px } main .gt_table b { font-weight: 700 }
 }'''
 
-# %% ../nbs/34_report.ipynb #05257ada
+# %% ../nbs/34_report.ipynb #08008d01
 dataset_names = {'ml-1m': 'MovieLens 1M', 'ml-100k': 'MovieLens 100K', 'ml-20m': 'MovieLens 20M',
-                 'amazon-beauty': 'Amazon Beauty', 'amazon-games': 'Amazon Games', 'amazon-books': 'Amazon Books, a sample'}
+                 'amazon-beauty': 'Amazon Beauty', 'amazon-games': 'Amazon Games', 'amazon-books': 'Amazon Books'}
 protocol_names = {'global-time': 'global time split', 'leave-last-one-out': 'leave-last-one-out'}
 how_judged = ('A row agrees when the published value lies inside our 95 % interval combined with theirs, the standard error of a hit rate on 450 users. '
               'No spread was published for MRR, so it is held against our interval alone. Bold: the best of our rows, where the paired test against the runner-up survives Holm\'s correction.')
@@ -582,7 +582,8 @@ def section_title(runs:list[Run]) -> str:
     "Data set and protocol of a block, and the order of ties where it is not that of the file."
     dataset, protocol, _, n = block_of(runs[0])
     shuffled, drawn = ', ties shuffled'*(runs[0].config['tie_order'] == 'shuffled'), f', {n:,} users drawn'*bool(runs[0].config.get('holdout_users'))
-    return f'{dataset_names.get(dataset, dataset)}, {protocol_names.get(protocol, protocol)}{shuffled}{drawn}'
+    sample = ', a sample'*bool(runs[0].config.get('sample_users'))
+    return f'{dataset_names.get(dataset, dataset)}{sample}, {protocol_names.get(protocol, protocol)}{shuffled}{drawn}'
 
 def metric_tables(
     table:pd.DataFrame,  # of a block

@@ -219,6 +219,37 @@ def test_training_gets_the_same_loss_and_gradients():
     for plain, kernel in zip(*both): torch.testing.assert_close(kernel, plain, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize('clock', ['next', 'own', 'none', 'off'])
+def test_hstu_gets_the_same_queries_and_gradients(clock):
+    "With the time until the next event, until the present one, no timestamps, no bias by time."
+    from molrec.data import PackedBatch
+    from molrec.hstu import HSTU
+    torch.manual_seed(0)
+    lengths, more = [5, 5, 1, 18], dict(next_time=clock == 'next', use_time=clock != 'off')
+    offsets, T = torch.tensor([0, *lengths]).cumsum(0), sum(lengths)
+    times = torch.cat([torch.randint(10**7, (n,)).sort().values for n in lengths])
+    given = offsets, torch.randint(30, (T,)), None, *((None, None) if clock == 'none' else (times, times + torch.randint(10**6, (T,))))
+    batch = PackedBatch(torch.arange(4), *given).to(DEVICE)
+    models = [HSTU(30, 12, max_length=20, n_blocks=2, n_heads=2, head_dim=6, dropout=0., impl=impl, **more).to(DEVICE) for impl in ('torch', 'triton')]
+    models[1].load_state_dict(models[0].state_dict())
+    used = [n for n, _ in models[0].named_parameters() if clock != 'none' or 'elapsed' not in n]
+    slopes, both = torch.randn(T, 12).to(DEVICE), []
+    for model in models:
+        out = model(batch)
+        both.append((out, *torch.autograd.grad((out*slopes).sum(), [p for n, p in model.named_parameters() if n in used])))
+    assert all(t.abs().max() > 0 for t in both[0])
+    for plain, kernel in zip(*both): close(kernel, plain, 5e-5*float(plain.detach().abs().max()))
+
+
+@pytest.mark.skipif(not ON_GPU, reason='needs a GPU')
+def test_hstu_takes_the_kernel_on_a_gpu_unasked(monkeypatch):
+    from molrec import hstu
+    asked, kernel = [], hstu.attention_by_kernel
+    monkeypatch.setattr(hstu, 'attention_by_kernel', lambda *given: asked.append(1) or kernel(*given))
+    hstu.hstu_attention(*(torch.randn(5, 2, 8, device=DEVICE) for _ in range(3)), torch.randn(19, device=DEVICE), None, hstu.Clock(torch.tensor([0, 5], device=DEVICE)), 10)
+    assert asked == [1]
+
+
 def test_a_loss_without_a_kernel_is_refused():
     from molrec.losses import draw_negatives, sampled_loss
     from molrec.similarity import Dot

@@ -86,7 +86,7 @@ def test_sigkill_in_the_middle_of_an_epoch(world, tmp_path, settings):
     assert ('head.from_item.weight' in weights) == ('head_width' in settings)
     assert all(weights[k].tobytes() == weights_killed[k].tobytes() for k in weights)
     assert numbers == numbers_killed
-    leftovers = [p.name for p in killed.glob('*/*') if p.name not in ('record.json', 'ranks.parquet', 'model.safetensors', '.lock')]
+    leftovers = [p.name for p in killed.glob('*/*') if p.name not in ('record.json', 'ranks.parquet', 'items.parquet', 'model.safetensors', '.lock')]
     assert all(name.startswith('.') and 'state' in name for name in leftovers)  # at most what the kill interrupted
 
 
