@@ -153,8 +153,16 @@ def test_import_molrec_costs_nothing():
 # -- reports --
 
 def test_no_record_or_table_names_a_place_on_the_machine_that_made_it():
-    files = [p for p in (ROOT/'reports').rglob('*') if p.suffix in ('.json', '.md', '.csv', '.html', '.svg')]
+    files = [p for p in (ROOT/'reports').rglob('*') if p.suffix in ('.json', '.md', '.csv', '.html', '.svg', '.ipynb')]
     assert [name(p) for p in files if MACHINE_PATH.search(p.read_text(encoding='utf-8'))] == []
+
+
+@every(sorted((ROOT/'reports'/'runs').glob('*/run.ipynb')))
+def test_the_notebook_of_a_record_is_of_that_record(path):
+    notebook, record = read(path), json.loads(path.with_name('record.json').read_text())
+    assert path.stat().st_size < 3e5 and not [o for c in notebook['cells'] for o in c.get('outputs', []) if o['output_type'] == 'error']
+    said = ''.join(text(c['source']) for c in notebook['cells'])
+    assert f"command = {json.dumps(record['command'])}" in said and f"seed = {record['seed']}" in said
 
 
 # -- README, continuous integration --
