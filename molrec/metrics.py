@@ -158,24 +158,25 @@ def bootstrap_ci(
     low, high = np.quantile(draws @ values/len(per_user), [(1 - level)/2, (1 + level)/2])
     return float(low), float(high)
 
-# %% ../nbs/02_metrics.ipynb #5e85646a
+# %% ../nbs/02_metrics.ipynb #856db58b
 def paired_test(
-    a:np.ndarray,         # a metric per user under one model, (B,), float
-    b:np.ndarray,         # the same users under the other, (B,), float
+    a:np.ndarray,         # a metric per user under one model, (B,), or of m models, (m, B), float
+    b:np.ndarray,         # the same users under the other, of the same shape
     seed:int=0,           # of the sign flips
     n_perm:int=10_000,    # sign flips; the smallest p is 1/(n_perm + 1)
-) -> float:               # two-sided p-value, above 0 to 1
+) -> float:               # two-sided p-value, above 0 to 1; of m pairs, (m,)
     "Sign-flip permutation test of the mean difference over users."
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape: raise DataError(f'paired values must be of the same users, got {a.shape} and {b.shape}')
-    if np.isnan(a - b).any(): raise DataError(f'user at position {np.isnan(a - b).argmax()} has NaN')
-    difference = (a - b)[a != b]
-    rng, seen, extreme = np.random.default_rng(seed), abs(difference.sum()), 0
+    pairs = np.atleast_2d(a - b)
+    if np.isnan(pairs).any(): raise DataError(f'user at position {np.isnan(pairs).any(0).argmax()} has NaN')
+    pairs = pairs[:, pairs.any(0)].T    # users who differ in any pair, (B', m): the same flips serve all pairs
+    rng, seen, extreme = np.random.default_rng(seed), abs(pairs.sum(0)), 0
     for start in range(0, n_perm, 1_000):
-        signs = rng.integers(0, 2, (min(1_000, n_perm - start), len(difference)), dtype=np.int8)
-        flipped = (2*signs - 1).astype(np.float64) @ difference
-        extreme += int((abs(flipped) >= seen - 1e-9).sum())
-    return (1 + extreme)/(1 + n_perm)
+        signs = rng.integers(0, 2, (min(1_000, n_perm - start), len(pairs)), dtype=np.int8)
+        extreme += (abs((2*signs - 1).astype(np.float64) @ pairs) >= seen - 1e-9).sum(0)
+    p = (1 + extreme)/(1 + n_perm)
+    return p if a.ndim > 1 else float(p[0])
 
 # %% ../nbs/02_metrics.ipynb #8ed9c3fe
 def holm(

@@ -267,7 +267,7 @@ def results_table(
             lines += [line(t.row, t.similarity, metric, t[metric], *[math.nan]*3, n_published) for _, t in published.drop(index=ran).iterrows()]
     return pd.DataFrame(lines)
 
-# %% ../nbs/34_report.ipynb #53381e6a
+# %% ../nbs/34_report.ipynb #ecc907f9
 def paired_tests(
     runs:list[Run],   # of one block
     metrics:tuple,    # names
@@ -278,7 +278,9 @@ def paired_tests(
     parts = []
     for metric in metrics:
         of = {r.label: values(r, metric) for r in runs}
-        part = [dict(metric=metric, row_a=a, row_b=b, difference=(of[a] - of[b]).mean(), p=paired_test(of[a], of[b])) for a, b in itertools.combinations(of, 2)]
+        pairs = list(itertools.combinations(of, 2))
+        p = paired_test(*(np.stack([of[pair[i]] for pair in pairs]) for i in (0, 1))) if pairs else []
+        part = [dict(metric=metric, row_a=a, row_b=b, difference=(of[a] - of[b]).mean(), p=one) for (a, b), one in zip(pairs, p)]
         parts += [d | dict(p_holm=p) for d, p in zip(part, holm([d['p'] for d in part]))]
     return pd.DataFrame(parts, columns=['metric', 'row_a', 'row_b', 'difference', 'p', 'p_holm'])
 
