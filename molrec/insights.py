@@ -126,14 +126,15 @@ def hits_by_popularity(
     hits = values(run, 'hr@10')
     return pd.DataFrame([dict(row=run.label, method=method_of(run.config), group=g, trained=medians[g], hr=(part := hits[group == g]).mean(), **dict(zip(('low', 'high'), bootstrap_ci(part)))) for g in range(n)])
 
-# %% ../nbs/34b_insights.ipynb #5bbbaeb3
+# %% ../nbs/34b_insights.ipynb #0cad5806
 def similarity_pair(
     runs:list[Run],     # of one block
     runs_dir:Path,      # where their folders are
 ) -> tuple|None:        # the dot product's `Run` and MoL's; None: no such pair
     "Two rows that differ in nothing but the similarity, as far as the encoder and the epochs go."
     known = [r for r in runs if (runs_dir/r.record['id']/'items.parquet').exists()]
-    def same(a, b): return published_name(a.config)[0] == published_name(b.config)[0] and a.config.get('epochs') == b.config.get('epochs')
+    def epochs(r): return r.config.get('epochs', 0) + r.config.get('warm_epochs', 0)
+    def same(a, b): return published_name(a.config)[0] == published_name(b.config)[0] and epochs(a) == epochs(b)
     pairs = [(a, b) for a in known for b in known if (a.config['similarity'], b.config['similarity']) == ('dot', 'mol') and same(a, b)]
     return max(pairs, key=lambda p: values(p[1], 'hr@10').mean(), default=None)
 

@@ -242,7 +242,9 @@ def test_a_row_says_only_what_differs_from_the_defaults(path):
 
 
 def test_rows_are_different_runs():
-    for scale in choices['scale']: assert len({run_id(load_config(p, scale)) for p in ROWS}) == len(ROWS)
+    for scale in choices['scale']:
+        rows = [p for p in ROWS if scale != 'smoke' or p.parent.name == 'ml-1m']   # at smoke scale the others are not run
+        assert len({run_id(load_config(p, scale)) for p in rows}) == len(rows)
 
 
 def test_committed_records_keep_their_names():
