@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['head_teachers', 'make_similarity', 'make_encoder', 'Recommender', 'make_model', 'place_of', 'users_of', 'examples',
-           'encode', 'score_blocks', 'evaluate', 'exposure', 'stages', 'row_loss', 'criteria', 'embedder_loss',
+           'encode', 'score_blocks', 'evaluate', 'top_counts', 'stages', 'row_loss', 'criteria', 'embedder_loss',
            'similarity_loss', 'head_loss', 'batch_loss', 'log_frequency', 'State', 'restore', 'make_optimisers',
            'learning_rate', 'train_stage', 'close_stage', 'followed', 'validate', 'fit', 'some_users', 'filtered',
            'prepare', 'ranks_table', 'items_table', 'published_way', 'other_epochs', 'run', 'make_record', 'describe',
            'read_weights', 'weights_file', 'weights_of', 'load_run', 'training_queries', 'teacher_scores',
            'next_item_loss', 'teacher_loss', 'fit_head']
 
-# %% ../nbs/07_train.ipynb #ec8969cf
+# %% ../nbs/07_train.ipynb #983e063b
 import dataclasses, itertools, json, math, time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .core import Config, ConfigError, DataError, atomic_path, code_version, config_hash, environment, file_sha256, make_config, peak_memory_mib, run_id, write_json
-from .data import Holdout, PackedBatch, PackedBatches, Split, drop_rare_items, k_core, latest, load, pack_history, split
+from .data import Holdout, PackedBatch, PackedBatches, Sequences, Split, drop_rare_items, k_core, latest, load, pack_history, split
 from .bert4rec import BERT4Rec
 from .encoders import SVD, Popularity, SASRec, item_factors
 from .gru4rec import GRU4Rec
@@ -92,7 +92,7 @@ def examples(encoder, batch:PackedBatch) -> tuple:
     queries, targets, sequence = encoder.examples(batch)
     return queries, targets, batch.users[sequence]
 
-# %% ../nbs/07_train.ipynb #f8b276eb
+# %% ../nbs/07_train.ipynb #6d3a27db
 @torch.no_grad()
 def encode(
     model:Recommender,  # in evaluation mode
@@ -132,26 +132,24 @@ def evaluate(
     holdout:Holdout,        # B users
     max_length:int=200,     # items per history, the latest
     block:int=512,          # users ranked at once
+    shown:Tensor|None=None, # (N,), int64: raised by how many users have an item in their top ten
 ) -> Ranks:                 # rank of every target among unseen items
     "Rank the full catalogue for every user."
-    ranks = [target_ranks(scores, (wanted.items, wanted.offsets), (seen.items, seen.offsets)) for scores, seen, wanted in score_blocks(model, holdout, max_length, block)]
+    ranks = []
+    for scores, seen, wanted in score_blocks(model, holdout, max_length, block):
+        ranks.append(target_ranks(scores, (wanted.items, wanted.offsets), (seen.items, seen.offsets)))
+        if shown is not None: shown += top_counts(scores, seen).to(shown.device)
     return Ranks(holdout.users, holdout.targets.offsets, torch.cat(ranks).cpu().numpy() if ranks else np.empty(0, dtype=np.int64))
 
-@torch.no_grad()
-def exposure(
-    model:Recommender,      # left in the mode it was in
-    holdout:Holdout,        # B users
-    max_length:int=200,     # items per history, the latest
-    k:int=10,               # length of a list
-    block:int=512,          # users scored at once
-) -> Tensor:                # (N,), int64, B*k in all
-    "In how many of the lists an item is."
-    shown = torch.zeros(len(model.encoder.items), dtype=torch.int64, device=place_of(model))
-    for scores, seen, _ in score_blocks(model, holdout, max_length, block):
-        user = torch.arange(len(scores)).repeat_interleave(torch.from_numpy(np.diff(seen.offsets)))
-        scores[user.to(scores.device), torch.as_tensor(seen.items).to(scores.device)] = -torch.inf
-        shown += scores.topk(k, 1).indices.flatten().bincount(minlength=len(shown))
-    return shown.cpu()
+def top_counts(
+    scores:Tensor,      # (b, N), overwritten where seen
+    seen:Sequences,     # histories of these users
+    k:int=10,           # length of a list
+) -> Tensor:            # (N,), int64, b*k in all
+    "In how many lists each item is."
+    user = torch.arange(len(scores)).repeat_interleave(torch.from_numpy(np.diff(seen.offsets)))
+    scores[user.to(scores.device), torch.as_tensor(seen.items).to(scores.device)] = -torch.inf
+    return scores.topk(k, 1).indices.flatten().bincount(minlength=scores.shape[1])
 
 # %% ../nbs/07_train.ipynb #db9c574d
 def stages(
@@ -422,7 +420,7 @@ def prepare(
     valid, test = (some_users(part, n or len(part)) for part, n in ((s.valid, c.valid_users or c.holdout_users), (s.test, c.holdout_users)))
     return dataclasses.replace(s, valid=valid, test=test)
 
-# %% ../nbs/07_train.ipynb #5f897c3e
+# %% ../nbs/07_train.ipynb #65afffe8
 def ranks_table(
     ranks:Ranks,        # of the test part
     s:Split,            # for the original ids
@@ -432,12 +430,11 @@ def ranks_table(
     return pd.DataFrame(dict(user_id=s.user_ids[users], item_id=s.item_ids[s.test.targets.items], rank=ranks.ranks))
 
 def items_table(
-    model:Recommender,  # trained
-    s:Split,            # whose test users are shown lists
-    c:Config,           # the settings
+    shown:Tensor,       # in how many lists an item is, (N,)
+    s:Split,            # for the original ids
 ) -> pd.DataFrame:      # item_id, trained, shown: a row per item of the catalogue
     "How often each item occurs in training, and in how many of the test users' top ten."
-    return pd.DataFrame(dict(item_id=s.item_ids, trained=np.bincount(s.train.items, minlength=s.n_items), shown=exposure(model, s.test, c.max_length).numpy()))
+    return pd.DataFrame(dict(item_id=s.item_ids, trained=np.bincount(s.train.items, minlength=s.n_items), shown=shown.numpy()))
 
 def published_way(
     test_by_epoch:list,     # [epoch, metrics] at every validation
@@ -459,7 +456,7 @@ def other_epochs(
     state.model.load_state_dict(state.best)
     return dict(last=state.book['test_by_epoch'][-1][1], averaged=averaged)
 
-# %% ../nbs/07_train.ipynb #32b76653
+# %% ../nbs/07_train.ipynb #93b7abb1
 def run(
     c:Config,               # the settings
     runs:Path|str,          # folder of all runs
@@ -482,8 +479,9 @@ def run(
 def make_record(c, s, state, folder, started, command):
     "Rank the test part and describe the run."
     began = time.perf_counter()
-    valid, test = (evaluate(state.model, part, c.max_length) for part in (s.valid, s.test))
-    for name, table in dict(ranks=ranks_table(test, s), items=items_table(state.model, s, c)).items():
+    shown = torch.zeros(s.n_items, dtype=torch.int64)
+    valid, test = evaluate(state.model, s.valid, c.max_length), evaluate(state.model, s.test, c.max_length, shown=shown)
+    for name, table in dict(ranks=ranks_table(test, s), items=items_table(shown, s)).items():
         with atomic_path(folder/f'{name}.parquet') as aside: table.to_parquet(aside, index=False)
     with atomic_path(folder/'model.safetensors') as aside: save_file({k: v.contiguous() for k, v in state.model.state_dict().items()}, aside, dict(config=json.dumps(dataclasses.asdict(c))))
     book, seconds = state.book, sum(e['time_s'] for e in state.book['history'])
