@@ -21,10 +21,10 @@ from .metrics import bootstrap_ci
 from .plots import black, blue, green, method_style, orange, purple, save_figure, theme, vermillion
 from .report import Run, block_of, blocks, figure_html, hardware, method_of, published_name, read_runs, section_title, set_table, values, write
 
-# %% ../nbs/34b_insights.ipynb #f5d8fe44
+# %% ../nbs/34b_insights.ipynb #b771670a
 def curves_table(
     runs:list[Run],     # of one block
-    least:int=10,       # validations; shorter trainings are left out
+    least:int=4,        # validations; runs with fewer are left out
 ) -> pd.DataFrame:      # row, encoder, similarity, seed, epoch, valid, kept
     "Validation HR@10 by epoch, of every seed."
     lines = []
@@ -126,7 +126,7 @@ def hits_by_popularity(
     hits = values(run, 'hr@10')
     return pd.DataFrame([dict(row=run.label, method=method_of(run.config), group=g, trained=medians[g], hr=(part := hits[group == g]).mean(), **dict(zip(('low', 'high'), bootstrap_ci(part)))) for g in range(n)])
 
-# %% ../nbs/34b_insights.ipynb #0cad5806
+# %% ../nbs/34b_insights.ipynb #c4ff1af0
 def similarity_pair(
     runs:list[Run],     # of one block
     runs_dir:Path,      # where their folders are
@@ -154,7 +154,7 @@ def popularity_figure(
             right.errorbar(part.group + shift, part.hr, [part.hr - part.low, part.high - part.hr], **style, ms=5, lw=1.2)
         left.plot(np.arange(1, len(items) + 1)/len(items), items.trained.cumsum()/items.trained.sum(), color='#888888', lw=1.2, ls=':', label='training interactions')
         left.set(xlabel='items, the most popular first', ylabel='share of all', xscale='log', xlim=(1/len(items), 1), ylim=(0, 1.02))
-        left.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=None))
+        left.xaxis.set_major_formatter(lambda share, _: f'{100*share:g} %')
         right.set(xlabel='training count of the target (median of a fifth)', ylabel='HR@10', ylim=(0, None), xticks=range(5), xticklabels=[f'{t:,.0f}' for t in part.trained])
         for ax in (left, right): ax.grid(color='#E4E4E4', lw=.7); ax.set_axisbelow(True)
         fig.legend(*left.get_legend_handles_labels(), loc='outside upper right', ncols=3, frameon=False)
