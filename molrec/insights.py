@@ -196,11 +196,11 @@ def checklist(
         hardware=hardware(r), threads=r.record['environment'].get('threads'), torch=r.record['environment'].get('torch'), split=r.record['split']['fingerprint'], commit=r.record['code'].get('commit'),
         clean=r.record['code'].get('dirty') is False, record=r.record['id']) for run in runs for r in run.each])
 
-# %% ../nbs/34b_insights.ipynb #765bd305
+# %% ../nbs/34b_insights.ipynb #23ee3189
 def short(lines:pd.DataFrame) -> pd.DataFrame:
-    "The checklist as it is printed: the columns that a page has room for."
+    "The checklist as it is printed: the columns that a page has room for, and of the rule what differs between rows."
     text = lambda column, f: [f(v) for v in lines[column]]
-    return pd.DataFrame({'row': [html.escape(f'{r.row}, seed {r.seed}' if r.runs > 1 else r.row) for r in lines.itertuples()], 'data': text('data', html.escape), 'the epoch': text('selection', html.escape), 'negatives': text('negatives', str),
+    return pd.DataFrame({'row': [html.escape(f'{r.row}, seed {r.seed}' if r.runs > 1 else r.row) for r in lines.itertuples()], 'data': text('data', html.escape), 'epoch': [s.split('epoch ')[-1].replace(', as planned', '') for s in lines.selection], 'negatives': text('negatives', str),
         'parameters': text('parameters', '{:,}'.format), 'time': text('wall_time_s', lambda s: f'{s/60:,.0f} min' if s >= 60 else f'{s:.0f} s'), 'memory': text('peak_memory_mib', lambda m: f'{m/1024:.1f} GiB'),
         'split': text('split', lambda s: s[:8]), 'code': [f'{(r.commit or "–")[:7]}{"" if r.clean else ", changed"}' for r in lines.itertuples()]})
 
@@ -211,7 +211,7 @@ def build_insights(
 ) -> tuple[dict, str]:      # name: Path of each file written; sections of the page, as HTML
     "Curves, popularity and checklist of every block."
     runs_dir, out, files, sections = Path(runs_dir), Path(out_dir), {}, []
-    runs = [r for r in read_runs(runs_dir, scale) if not r.config.get('tie_seed')]
+    runs = [r for block in blocks([r for r in read_runs(runs_dir, scale) if not r.config.get('tie_seed')]) for r in block]
     def keep(fig, data, name, caption):
         files.update({f'{name} {f.suffix[1:]}': f for f in save_figure(fig, out/'figures'/name, data)})
         return figure_html(out/'figures'/f'{name}.svg', name, caption)
@@ -230,5 +230,5 @@ def build_insights(
     files['checklist'] = write(out/'tables'/'checklist.csv', lines.to_csv(index=False, lineterminator='\n'))
     page = f'<h2>How training went, and what is recommended</h2>{"".join(sections)}' if sections else ''
     machines = '; '.join(sorted(set(lines.hardware)))
-    return files, page + (f'<h2>Reproducibility checklist</h2><p class="small">{len(lines)} records. Hardware: {html.escape(machines)}. Versions, threads, full fingerprints and commits are in tables/checklist.csv. Times are those of a machine that did other work beside; none is a benchmark.</p>'
-                          f'<details><summary>All records</summary>{set_table(short(lines), "checklist")}</details>')
+    return files, page + (f'<h2>Reproducibility checklist</h2><p class="small">{len(lines)} records. Hardware: {html.escape(machines)}. Every epoch is the one with the best HR@10 on the validation part; where no reason is given, training ended as planned. The rule in full, versions, threads, fingerprints and commits are in tables/checklist.csv. Times are those of a machine that did other work beside; none is a benchmark.</p>'
+                          f'<details><summary>All records</summary>{set_table(short(lines), "checklist", ("data", "epoch", "negatives"))}</details>')

@@ -439,7 +439,7 @@ def markdown_table(
     rule = [':--' if c in left else '--:' for c in text]
     return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in [text.columns, rule, *text.values.tolist()])
 
-# %% ../nbs/34_report.ipynb #14152ac2
+# %% ../nbs/34_report.ipynb #c3663afb
 def html_table(
     part:pd.DataFrame,   # lines of a table
     first:str,           # column that names the line
@@ -453,9 +453,10 @@ def html_table(
     if 'verdict' in text: text['verdict'] = [f'<span class="v {v.replace(" ", "-")}">{v}</span>' for v in text.verdict]
     return set_table(text, name)
 
-def set_table(text:pd.DataFrame, name:str) -> str:
-    "A table of ready-made cells: the first column and the verdict to the left, numbers to the right."
-    table = GT(text, id=name).fmt(lambda t: t).cols_align('right', columns=[c for c in text.columns[1:] if c != 'verdict']).cols_align('left', columns=[text.columns[0]])
+def set_table(text:pd.DataFrame, name:str, left:tuple=('verdict',)) -> str:
+    "A table of ready-made cells: the first column and those of words to the left, numbers to the right."
+    words = [text.columns[0], *(c for c in left if c in text)]
+    table = GT(text, id=name).fmt(lambda t: t).cols_align('right', columns=[c for c in text.columns if c not in words]).cols_align('left', columns=words)
     table = table.tab_options(table_width='100%', table_font_size='14px', data_row_padding='5px', column_labels_font_weight='600',
         table_border_top_style='hidden', table_border_bottom_color='#D8D8D8', table_body_hlines_color='#EFEFEF', container_overflow_x='auto')
     return table.as_raw_html()
