@@ -196,7 +196,7 @@ def checklist(
         hardware=hardware(r), threads=r.record['environment'].get('threads'), torch=r.record['environment'].get('torch'), split=r.record['split']['fingerprint'], commit=r.record['code'].get('commit'),
         clean=r.record['code'].get('dirty') is False, record=r.record['id']) for run in runs for r in run.each])
 
-# %% ../nbs/34b_insights.ipynb #23ee3189
+# %% ../nbs/34b_insights.ipynb #526d5be0
 def short(lines:pd.DataFrame) -> pd.DataFrame:
     "The checklist as it is printed: the columns that a page has room for, and of the rule what differs between rows."
     text = lambda column, f: [f(v) for v in lines[column]]
@@ -212,6 +212,7 @@ def build_insights(
     "Curves, popularity and checklist of every block."
     runs_dir, out, files, sections = Path(runs_dir), Path(out_dir), {}, []
     runs = [r for block in blocks([r for r in read_runs(runs_dir, scale) if not r.config.get('tie_seed')]) for r in block]
+    if not runs: return files, ''
     def keep(fig, data, name, caption):
         files.update({f'{name} {f.suffix[1:]}': f for f in save_figure(fig, out/'figures'/name, data)})
         return figure_html(out/'figures'/f'{name}.svg', name, caption)
