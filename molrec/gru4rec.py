@@ -42,7 +42,7 @@ def gru_forward(
         h = torch.lerp(n, h[:len(now)], rz[:, H:], out=now)
     return out, heard, gates
 
-# %% ../nbs/03b_gru4rec.ipynb #529be0c4
+# %% ../nbs/03b_gru4rec.ipynb #e10edfb0
 def slopes_of(
     heard:Tensor,   # as `gru_forward` gives it, (T, 3H)
     gates:Tensor,   # as `gru_forward` gives it, (T, 3H)
@@ -58,6 +58,7 @@ def slopes_of(
     torch.mul((before - n).mul_(z), 1 - z, out=slopes[:, 1])
     return slopes, to_n
 
+# %% ../nbs/03b_gru4rec.ipynb #2adc7fee
 class GRULayer(torch.autograd.Function):
     "A layer of a GRU over time-major rows, the longest sequences first."
     @staticmethod
@@ -81,6 +82,7 @@ class GRULayer(torch.autograd.Function):
         d_x = torch.cat([d_heard[:, :2*H], d_out*to_n], 1)
         return d_x, d_heard.T @ before, d_heard.sum(0), None
 
+# %% ../nbs/03b_gru4rec.ipynb #22510c21
 def gru(
     network:nn.GRU,     # whose weights
     x:Tensor,           # time-major, (T, D)
@@ -94,7 +96,7 @@ def gru(
         x = GRULayer.apply(F.linear(x, W, b), U, c, steps)
     return x
 
-# %% ../nbs/03b_gru4rec.ipynb #e5ab18e8
+# %% ../nbs/03b_gru4rec.ipynb #0dc65672
 class GRU4Rec(nn.Module):
     "Gated recurrent encoder (Hidasi et al. 2016)."
     trainable = True

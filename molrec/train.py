@@ -92,7 +92,7 @@ def examples(encoder, batch:PackedBatch) -> tuple:
     queries, targets, sequence = encoder.examples(batch)
     return queries, targets, batch.users[sequence]
 
-# %% ../nbs/07_train.ipynb #6d3a27db
+# %% ../nbs/07_train.ipynb #0af97469
 @torch.no_grad()
 def encode(
     model:Recommender,  # in evaluation mode
@@ -102,13 +102,15 @@ def encode(
 ) -> Tensor:            # query embeddings, (B, D)
     "The query after each user's visible history."
     order = np.argsort(np.minimum(holdout.history.lengths, max_length), kind='stable')
-    out, place = torch.empty(len(holdout), model.encoder.dim, device=place_of(model)), place_of(model)
+    place = place_of(model)
+    out = torch.empty(len(holdout), model.encoder.dim, device=place)
     for i in range(0, len(order), block):
         rows = order[i:i+block]
         batch = pack_history(Holdout(holdout.users[rows], holdout.history.select(rows), holdout.targets.select(rows)), max_length).to(place)
         out[rows] = model.encoder(batch)[batch.last]
     return out
 
+# %% ../nbs/07_train.ipynb #3891007d
 @torch.no_grad()
 def score_blocks(
     model:Recommender,      # left in the mode it was in
@@ -151,7 +153,7 @@ def top_counts(
     scores[user.to(scores.device), torch.as_tensor(seen.items).to(scores.device)] = -torch.inf
     return scores.topk(k, 1).indices.flatten().bincount(minlength=scores.shape[1])
 
-# %% ../nbs/07_train.ipynb #db9c574d
+# %% ../nbs/07_train.ipynb #81e86b67
 def stages(
     c:Config,               # the settings
     trainable:bool,         # is the encoder trained by gradient?
@@ -162,7 +164,7 @@ def stages(
     if c.schedule == 'joint': return ['embedder']*c.warm_epochs + ['joint']*c.epochs
     return (['embedder'] + ['similarity']*(c.local_epochs if n_parameters else 0))*c.epochs
 
-# %% ../nbs/07_train.ipynb #7bdf7d8a
+# %% ../nbs/07_train.ipynb #5d30a5de
 def row_loss(
     c:Config,           # the settings
     similarity,         # of this stage
@@ -200,7 +202,7 @@ def similarity_loss(c, similarity, queries, items, targets, users, log_q):
         queries, users, targets = queries[chosen], users[chosen], targets[chosen]
     return row_loss(c, similarity, queries, items, targets, users, log_q)
 
-# %% ../nbs/07_train.ipynb #e7b66716
+# %% ../nbs/07_train.ipynb #6bd946e8
 def head_loss(
     c:Config,       # the settings
     head,           # `Head`, or None
@@ -213,7 +215,7 @@ def head_loss(
     negatives = draw_negatives(len(targets), len(items), c.embedder_negatives, c.share).to(items.device)
     return c.head_weight*sampled_loss(head, queries, items, targets, negatives, c.share)
 
-# %% ../nbs/07_train.ipynb #c3306dbe
+# %% ../nbs/07_train.ipynb #9d403f5c
 def batch_loss(
     model:Recommender,  # encoder, similarity and maybe a head
     batch:PackedBatch,  # with targets
@@ -237,7 +239,7 @@ def log_frequency(
     counts = np.maximum(np.bincount(s.train.items, minlength=s.n_items), .5)
     return torch.from_numpy(np.log(counts/counts.sum())).float()
 
-# %% ../nbs/07_train.ipynb #5b734b74
+# %% ../nbs/07_train.ipynb #bd74b7a2
 class State:
     "What a run needs to go on, and nothing else."
     def __init__(self, model:Recommender, optimisers:dict):
@@ -256,7 +258,7 @@ class State:
         with atomic_path(path) as aside:
             save_file({k: v.detach().contiguous().clone() for k, v in self.tensors().items()}, aside, dict(book=json.dumps(self.book), identity=json.dumps(identity)))
 
-# %% ../nbs/07_train.ipynb #557d5fe5
+# %% ../nbs/07_train.ipynb #c50e6dd3
 def restore(
     self:State,
     path:Path,      # file that `save` wrote
@@ -281,7 +283,7 @@ def restore(
 
 State.restore = restore
 
-# %% ../nbs/07_train.ipynb #2691641b
+# %% ../nbs/07_train.ipynb #7f1dac70
 def make_optimisers(
     model:Recommender,  # whose parameters
     plan:list[str],     # stages of the run
@@ -300,7 +302,7 @@ def learning_rate(
     rise = min(1, (step + 1)/max(1, c.warmup_steps))
     return c.lr*rise*(1 - step/total if c.decay else 1)
 
-# %% ../nbs/07_train.ipynb #07215c35
+# %% ../nbs/07_train.ipynb #9c04708b
 def train_stage(
     state:State,        # moved forward in place
     plan:list[str],     # stages of the run
@@ -324,7 +326,7 @@ def train_stage(
         for key, more in dict(batch=1, step=1, loss_sum=value*n, positions=n, epoch_s=spent, time_s=spent).items(): book[key] += more
         on_step(kind)
 
-# %% ../nbs/07_train.ipynb #9bc29a5f
+# %% ../nbs/07_train.ipynb #b80d03b9
 def close_stage(
     state:State,        # at the end of a stage
     plan:list[str],     # stages of the run
@@ -359,7 +361,7 @@ def validate(state, s, c, epoch):
     book['time_s'] += time.perf_counter() - began
     return hr
 
-# %% ../nbs/07_train.ipynb #9cab7248
+# %% ../nbs/07_train.ipynb #cbe782af
 def fit(
     c:Config,               # the settings
     s:Split,                # the data
@@ -390,7 +392,7 @@ def fit(
     if state.best: model.load_state_dict(state.best)
     return state
 
-# %% ../nbs/07_train.ipynb #449f1c38
+# %% ../nbs/07_train.ipynb #8148441c
 def some_users(
     part:Holdout,   # validation or test part
     n:int,          # users to keep, drawn without regard to anything
@@ -400,7 +402,7 @@ def some_users(
     rows = np.sort(np.random.default_rng(0).choice(len(part), n, replace=False))
     return Holdout(part.users[rows], part.history.select(rows), part.targets.select(rows))
 
-# %% ../nbs/07_train.ipynb #d3444f9e
+# %% ../nbs/07_train.ipynb #fe9a4a22
 def filtered(
     df:pd.DataFrame,    # interactions, as `load` gives them
     c:Config,           # the settings
@@ -420,7 +422,7 @@ def prepare(
     valid, test = (some_users(part, n or len(part)) for part, n in ((s.valid, c.valid_users or c.holdout_users), (s.test, c.holdout_users)))
     return dataclasses.replace(s, valid=valid, test=test)
 
-# %% ../nbs/07_train.ipynb #65afffe8
+# %% ../nbs/07_train.ipynb #ac2bcae2
 def ranks_table(
     ranks:Ranks,        # of the test part
     s:Split,            # for the original ids
@@ -456,7 +458,7 @@ def other_epochs(
     state.model.load_state_dict(state.best)
     return dict(last=state.book['test_by_epoch'][-1][1], averaged=averaged)
 
-# %% ../nbs/07_train.ipynb #93b7abb1
+# %% ../nbs/07_train.ipynb #25ebedbc
 def run(
     c:Config,               # the settings
     runs:Path|str,          # folder of all runs
@@ -498,7 +500,7 @@ def describe(s):
     return dict(fingerprint=s.fingerprint, protocol=s.protocol, tie_order=s.tie_order, n_users=s.n_users, n_items=s.n_items, n_interactions_train=len(s.train.items),
                 n_valid_users=len(s.valid), n_test_users=len(s.test), n_test_targets=len(s.test.targets.items))
 
-# %% ../nbs/07_train.ipynb #6d47c848
+# %% ../nbs/07_train.ipynb #923054d7
 def read_weights(
     file:Path,      # model.safetensors of a run
 ) -> tuple[dict, dict]:  # tensors, and the configuration that made them
@@ -521,7 +523,7 @@ def weights_of(folder:Path, record:dict) -> dict:
     if (theirs := run_id(make_config(settings, file.name))) != record['id']: raise ConfigError(f"{folder.name}/{file.name}: weights of {theirs}, wanted {record['id']}; {again}")
     return tensors
 
-# %% ../nbs/07_train.ipynb #7948a88b
+# %% ../nbs/07_train.ipynb #8ed81d08
 def load_run(
     folder:str|Path,    # of a run: record.json and model.safetensors
 ) -> tuple[Config, Recommender, Split]:  # the model in evaluation mode
@@ -537,7 +539,7 @@ def load_run(
     except RuntimeError as e: raise ConfigError(f'{folder.name}/model.safetensors: does not fit its configuration ({" ".join(str(e).split())})') from None
     return c, model.eval(), s
 
-# %% ../nbs/07_train.ipynb #807d8a0f
+# %% ../nbs/07_train.ipynb #51f46a18
 @torch.no_grad()
 def training_queries(
     model:Recommender,  # put into evaluation mode
@@ -553,7 +555,7 @@ def training_queries(
         if (count := count + len(out[-1][1])) >= most: break
     return tuple(torch.cat(parts)[:most] for parts in zip(*out))
 
-# %% ../nbs/07_train.ipynb #ad38a84d
+# %% ../nbs/07_train.ipynb #11cc5cb9
 @torch.no_grad()
 def teacher_scores(
     similarity:Similarity,  # in evaluation mode
@@ -566,7 +568,7 @@ def teacher_scores(
     step = max(1, similarity.tile_pairs//len(items))
     return torch.cat([tiles.forward(tuple(t[i:i+step] for t in side)) for i in range(0, len(queries), step)])
 
-# %% ../nbs/07_train.ipynb #959f8da0
+# %% ../nbs/07_train.ipynb #3564ff77
 def next_item_loss(model, head, queries, targets, users, items, n):
     "Sampled softmax of the head, all positions against the same `n` negatives."
     return sampled_loss(head, queries, items, targets, draw_negatives(len(targets), len(items), n, len(targets) + 1), len(targets) + 1)
@@ -577,7 +579,7 @@ def teacher_loss(model, head, queries, targets, users, items, n):
     wanted = teacher_scores(model.similarity, queries, chosen, users)
     return F.kl_div(head(queries, chosen).log_softmax(1), wanted.log_softmax(1), log_target=True, reduction='batchmean')
 
-# %% ../nbs/07_train.ipynb #fd4efc6e
+# %% ../nbs/07_train.ipynb #dcea8718
 head_teachers = dict([(None, (next_item_loss, 300_000, 2048)), ('mol', (teacher_loss, 30_000, 256))])  # loss, positions, positions per step
 
 def fit_head(
