@@ -69,7 +69,7 @@ def cache_dir() -> Path:  # not created here
     "Folder of downloaded data: `MOLREC_CACHE`, else `~/.cache/molrec`."
     return Path(os.environ.get('MOLREC_CACHE') or Path.home()/'.cache'/'molrec')
 
-# %% ../nbs/00_core.ipynb #6c5db642
+# %% ../nbs/00_core.ipynb #698ae035
 choices = dict(
     protocol=('leave-last-one-out', 'global-time'), tie_order=('stable', 'shuffled'),
     encoder=('sasrec', 'hstu', 'gru4rec', 'bert4rec', 'svd', 'popularity'), similarity=('dot', 'mlp', 'fm', 'neuralfm', 'mol'),
@@ -125,6 +125,7 @@ class Config:
     mix_dropout:float=.2                # mol: rate on the mixture
     balance_weight:float=1e-3           # mol: of the load-balancing loss
     uid_weight:float=.1                 # mol: of the user rows' mean squared norm
+    dot_start:bool=False                # mol: components start near the embedding itself, and MoL near its dot product
     # stage 1 of h-indexer
     head_width:int=0                    # of the head trained beside the similarity; 0: no head
     head_weight:float=1.                # of the head's sampled softmax in the loss
@@ -133,6 +134,7 @@ class Config:
     calibration:float=.75               # gbce: t, 0 (plain BCE) to 1
     n_negatives:int=1024                # R, uniform negatives
     share:int=1024                      # positions that share negatives; 1: own ones, the published way
+    deal:bool=False                     # positions in random order, and no item drawn again before all have been
     schedule:str='joint'                # joint: all parts at once; alternate: epochs of the embedder (dot product), then of the similarity on top
     epochs:int=8                        # joint: epochs; alternate: global epochs, of the embedder
     warm_epochs:int=0                   # joint: epochs of the embedder alone (dot product) before
@@ -150,7 +152,7 @@ class Config:
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/00_core.ipynb #3f3db907
+# %% ../nbs/00_core.ipynb #3d62397c
 def check_config(config:Config) -> None:
     "Refuse a value of the wrong type or range, by name."
     for f in dataclasses.fields(config):
@@ -168,6 +170,7 @@ def check_config(config:Config) -> None:
         if not getattr(config, name) >= 0: raise ConfigError(f'{name}: got {getattr(config, name)}, wanted at least 0')
     if not 0 <= config.calibration <= 1: raise ConfigError(f'calibration: got {config.calibration}, wanted 0 to 1')
     if not 0 < config.mask_rate < 1: raise ConfigError(f'mask_rate: got {config.mask_rate}, wanted 0 < rate < 1')
+    if config.dot_start and (config.similarity != 'mol' or min(config.width, config.query_hidden) < config.dim): raise ConfigError(f'dot_start: got {config.similarity} with width {config.width} and query_hidden {config.query_hidden}, wanted mol with both at least dim, {config.dim}')
     if config.head_width and config.similarity == 'dot': raise ConfigError('head_width: a dot product needs no head, it is its own stage 1; wanted 0 or another similarity')
 
 # %% ../nbs/00_core.ipynb #d9bf4371
@@ -226,10 +229,10 @@ def load_config(
     if scale not in choices['scale']: raise ConfigError(f'scale: got {scale!r}, wanted one of {", ".join(choices["scale"])}')
     return make_config(dict(seed=seeds[0]) | settings | by_scale.get(scale, {}) | dict(scale=scale) | (overrides or {}), str(path))
 
-# %% ../nbs/00_core.ipynb #277b32c7
+# %% ../nbs/00_core.ipynb #ec501401
 def config_hash(config:Config) -> str:  # 12 hexadecimal digits
     "Identity of a run: every setting but the label and those of what it does without."
-    later = dict(head_width=('head_width', 'head_weight'), sample_users=('sample_users',), core=('core',), holdout_users=('holdout_users',), valid_users=('valid_users',), tie_seed=('tie_seed',))
+    later = dict(head_width=('head_width', 'head_weight'), sample_users=('sample_users',), core=('core',), holdout_users=('holdout_users',), valid_users=('valid_users',), tie_seed=('tie_seed',), deal=('deal',), dot_start=('dot_start',))
     others = dict(hstu=('head_dim', 'use_time', 'next_time'), bert4rec=('mask_rate',), gbce=('calibration',))
     without = ['row', *(name for key, names in later.items() if not getattr(config, key) for name in names),
                *(name for which, names in others.items() if which not in (config.encoder, config.loss) for name in names)]

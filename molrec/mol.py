@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GLU', 'linear', 'unit', 'gate_part', 'MoL', 'check_mol', 'uid_components', 'query_side', 'item_side', 'logits',
-           'mixture', 'scores', 'entropy', 'balance_loss', 'positive', 'MoLTiles', 'onednn_matmul', 'onednn_keeps_fp32',
-           'tile_matmul', 'tile_logits', 'tile_gate', 'tile_mixture', 'forward', 'gate_backward', 'backward',
-           'kernel_loss']
+           'mixture', 'scores', 'start_as_dot', 'entropy', 'balance_loss', 'positive', 'MoLTiles', 'onednn_matmul',
+           'onednn_keeps_fp32', 'tile_matmul', 'tile_logits', 'tile_gate', 'tile_mixture', 'forward', 'gate_backward',
+           'backward', 'kernel_loss']
 
 # %% ../nbs/05_mol.ipynb #9e890aaa
 import contextlib, functools
@@ -172,7 +172,25 @@ def scores(
 
 MoL.logits, MoL.mixture, MoL.scores = logits, mixture, scores
 
-# %% ../nbs/05_mol.ipynb #2cfe0916
+# %% ../nbs/05_mol.ipynb #221657d0
+@torch.no_grad()
+def start_as_dot(
+    self:MoL,
+    spread:float=.2,    # length of the random part of a component over that of the embedding; 0: exact copies
+) -> MoL:               # itself, changed in place; user rows and gates stay as they were
+    "Let MoL start near the cosine of query and item."
+    dim, copy = self.item_net.in_features, torch.eye(self.width, self.item_net.in_features)
+    def near_copies(n): return copy.repeat(n, 1) + spread*self.width**-.5*torch.randn(n*self.width, dim)
+    (glu, out), bias = self.query_net, torch.tensor(2.)
+    left, right = glu.both.weight.chunk(2)
+    left.zero_(), glu.both.bias[:len(left)].fill_(bias)
+    out.weight.copy_(near_copies(self.n_query - self.n_uid) @ torch.linalg.pinv(right)/glu.activation(bias))
+    self.item_net.weight.copy_(near_copies(self.n_item))
+    return self
+
+MoL.start_as_dot = start_as_dot
+
+# %% ../nbs/05_mol.ipynb #16a59e45
 def entropy(p): return -(p*torch.log(p.clamp(min=1e-6))).sum(-1)
 
 def balance_loss(
@@ -181,7 +199,7 @@ def balance_loss(
     "Negative mutual information of pairs and logits (WWW'25)."
     return entropy(pi).mean() - entropy(pi.mean(0))
 
-# %% ../nbs/05_mol.ipynb #721b3605
+# %% ../nbs/05_mol.ipynb #10648125
 def positive(
     self:MoL,
     query_side:tuple,   # of B queries
@@ -195,7 +213,7 @@ def positive(
 
 MoL.positive = positive
 
-# %% ../nbs/05_mol.ipynb #f04ee8af
+# %% ../nbs/05_mol.ipynb #ea282b44
 class MoLTiles:
     "Forward and backward of MoL on tiles of queries against one set of items, in buffers that stay in cache."
     def __init__(
@@ -226,7 +244,7 @@ class MoLTiles:
         by_param = dict(zip(self.mol.gate_pair.parameters(), self.d_c)) if self.c else {}
         return [self.d_g.view(self.R, self.P_x, self.d)/self.mol.temperature, self.d_b, *(by_param.get(p) for p in self.params)]
 
-# %% ../nbs/05_mol.ipynb #1810fe60
+# %% ../nbs/05_mol.ipynb #1007b64d
 @contextlib.contextmanager
 def onednn_matmul():
     "Let fp32 matrix products go to oneDNN."
@@ -249,7 +267,7 @@ def onednn_keeps_fp32() -> bool:
 
 def tile_matmul(): return onednn_matmul() if onednn_keeps_fp32() else contextlib.nullcontext()
 
-# %% ../nbs/05_mol.ipynb #9d26e5ee
+# %% ../nbs/05_mol.ipynb #c9495597
 def tile_logits(self:MoLTiles, f):
     "Logits of a tile, (t*R, G), from components (t*P_q, d)."
     t = len(f)//self.mol.n_query
@@ -282,7 +300,7 @@ def tile_mixture(self:MoLTiles, z):
     pi.mul_(keep)
     return pi.div_(pi.sum(-1, keepdim=True).clamp_(min=1e-6*kept))
 
-# %% ../nbs/05_mol.ipynb #732e7ad4
+# %% ../nbs/05_mol.ipynb #009204f9
 def forward(
     self:MoLTiles,
     query_side:tuple,   # components (t, P_q, d), a (t, G), norms (t,)
@@ -299,7 +317,7 @@ def forward(
 
 MoLTiles.forward = forward
 
-# %% ../nbs/05_mol.ipynb #2c4e8139
+# %% ../nbs/05_mol.ipynb #e553412a
 def gate_backward(self:MoLTiles, dz, dx):
     "Through gate c: gradients of its parameters, and its share of the logits' gradient, added to `dx`."
     W1, _, W2, _ = self.c

@@ -11,7 +11,7 @@ __all__ = ['head_teachers', 'make_similarity', 'make_encoder', 'Recommender', 'm
            'read_weights', 'weights_file', 'weights_of', 'load_run', 'training_queries', 'teacher_scores',
            'next_item_loss', 'teacher_loss', 'fit_head']
 
-# %% ../nbs/07_train.ipynb #983e063b
+# %% ../nbs/07_train.ipynb #72e223b0
 import dataclasses, itertools, json, math, time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,12 +32,12 @@ from .bert4rec import BERT4Rec
 from .encoders import SVD, Popularity, SASRec, item_factors
 from .gru4rec import GRU4Rec
 from .hstu import HSTU
-from .losses import bce_criterion, calibrated_bce, draw_negatives, full_loss, in_batch_loss, sampled_loss, softmax_criterion
+from .losses import bce_criterion, calibrated_bce, draw_negatives, full_loss, in_batch_loss, in_random_order, sampled_loss, softmax_criterion
 from .metrics import Ranks, hr_at_k, summary, target_ranks
 from .mol import MoL
 from .similarity import FM, MLP, Dot, Head, NeuralFM, Similarity, score_tiles
 
-# %% ../nbs/07_train.ipynb #1b23c702
+# %% ../nbs/07_train.ipynb #1ad2bbff
 def make_similarity(
     c:Config,       # the settings
     dim:int,        # D, as the encoder gives it
@@ -47,7 +47,8 @@ def make_similarity(
     if c.similarity == 'dot': return Dot(c.normalise, c.temperature)
     if c.similarity == 'mol':
         same = 'n_query n_item width n_uid uid_dropout glu query_hidden gate_hidden gates item_dropout pair_dropout mix_dropout temperature balance_weight uid_weight'
-        return MoL(dim, uid_rows=n_users if c.n_uid else 0, **{key: getattr(c, key) for key in same.split()})
+        mol = MoL(dim, uid_rows=n_users if c.n_uid else 0, **{key: getattr(c, key) for key in same.split()})
+        return mol.start_as_dot() if c.dot_start else mol
     return dict(mlp=MLP, fm=FM, neuralfm=NeuralFM)[c.similarity](dim, c.hidden)
 
 def make_encoder(
@@ -164,7 +165,7 @@ def stages(
     if c.schedule == 'joint': return ['embedder']*c.warm_epochs + ['joint']*c.epochs
     return (['embedder'] + ['similarity']*(c.local_epochs if n_parameters else 0))*c.epochs
 
-# %% ../nbs/07_train.ipynb #5d30a5de
+# %% ../nbs/07_train.ipynb #d8d7f6cc
 def row_loss(
     c:Config,           # the settings
     similarity,         # of this stage
@@ -177,7 +178,7 @@ def row_loss(
     "The loss that the configuration names."
     if c.loss == 'full-softmax': return full_loss(similarity, queries, items, targets, users, c.precision)
     if c.loss == 'in-batch-softmax': return in_batch_loss(similarity, queries, items, targets, log_q, c.share, users, c.precision)
-    negatives = draw_negatives(len(targets), len(items), c.n_negatives, c.share).to(items.device)
+    negatives = draw_negatives(len(targets), len(items), c.n_negatives, c.share, c.deal).to(items.device)
     criterion = criteria(c, len(items))
     return sampled_loss(similarity, queries, items, targets, negatives, c.share, users, criterion, c.precision)
 
@@ -202,7 +203,7 @@ def similarity_loss(c, similarity, queries, items, targets, users, log_q):
         queries, users, targets = queries[chosen], users[chosen], targets[chosen]
     return row_loss(c, similarity, queries, items, targets, users, log_q)
 
-# %% ../nbs/07_train.ipynb #6bd946e8
+# %% ../nbs/07_train.ipynb #40505281
 def head_loss(
     c:Config,       # the settings
     head,           # `Head`, or None
@@ -212,10 +213,10 @@ def head_loss(
 ) -> Tensor|float:  # 0-dim, weighted; 0 without a head
     "What stage 1 adds to the loss: sampled softmax on the low-dimensional dot product (KDD'23)."
     if head is None: return 0.
-    negatives = draw_negatives(len(targets), len(items), c.embedder_negatives, c.share).to(items.device)
+    negatives = draw_negatives(len(targets), len(items), c.embedder_negatives, c.share, c.deal).to(items.device)
     return c.head_weight*sampled_loss(head, queries, items, targets, negatives, c.share)
 
-# %% ../nbs/07_train.ipynb #9d403f5c
+# %% ../nbs/07_train.ipynb #9b23a5aa
 def batch_loss(
     model:Recommender,  # encoder, similarity and maybe a head
     batch:PackedBatch,  # with targets
@@ -227,6 +228,7 @@ def batch_loss(
     model.encoder.train(stage != 'similarity')
     for scorer in model.scorers: scorer.train()
     with torch.set_grad_enabled(stage != 'similarity'): queries, targets, users = examples(model.encoder, batch)
+    if c.deal: queries, targets, users = in_random_order(queries, targets, users)
     items, given = model.encoder.items, (targets, users, log_q)
     if stage == 'similarity': items = items.detach()
     if stage == 'embedder': return embedder_loss(c, model.similarity, queries, items, *given)
