@@ -8,7 +8,7 @@ __all__ = ['tolerances', 'labels', 'batch_settings', 'epoch_configs', 'elsewhere
            'spent', 'in_turn', 'row', 'Step', 'loss', 'gradients', 'worst_gap', 'check_gradients', 'step_label',
            'step_rows', 'resident_mib', 'step_peak', 'in_a_process', 'memory_rows', 'thin', 'trainer', 'published_loss',
            'epoch_times', 'epoch_rows', 'ranking_rows', 'digits', 'text_table', 'markdown', 'training_figure',
-           'figure_key', 'training', 'machine', 'write_training']
+           'figure_key', 'training', 'machine', 'write_bench', 'write_training']
 
 # %% ../nbs/31_bench.ipynb #fed235ba
 import json, os, re, resource, subprocess, sys, time
@@ -427,20 +427,29 @@ def training(
     rows += ranking_rows(s, rounds=b['rounds'])
     return write_training(pd.DataFrame(rows).assign(quick=quick, **machine()), Path(out))
 
-# %% ../nbs/31_bench.ipynb #eb36f9c6
+# %% ../nbs/31_bench.ipynb #83c0c438
 def machine() -> dict:
     "Where it was measured."
     e = environment()
     return dict(threads=torch.get_num_threads(), torch=torch.__version__, cpu=e['cpu'], cpu_capability=e['cpu_capability'])
 
+def write_bench(
+    table:pd.DataFrame,  # all rows, with the machine they were measured on
+    text:pd.DataFrame,   # the same, to be read
+    figure:Figure,       # of it
+    path:Path,           # of the files, without an ending
+) -> pd.DataFrame:       # `table`
+    "CSV, figure and Markdown, and the table on the screen."
+    m = table.iloc[0]
+    note = f'{m.cpu}, {m.threads} threads, torch {m.torch}, {m.cpu_capability}.' + ' A sample (`--quick`).'*bool(m.quick)
+    save_figure(figure, path, table)
+    with atomic_path(path.with_suffix('.md')) as aside: aside.write_text(f'{markdown(text)}\n{note}\n')
+    print(text.to_string(index=False), note, f'{path.parent.name}/{path.name}.csv, .md, .svg, .png', sep='\n')
+    return table
+
 def write_training(
     table:pd.DataFrame,  # all rows
     out:Path,            # folder
 ) -> pd.DataFrame:       # `table`
-    "CSV, figure and Markdown, and the table on the screen."
-    text, m = text_table(table), table.iloc[0]
-    note = f'{m.cpu}, {m.threads} threads, torch {m.torch}, {m.cpu_capability}.' + ' A sample (`--quick`).'*bool(m.quick)
-    save_figure(training_figure(table), out/'training', table)
-    with atomic_path(out/'training.md') as aside: aside.write_text(f'{markdown(text)}\n{note}\n')
-    print(text.to_string(index=False), note, f'{out.name}/training.csv, .md, .svg, .png', sep='\n')
-    return table
+    "The files of `molrec bench training`."
+    return write_bench(table, text_table(table), training_figure(table), Path(out)/'training')

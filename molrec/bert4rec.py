@@ -45,7 +45,7 @@ def hidden(
     mask[last[empty]] = True
     return mask
 
-# %% ../nbs/03c_bert4rec.ipynb #d8115fb5
+# %% ../nbs/03c_bert4rec.ipynb #93b71d90
 class BERTBlock(nn.Module):
     "One layer: attention in both directions, then a position-wise network."
     def __init__(self, dim:int, n_heads:int, ffn:int, dropout:float):
@@ -54,12 +54,12 @@ class BERTBlock(nn.Module):
         self.qkv, self.out, self.up, self.down = nn.Linear(dim, 3*dim), nn.Linear(dim, dim), nn.Linear(dim, ffn), nn.Linear(ffn, dim)
         self.norm_heard, self.norm_ffn = nn.LayerNorm(dim), nn.LayerNorm(dim)
 
-    def forward(self, x, offsets):
+    def forward(self, x, offsets, rows=slice(None)):
         heard = packed_attention(*self.qkv(x).chunk(3, 1), offsets, self.n_heads, causal=False)
-        x = self.norm_heard(x + self.dropout(self.out(heard)))
+        x = self.norm_heard(x[rows] + self.dropout(self.out(heard[rows])))
         return self.norm_ffn(x + self.dropout(self.down(F.gelu(self.up(x)))))
 
-# %% ../nbs/03c_bert4rec.ipynb #693cc5c9
+# %% ../nbs/03c_bert4rec.ipynb #33008b0c
 class BERT4Rec(nn.Module):
     "Masked bidirectional encoder (Sun et al. 2019)."
     trainable = True
@@ -85,15 +85,15 @@ class BERT4Rec(nn.Module):
     def items(self): return self.item_table.weight
 
     def outputs(self, items, offsets, mask):
-        "The network on sequences of which some items are hidden."
+        "The network at the hidden places, (M, D)."
         longest = int(offsets.diff().max())
         if longest > self.max_length + 1: raise ConfigError(f'max_length: a sequence of {longest - 1} items, wanted at most {self.max_length}')
         x = torch.where(mask[:, None], self.mask, self.item_table(items))*self.dim**.5
         x = self.dropout(self.norm(x + self.position_table(positions(offsets))))
-        for block in self.blocks: x = block(x, offsets)
+        for block in self.blocks: x = block(x, offsets, mask if block is self.blocks[-1] else slice(None))
         return x
 
-# %% ../nbs/03c_bert4rec.ipynb #e9edfe14
+# %% ../nbs/03c_bert4rec.ipynb #5f1c7f16
 def examples(
     self:BERT4Rec,
     batch:PackedBatch,  # with targets
@@ -102,7 +102,7 @@ def examples(
     items, offsets = with_one_more(batch.items, batch.offsets, batch.targets[batch.last])
     mask = hidden(offsets, self.rate)
     of = torch.arange(len(batch.users)).repeat_interleave(offsets.diff())
-    return self.outputs(items, offsets, mask)[mask], items[mask], of[mask]
+    return self.outputs(items, offsets, mask), items[mask], of[mask]
 
 def forward(
     self:BERT4Rec,
@@ -114,6 +114,6 @@ def forward(
     items, offsets = with_one_more(batch.items, batch.offsets, torch.zeros_like(batch.users))
     mask = torch.zeros(len(items), dtype=torch.bool)
     mask[offsets[1:] - 1] = True
-    return out.index_copy(0, batch.last, self.outputs(items, offsets, mask)[mask])
+    return out.index_copy(0, batch.last, self.outputs(items, offsets, mask))
 
 BERT4Rec.examples, BERT4Rec.forward = examples, forward

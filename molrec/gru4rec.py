@@ -96,7 +96,7 @@ def gru(
         x = GRULayer.apply(F.linear(x, W, b), U, c, steps)
     return x
 
-# %% ../nbs/03b_gru4rec.ipynb #0dc65672
+# %% ../nbs/03b_gru4rec.ipynb #f5890297
 class GRU4Rec(nn.Module):
     "Gated recurrent encoder (Hidasi et al. 2016)."
     trainable = True
@@ -121,5 +121,5 @@ class GRU4Rec(nn.Module):
         if len(batch.items) == 0: return self.items[:0]
         order, alive = by_step(batch.offsets)
         x = self.dropout(self.item_table(batch.items[order])*self.dim**.5)
-        remembered = gru(self.network, x, alive)
-        return self.out(torch.empty_like(remembered).index_copy(0, order, remembered))
+        queries = self.out(gru(self.network, x, alive))
+        return torch.empty_like(queries).index_copy(0, order, queries)

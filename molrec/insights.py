@@ -172,7 +172,7 @@ def popularity_caption(
     return (f'{pair[1].label} against {pair[0].label}: {gain[0]:+.3f} in HR@10 where the target is rarest ({a.hr[0]:.3f} to {b.hr[0]:.3f}), {gain.iloc[-1]:+.3f} where it is most popular ({a.hr.iloc[-1]:.3f} to {b.hr.iloc[-1]:.3f}). '
             f'The most popular tenth of the catalogue gets {share[0]:.0%} of the places from the dot product and {share[1]:.0%} from MoL; it has {of.head_trained[pair[0].label]:.0%} of the training interactions.').replace('-0', '−0')
 
-# %% ../nbs/34b_insights.ipynb #94a0d9c6
+# %% ../nbs/34b_insights.ipynb #23a0b022
 def selection_rule(record:dict) -> str:
     "How the reported epoch was chosen, and why training ended."
     c, ran, best = record['config'], record.get('epochs') or 0, record.get('best_epoch')
@@ -185,7 +185,7 @@ def negatives_text(config:dict) -> str:
     "Which negatives a position meets."
     if config['loss'] in ('full-softmax', 'in-batch-softmax') or config['encoder'] in ('popularity', 'svd') and config['similarity'] == 'dot': return config['loss'] if 'softmax' in config['loss'] and 'sampled' not in config['loss'] else 'none'
     share = config.get('share', 1)
-    return f"{config.get('n_negatives', 0):,} uniform, " + (f'shared by {share:,} positions' if share > 1 else 'drawn for each position')
+    return f"{config.get('n_negatives', 0):,} uniform, " + (f'shared by {share:,} positions' if share > 1 else 'drawn for each position') + ', dealt'*config.get('deal', False)
 
 def checklist(
     runs:list[Run],     # of any blocks

@@ -10,9 +10,10 @@ from torch import nn
 
 from molrec.core import Config
 from molrec.data import split
+from molrec.metrics import hr_at_k
 from molrec.mol import MoL
 from molrec.similarity import Dot
-from molrec.train import evaluate, fit
+from molrec.train import evaluate, fit, make_model
 
 
 def subsets(m):
@@ -77,8 +78,21 @@ def test_any_pairing_trains(tiny, tmp_path, encoder, similarity, loss):
 
 @pytest.mark.parametrize('share', [1, 32])
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
-def test_own_and_shared_negatives_train_mol(tiny, tmp_path, share, precision):
-    c = Config(similarity='mol', share=share, precision=precision, dim=8, ffn=8, max_length=10, epochs=4, batch_size=8, n_negatives=6, n_query=3, n_item=2, width=4,
+@pytest.mark.parametrize('deal', [False, True])
+def test_own_and_shared_negatives_train_mol(tiny, tmp_path, share, precision, deal):
+    c = Config(similarity='mol', share=share, precision=precision, deal=deal, dim=8, ffn=8, max_length=10, epochs=4, batch_size=8, n_negatives=6, n_query=3, n_item=2, width=4,
                query_hidden=8, gate_hidden=8, lr=1e-2, warmup_steps=2, patience=9)
     losses = [e['loss'] for e in fit(c, tiny, tmp_path, progress=False).book['history']]
     assert losses[-1] < losses[0]
+
+
+def test_mol_goes_on_where_the_dot_product_stopped(tiny, tmp_path):
+    settings = dict(dim=8, ffn=8, max_length=10, epochs=8, batch_size=8, n_negatives=12, share=16, deal=True, lr=1e-2, warmup_steps=2, patience=9)
+    trained = fit(Config(**settings), tiny, tmp_path, progress=False).model
+    def hits(model): return hr_at_k(evaluate(model, tiny.test, 10), 5).mean()
+    def taken_over(start):
+        mol = make_model(Config(similarity='mol', dot_start=start, n_query=3, n_item=2, width=8, query_hidden=32, gate_hidden=8, **settings), tiny)
+        mol.encoder.load_state_dict(trained.encoder.state_dict())
+        return hits(mol.eval())
+    assert hits(trained) > .5
+    assert taken_over(True) > .8*hits(trained) > taken_over(False) + .3
