@@ -69,7 +69,7 @@ def cache_dir() -> Path:  # not created here
     "Folder of downloaded data: `MOLREC_CACHE`, else `~/.cache/molrec`."
     return Path(os.environ.get('MOLREC_CACHE') or Path.home()/'.cache'/'molrec')
 
-# %% ../nbs/00_core.ipynb #698ae035
+# %% ../nbs/00_core.ipynb #af97a8d6
 choices = dict(
     protocol=('leave-last-one-out', 'global-time'), tie_order=('stable', 'shuffled'),
     encoder=('sasrec', 'hstu', 'gru4rec', 'bert4rec', 'svd', 'popularity'), similarity=('dot', 'mlp', 'fm', 'neuralfm', 'mol'),
@@ -92,6 +92,7 @@ class Config:
     sample_users:int=0                  # draw so many users before all else, the same for every seed; 0: all
     core:int=0                          # then keep users and items with at least so many interactions among each other; 0: all
     min_item_count:int=0                # drop items with fewer interactions before splitting
+    min_user_count:int=0                # and users with fewer, counted before items are dropped
     latest_per_user:int=0               # keep each user's latest interactions before splitting; 0: all
     holdout_users:int=0                 # users in the validation and in the test part, the same for every seed; 0: all
     valid_users:int=0                   # users in the validation part alone; 0: as many as are tested
@@ -148,11 +149,11 @@ class Config:
     decay:bool=True                     # let the learning rate fall linearly to zero over the planned epochs
     eval_every:int=1                    # epochs between validations
     patience:int=3                      # validations without a better HR@10 before stopping
-    precision:str='fp32'                # of MoL's tiles: fp32 or bf16
+    precision:str='fp32'                # of MoL's tiles: fp32, or bf16 (on a CPU in short runs only)
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/00_core.ipynb #3d62397c
+# %% ../nbs/00_core.ipynb #c514306e
 def check_config(config:Config) -> None:
     "Refuse a value of the wrong type or range, by name."
     for f in dataclasses.fields(config):
@@ -166,7 +167,7 @@ def check_config(config:Config) -> None:
     if not config.lr > 0: raise ConfigError(f'lr: got {config.lr}, wanted a positive number')
     for name in ('dropout', 'item_dropout', 'pair_dropout', 'mix_dropout', 'uid_dropout'):
         if not 0 <= getattr(config, name) < 1: raise ConfigError(f'{name}: got {getattr(config, name)}, wanted 0 <= p < 1')
-    for name in ('head_width', 'head_weight', 'sample_users', 'core', 'holdout_users', 'valid_users', 'tie_seed'):
+    for name in ('head_width', 'head_weight', 'sample_users', 'core', 'holdout_users', 'valid_users', 'tie_seed', 'min_item_count', 'min_user_count'):
         if not getattr(config, name) >= 0: raise ConfigError(f'{name}: got {getattr(config, name)}, wanted at least 0')
     if not 0 <= config.calibration <= 1: raise ConfigError(f'calibration: got {config.calibration}, wanted 0 to 1')
     if not 0 < config.mask_rate < 1: raise ConfigError(f'mask_rate: got {config.mask_rate}, wanted 0 < rate < 1')
@@ -229,10 +230,10 @@ def load_config(
     if scale not in choices['scale']: raise ConfigError(f'scale: got {scale!r}, wanted one of {", ".join(choices["scale"])}')
     return make_config(dict(seed=seeds[0]) | settings | by_scale.get(scale, {}) | dict(scale=scale) | (overrides or {}), str(path))
 
-# %% ../nbs/00_core.ipynb #ec501401
+# %% ../nbs/00_core.ipynb #c2e9bfce
 def config_hash(config:Config) -> str:  # 12 hexadecimal digits
     "Identity of a run: every setting but the label and those of what it does without."
-    later = dict(head_width=('head_width', 'head_weight'), sample_users=('sample_users',), core=('core',), holdout_users=('holdout_users',), valid_users=('valid_users',), tie_seed=('tie_seed',), deal=('deal',), dot_start=('dot_start',))
+    later = dict(head_width=('head_width', 'head_weight'), sample_users=('sample_users',), core=('core',), holdout_users=('holdout_users',), valid_users=('valid_users',), tie_seed=('tie_seed',), min_user_count=('min_user_count',), deal=('deal',), dot_start=('dot_start',))
     others = dict(hstu=('head_dim', 'use_time', 'next_time'), bert4rec=('mask_rate',), gbce=('calibration',))
     without = ['row', *(name for key, names in later.items() if not getattr(config, key) for name in names),
                *(name for which, names in others.items() if which not in (config.encoder, config.loss) for name in names)]

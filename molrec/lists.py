@@ -7,7 +7,7 @@ __all__ = ['last_article', 'kinds', 'plain', 'year_of', 'names', 'item_table', '
            'find_items', 'as_sequences', 'history_query', 'full_histories', 'find_users', 'make_index', 'check_index',
            'as_lists', 'asked_by_users', 'recommend']
 
-# %% ../nbs/15_lists.ipynb #0b42a1a4
+# %% ../nbs/15_lists.ipynb #134d79e7
 import difflib, functools, re, unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from .core import Config, ConfigError, DataError
-from .data import Sequences, Split, catalogue, drop_rare_items, histories, latest, load, load_items, own_folder, pack_history
+from .data import Sequences, Split, catalogue, histories, load, load_items, own_folder, pack_history
 from .index import BruteForce, Combined, ComponentMean, Exact, HIndexer, PerComponent
 from .mol import MoL
-from .train import Recommender, load_run
+from .train import Recommender, filtered, load_run
 
 # %% ../nbs/15_lists.ipynb #6f429122
 def plain(
@@ -141,15 +141,12 @@ def history_query(
     batch = pack_history(as_sequences(lists), max_length or getattr(model.encoder, 'max_length', 200))
     return model.encoder(batch)[batch.last]
 
-# %% ../nbs/15_lists.ipynb #9dff3092
+# %% ../nbs/15_lists.ipynb #82c9bc9e
 def full_histories(
     c:Config,   # of a run
 ) -> tuple[Sequences, np.ndarray]:  # all that each user did, and the source's user ids
     "Every user's whole history, as the run's data have it."
-    df = load(c.dataset)
-    if c.min_item_count: df = drop_rare_items(df, c.min_item_count)
-    if c.latest_per_user: df = latest(df, c.latest_per_user)
-    everything, _, user_ids, _ = histories(df, c.tie_order, c.seed)
+    everything, _, user_ids, _ = histories(filtered(load(c.dataset), c), c.tie_order, c.tie_seed)
     return everything, user_ids
 
 def find_users(

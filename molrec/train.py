@@ -11,7 +11,7 @@ __all__ = ['head_teachers', 'make_similarity', 'make_encoder', 'Recommender', 'm
            'read_weights', 'weights_file', 'weights_of', 'load_run', 'training_queries', 'teacher_scores',
            'next_item_loss', 'teacher_loss', 'fit_head']
 
-# %% ../nbs/07_train.ipynb #72e223b0
+# %% ../nbs/07_train.ipynb #00358ce9
 import dataclasses, itertools, json, math, time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .core import Config, ConfigError, DataError, atomic_path, code_version, config_hash, environment, file_sha256, make_config, peak_memory_mib, run_id, write_json
-from .data import Holdout, PackedBatch, PackedBatches, Sequences, Split, drop_rare_items, k_core, latest, load, pack_history, split
+from .data import Holdout, PackedBatch, PackedBatches, Sequences, Split, drop_rare_items, drop_rare_users, k_core, latest, load, pack_history, split
 from .bert4rec import BERT4Rec
 from .encoders import SVD, Popularity, SASRec, item_factors
 from .gru4rec import GRU4Rec
@@ -404,7 +404,7 @@ def some_users(
     rows = np.sort(np.random.default_rng(0).choice(len(part), n, replace=False))
     return Holdout(part.users[rows], part.history.select(rows), part.targets.select(rows))
 
-# %% ../nbs/07_train.ipynb #fe9a4a22
+# %% ../nbs/07_train.ipynb #eca7d359
 def filtered(
     df:pd.DataFrame,    # interactions, as `load` gives them
     c:Config,           # the settings
@@ -413,7 +413,9 @@ def filtered(
     if c.sample_users and not df.attrs.get('sample') and c.sample_users < len(users := df.user_id.unique()):
         df = df[df.user_id.isin(np.random.default_rng(0).choice(np.sort(np.asarray(users)), c.sample_users, replace=False))]
     if c.core: df = k_core(df, c.core)
+    frequent = drop_rare_users(df, c.min_user_count).user_id if c.min_user_count else None  # counted before items go
     if c.min_item_count: df = drop_rare_items(df, c.min_item_count)
+    if c.min_user_count: df = df[df.user_id.isin(frequent)]
     return latest(df, c.latest_per_user) if c.latest_per_user else df
 
 def prepare(
