@@ -37,7 +37,7 @@ from .metrics import Ranks, hr_at_k, summary, target_ranks
 from .mol import MoL
 from .similarity import FM, MLP, Dot, Head, NeuralFM, Similarity, score_tiles
 
-# %% ../nbs/07_train.ipynb #1ad2bbff
+# %% ../nbs/07_train.ipynb #e4030126
 def make_similarity(
     c:Config,       # the settings
     dim:int,        # D, as the encoder gives it
@@ -64,6 +64,7 @@ def make_encoder(
     if c.encoder == 'hstu': return HSTU(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.head_dim, c.dropout, c.use_time, c.next_time, norm=c.similarity != 'dot')
     return SASRec(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.ffn, c.dropout)
 
+# %% ../nbs/07_train.ipynb #b2600762
 class Recommender(nn.Module):
     "An encoder, a similarity, and maybe a head for stage 1."
     def __init__(self, encoder, similarity, head=None): super().__init__(); self.encoder, self.similarity, self.head = encoder, similarity, head
@@ -81,6 +82,7 @@ def make_model(
     similarity = make_similarity(c, encoder.dim, s.n_users)
     return Recommender(encoder, similarity, Head(encoder.dim, c.head_width, c.temperature) if c.head_width else None)
 
+# %% ../nbs/07_train.ipynb #26706b58
 def place_of(model:nn.Module) -> torch.device:
     "Where a model's tables and weights are; batches follow it there."
     return next(itertools.chain(model.parameters(), model.buffers())).device
@@ -93,7 +95,7 @@ def examples(encoder, batch:PackedBatch) -> tuple:
     queries, targets, sequence = encoder.examples(batch)
     return queries, targets, batch.users[sequence]
 
-# %% ../nbs/07_train.ipynb #0af97469
+# %% ../nbs/07_train.ipynb #1725c302
 @torch.no_grad()
 def encode(
     model:Recommender,  # in evaluation mode
@@ -111,7 +113,7 @@ def encode(
         out[rows] = model.encoder(batch)[batch.last]
     return out
 
-# %% ../nbs/07_train.ipynb #3891007d
+# %% ../nbs/07_train.ipynb #85d191b5
 @torch.no_grad()
 def score_blocks(
     model:Recommender,      # left in the mode it was in
@@ -154,7 +156,7 @@ def top_counts(
     scores[user.to(scores.device), torch.as_tensor(seen.items).to(scores.device)] = -torch.inf
     return scores.topk(k, 1).indices.flatten().bincount(minlength=scores.shape[1])
 
-# %% ../nbs/07_train.ipynb #81e86b67
+# %% ../nbs/07_train.ipynb #3f86582c
 def stages(
     c:Config,               # the settings
     trainable:bool,         # is the encoder trained by gradient?
@@ -165,7 +167,7 @@ def stages(
     if c.schedule == 'joint': return ['embedder']*c.warm_epochs + ['joint']*c.epochs
     return (['embedder'] + ['similarity']*(c.local_epochs if n_parameters else 0))*c.epochs
 
-# %% ../nbs/07_train.ipynb #d8d7f6cc
+# %% ../nbs/07_train.ipynb #cc1dfa34
 def row_loss(
     c:Config,           # the settings
     similarity,         # of this stage
@@ -203,7 +205,7 @@ def similarity_loss(c, similarity, queries, items, targets, users, log_q):
         queries, users, targets = queries[chosen], users[chosen], targets[chosen]
     return row_loss(c, similarity, queries, items, targets, users, log_q)
 
-# %% ../nbs/07_train.ipynb #40505281
+# %% ../nbs/07_train.ipynb #b76c0476
 def head_loss(
     c:Config,       # the settings
     head,           # `Head`, or None
@@ -216,7 +218,7 @@ def head_loss(
     negatives = draw_negatives(len(targets), len(items), c.embedder_negatives, c.share, c.deal).to(items.device)
     return c.head_weight*sampled_loss(head, queries, items, targets, negatives, c.share)
 
-# %% ../nbs/07_train.ipynb #9b23a5aa
+# %% ../nbs/07_train.ipynb #2d506197
 def batch_loss(
     model:Recommender,  # encoder, similarity and maybe a head
     batch:PackedBatch,  # with targets
@@ -241,7 +243,7 @@ def log_frequency(
     counts = np.maximum(np.bincount(s.train.items, minlength=s.n_items), .5)
     return torch.from_numpy(np.log(counts/counts.sum())).float()
 
-# %% ../nbs/07_train.ipynb #bd74b7a2
+# %% ../nbs/07_train.ipynb #018d70c3
 class State:
     "What a run needs to go on, and nothing else."
     def __init__(self, model:Recommender, optimisers:dict):
@@ -260,7 +262,7 @@ class State:
         with atomic_path(path) as aside:
             save_file({k: v.detach().contiguous().clone() for k, v in self.tensors().items()}, aside, dict(book=json.dumps(self.book), identity=json.dumps(identity)))
 
-# %% ../nbs/07_train.ipynb #c50e6dd3
+# %% ../nbs/07_train.ipynb #d64531db
 def restore(
     self:State,
     path:Path,      # file that `save` wrote
@@ -285,7 +287,7 @@ def restore(
 
 State.restore = restore
 
-# %% ../nbs/07_train.ipynb #7f1dac70
+# %% ../nbs/07_train.ipynb #3d7db1d1
 def make_optimisers(
     model:Recommender,  # whose parameters
     plan:list[str],     # stages of the run
@@ -304,7 +306,7 @@ def learning_rate(
     rise = min(1, (step + 1)/max(1, c.warmup_steps))
     return c.lr*rise*(1 - step/total if c.decay else 1)
 
-# %% ../nbs/07_train.ipynb #9c04708b
+# %% ../nbs/07_train.ipynb #8ba78bc2
 def train_stage(
     state:State,        # moved forward in place
     plan:list[str],     # stages of the run
@@ -328,7 +330,7 @@ def train_stage(
         for key, more in dict(batch=1, step=1, loss_sum=value*n, positions=n, epoch_s=spent, time_s=spent).items(): book[key] += more
         on_step(kind)
 
-# %% ../nbs/07_train.ipynb #b80d03b9
+# %% ../nbs/07_train.ipynb #542ba358
 def close_stage(
     state:State,        # at the end of a stage
     plan:list[str],     # stages of the run
@@ -363,7 +365,7 @@ def validate(state, s, c, epoch):
     book['time_s'] += time.perf_counter() - began
     return hr
 
-# %% ../nbs/07_train.ipynb #cbe782af
+# %% ../nbs/07_train.ipynb #e12c56a1
 def fit(
     c:Config,               # the settings
     s:Split,                # the data
@@ -394,7 +396,7 @@ def fit(
     if state.best: model.load_state_dict(state.best)
     return state
 
-# %% ../nbs/07_train.ipynb #8148441c
+# %% ../nbs/07_train.ipynb #3005211e
 def some_users(
     part:Holdout,   # validation or test part
     n:int,          # users to keep, drawn without regard to anything
@@ -404,7 +406,7 @@ def some_users(
     rows = np.sort(np.random.default_rng(0).choice(len(part), n, replace=False))
     return Holdout(part.users[rows], part.history.select(rows), part.targets.select(rows))
 
-# %% ../nbs/07_train.ipynb #eca7d359
+# %% ../nbs/07_train.ipynb #c52f0ad7
 def filtered(
     df:pd.DataFrame,    # interactions, as `load` gives them
     c:Config,           # the settings
@@ -426,7 +428,7 @@ def prepare(
     valid, test = (some_users(part, n or len(part)) for part, n in ((s.valid, c.valid_users or c.holdout_users), (s.test, c.holdout_users)))
     return dataclasses.replace(s, valid=valid, test=test)
 
-# %% ../nbs/07_train.ipynb #ac2bcae2
+# %% ../nbs/07_train.ipynb #fdc14f4f
 def ranks_table(
     ranks:Ranks,        # of the test part
     s:Split,            # for the original ids
@@ -462,7 +464,7 @@ def other_epochs(
     state.model.load_state_dict(state.best)
     return dict(last=state.book['test_by_epoch'][-1][1], averaged=averaged)
 
-# %% ../nbs/07_train.ipynb #25ebedbc
+# %% ../nbs/07_train.ipynb #1ad1105e
 def run(
     c:Config,               # the settings
     runs:Path|str,          # folder of all runs
@@ -504,7 +506,7 @@ def describe(s):
     return dict(fingerprint=s.fingerprint, protocol=s.protocol, tie_order=s.tie_order, n_users=s.n_users, n_items=s.n_items, n_interactions_train=len(s.train.items),
                 n_valid_users=len(s.valid), n_test_users=len(s.test), n_test_targets=len(s.test.targets.items))
 
-# %% ../nbs/07_train.ipynb #923054d7
+# %% ../nbs/07_train.ipynb #d2716147
 def read_weights(
     file:Path,      # model.safetensors of a run
 ) -> tuple[dict, dict]:  # tensors, and the configuration that made them
@@ -527,7 +529,7 @@ def weights_of(folder:Path, record:dict) -> dict:
     if (theirs := run_id(make_config(settings, file.name))) != record['id']: raise ConfigError(f"{folder.name}/{file.name}: weights of {theirs}, wanted {record['id']}; {again}")
     return tensors
 
-# %% ../nbs/07_train.ipynb #8ed81d08
+# %% ../nbs/07_train.ipynb #0380c52c
 def load_run(
     folder:str|Path,    # of a run: record.json and model.safetensors
 ) -> tuple[Config, Recommender, Split]:  # the model in evaluation mode
@@ -543,7 +545,7 @@ def load_run(
     except RuntimeError as e: raise ConfigError(f'{folder.name}/model.safetensors: does not fit its configuration ({" ".join(str(e).split())})') from None
     return c, model.eval(), s
 
-# %% ../nbs/07_train.ipynb #51f46a18
+# %% ../nbs/07_train.ipynb #1408895e
 @torch.no_grad()
 def training_queries(
     model:Recommender,  # put into evaluation mode
@@ -559,7 +561,7 @@ def training_queries(
         if (count := count + len(out[-1][1])) >= most: break
     return tuple(torch.cat(parts)[:most] for parts in zip(*out))
 
-# %% ../nbs/07_train.ipynb #11cc5cb9
+# %% ../nbs/07_train.ipynb #7ecbe0aa
 @torch.no_grad()
 def teacher_scores(
     similarity:Similarity,  # in evaluation mode
@@ -572,7 +574,7 @@ def teacher_scores(
     step = max(1, similarity.tile_pairs//len(items))
     return torch.cat([tiles.forward(tuple(t[i:i+step] for t in side)) for i in range(0, len(queries), step)])
 
-# %% ../nbs/07_train.ipynb #3564ff77
+# %% ../nbs/07_train.ipynb #53732cff
 def next_item_loss(model, head, queries, targets, users, items, n):
     "Sampled softmax of the head, all positions against the same `n` negatives."
     return sampled_loss(head, queries, items, targets, draw_negatives(len(targets), len(items), n, len(targets) + 1), len(targets) + 1)
@@ -583,7 +585,7 @@ def teacher_loss(model, head, queries, targets, users, items, n):
     wanted = teacher_scores(model.similarity, queries, chosen, users)
     return F.kl_div(head(queries, chosen).log_softmax(1), wanted.log_softmax(1), log_target=True, reduction='batchmean')
 
-# %% ../nbs/07_train.ipynb #dcea8718
+# %% ../nbs/07_train.ipynb #7267ddd9
 head_teachers = dict([(None, (next_item_loss, 300_000, 2048)), ('mol', (teacher_loss, 30_000, 256))])  # loss, positions, positions per step
 
 def fit_head(
