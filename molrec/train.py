@@ -406,7 +406,7 @@ def some_users(
     rows = np.sort(np.random.default_rng(0).choice(len(part), n, replace=False))
     return Holdout(part.users[rows], part.history.select(rows), part.targets.select(rows))
 
-# %% ../nbs/07_train.ipynb #c52f0ad7
+# %% ../nbs/07_train.ipynb #e833ef67
 def filtered(
     df:pd.DataFrame,    # interactions, as `load` gives them
     c:Config,           # the settings
@@ -415,9 +415,9 @@ def filtered(
     if c.sample_users and not df.attrs.get('sample') and c.sample_users < len(users := df.user_id.unique()):
         df = df[df.user_id.isin(np.random.default_rng(0).choice(np.sort(np.asarray(users)), c.sample_users, replace=False))]
     if c.core: df = k_core(df, c.core)
-    frequent = drop_rare_users(df, c.min_user_count).user_id if c.min_user_count else None  # counted before items go
+    whole = df
     if c.min_item_count: df = drop_rare_items(df, c.min_item_count)
-    if c.min_user_count: df = df[df.user_id.isin(frequent)]
+    if c.min_user_count: df = df[df.user_id.isin(drop_rare_users(whole, c.min_user_count).user_id)]  # both counted on the whole
     return latest(df, c.latest_per_user) if c.latest_per_user else df
 
 def prepare(
