@@ -234,7 +234,7 @@ large = dict(encoder='hstu', n_blocks=8, n_heads=2, head_dim=25, **published)
 encoder_configs = {
     'SASRec, 2 blocks': Config(**dealt, **published), 'HSTU, 2 blocks': Config(encoder='hstu', deal=True, **published), 'HSTU-large, 8 blocks': Config(**large),
     'GRU4Rec': Config(encoder='gru4rec', n_blocks=1, ffn=128, **published), 'BERT4Rec, 2 blocks': Config(encoder='bert4rec', n_heads=2, ffn=200, **dealt, **published)}
-large_configs = {'HSTU-large, dot': Config(**large), 'HSTU-large, MoL 8x4x64': Config(similarity='mol', n_uid=1, dot_start=True, embedder_negatives=128, **dealt, **large)}
+large_configs = {'HSTU-large, dot': Config(**large), 'HSTU-large, MoL 8x4x64': Config(similarity='mol', n_uid=1, **dealt, **large)}
 
 # %% ../nbs/31a_bench_encoders.ipynb #3c9ddfa9
 forms = dict(plain='padded', packed='ours')
