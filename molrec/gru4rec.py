@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['by_step', 'gru_forward', 'slopes_of', 'GRULayer', 'gru', 'GRU4Rec']
 
-# %% ../nbs/03b_gru4rec.ipynb #31b9acb8
+# %% ../nbs/03b_gru4rec.ipynb #1a4bfd4b
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .data import PackedBatch
-from .encoders import Dropout, positions
+from .encoders import Dropout, fp32_matmul, positions
 
 # %% ../nbs/03b_gru4rec.ipynb #062f409e
 def by_step(
@@ -58,12 +58,12 @@ def slopes_of(
     torch.mul((before - n).mul_(z), 1 - z, out=slopes[:, 1])
     return slopes, to_n
 
-# %% ../nbs/03b_gru4rec.ipynb #2adc7fee
+# %% ../nbs/03b_gru4rec.ipynb #ab852a9e
 class GRULayer(torch.autograd.Function):
     "A layer of a GRU over time-major rows, the longest sequences first."
     @staticmethod
     def forward(ctx, x, weight, bias, alive):
-        out, heard, gates = gru_forward(x, weight, bias, alive)
+        with fp32_matmul(): out, heard, gates = gru_forward(x, weight, bias, alive)
         ctx.save_for_backward(weight, heard, gates, out)
         ctx.alive = alive
         return out
@@ -74,13 +74,14 @@ class GRULayer(torch.autograd.Function):
         before = torch.cat([out.new_zeros(alive[0], H), *(h[:m] for h, m in zip(out.split(alive), alive[1:]))])
         slopes, to_n = slopes_of(heard, gates, before)
         d_out, d_heard, d_h = torch.empty_like(out), torch.empty_like(slopes), grad.new_zeros(0, H)
-        for g, d, slope, z, d_g in zip(*(reversed(t.split(alive)) for t in (grad, d_out, slopes, gates[:, H:2*H], d_heard))):
-            d.copy_(g)[:len(d_h)] += d_h  # those that live longer hear from the step after
-            torch.mul(d[:, None], slope, out=d_g)
-            d_h = torch.addmm(d*z, d_g.flatten(1), weight)
-        d_heard = d_heard.flatten(1)
-        d_x = torch.cat([d_heard[:, :2*H], d_out*to_n], 1)
-        return d_x, d_heard.T @ before, d_heard.sum(0), None
+        with fp32_matmul():
+            for g, d, slope, z, d_g in zip(*(reversed(t.split(alive)) for t in (grad, d_out, slopes, gates[:, H:2*H], d_heard))):
+                d.copy_(g)[:len(d_h)] += d_h  # those that live longer hear from the step after
+                torch.mul(d[:, None], slope, out=d_g)
+                d_h = torch.addmm(d*z, d_g.flatten(1), weight)
+            d_heard = d_heard.flatten(1)
+            d_weight = d_heard.T @ before
+        return torch.cat([d_heard[:, :2*H], d_out*to_n], 1), d_weight, d_heard.sum(0), None
 
 # %% ../nbs/03b_gru4rec.ipynb #22510c21
 def gru(

@@ -4,19 +4,16 @@
 
 # %% auto #0
 __all__ = ['GLU', 'linear', 'unit', 'gate_part', 'MoL', 'check_mol', 'uid_components', 'query_side', 'item_side', 'logits',
-           'mixture', 'scores', 'start_as_dot', 'entropy', 'balance_loss', 'positive', 'MoLTiles', 'onednn_matmul',
-           'onednn_keeps_fp32', 'tile_matmul', 'tile_logits', 'tile_gate', 'tile_mixture', 'forward', 'gate_backward',
-           'backward', 'kernel_loss']
+           'mixture', 'scores', 'start_as_dot', 'entropy', 'balance_loss', 'positive', 'MoLTiles', 'tile_logits',
+           'tile_gate', 'tile_mixture', 'forward', 'gate_backward', 'backward', 'kernel_loss']
 
-# %% ../nbs/05_mol.ipynb #9e890aaa
-import contextlib, functools
-
+# %% ../nbs/05_mol.ipynb #1623d4c4
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import ConfigError
-from .encoders import Dropout, keep_mask
+from .encoders import Dropout, fp32_matmul, keep_mask
 from .similarity import Similarity
 
 # %% ../nbs/05_mol.ipynb #c53d1038
@@ -244,30 +241,7 @@ class MoLTiles:
         by_param = dict(zip(self.mol.gate_pair.parameters(), self.d_c)) if self.c else {}
         return [self.d_g.view(self.R, self.P_x, self.d)/self.mol.temperature, self.d_b, *(by_param.get(p) for p in self.params)]
 
-# %% ../nbs/05_mol.ipynb #1007b64d
-@contextlib.contextmanager
-def onednn_matmul():
-    "Let fp32 matrix products go to oneDNN."
-    mode = torch.backends.mkldnn.matmul
-    before, mode.fp32_precision = mode.fp32_precision, 'bf16'
-    try: yield
-    finally: mode.fp32_precision = before
-
-@functools.cache
-def onednn_keeps_fp32() -> bool:
-    "Are oneDNN's products exact to fp32 rounding on this machine, on the shapes of tiles?"
-    if not torch.backends.mkldnn.is_available(): return False
-    draw, gaps = torch.Generator().manual_seed(0), []
-    for n, k, m in [(512, 64, 512), (8192, 32, 128), (8192, 128, 32), (128, 8192, 32), (32, 8192, 128), (512, 512, 64)]:
-        a, b = torch.randn(n, k, generator=draw), torch.randn(k, m, generator=draw)
-        with onednn_matmul(): product = a @ b
-        truth = a.double() @ b.double()
-        gaps.append(((product - truth).norm()/truth.norm()).item())
-    return max(gaps) < 1e-6
-
-def tile_matmul(): return onednn_matmul() if onednn_keeps_fp32() else contextlib.nullcontext()
-
-# %% ../nbs/05_mol.ipynb #c9495597
+# %% ../nbs/05_mol.ipynb #9d26e5ee
 def tile_logits(self:MoLTiles, f):
     "Logits of a tile, (t*R, G), from components (t*P_q, d)."
     t = len(f)//self.mol.n_query
@@ -300,14 +274,14 @@ def tile_mixture(self:MoLTiles, z):
     pi.mul_(keep)
     return pi.div_(pi.sum(-1, keepdim=True).clamp_(min=1e-6*kept))
 
-# %% ../nbs/05_mol.ipynb #009204f9
+# %% ../nbs/05_mol.ipynb #7ea3b972
 def forward(
     self:MoLTiles,
     query_side:tuple,   # components (t, P_q, d), a (t, G), norms (t,)
 ) -> Tensor:            # phi, (t, R), float32
     "Score a tile and remember it until `backward`."
     self.f, self.a = query_side[0].detach().flatten(0, 1).to(self.dtype), query_side[1].detach().to(self.dtype)
-    with tile_matmul():
+    with fp32_matmul():
         self.x = tile_logits(self, self.f)
         self.z = tile_gate(self, self.x, self.a)
     self.pi = tile_mixture(self, self.z)
@@ -317,7 +291,7 @@ def forward(
 
 MoLTiles.forward = forward
 
-# %% ../nbs/05_mol.ipynb #e553412a
+# %% ../nbs/05_mol.ipynb #7677d4de
 def gate_backward(self:MoLTiles, dz, dx):
     "Through gate c: gradients of its parameters, and its share of the logits' gradient, added to `dx`."
     W1, _, W2, _ = self.c
@@ -341,7 +315,7 @@ def backward(
     d_a = torch.mul(by_pair, self.b, out=product).sum(1, dtype=torch.float32)
     self.d_b += torch.mul(by_pair, self.a.unsqueeze(1), out=product).sum(0, dtype=torch.float32)
     dx = self.pi.mul_(s)
-    with tile_matmul():
+    with fp32_matmul():
         if self.c: dx = gate_backward(self, dz, dx)
         self.by_component.view(t, self.mol.n_query, self.R, self.P_x).copy_(dx.view(t, self.R, self.mol.n_query, self.P_x).transpose(1, 2))
         self.d_g += self.by_component.T @ self.f
