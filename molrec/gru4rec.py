@@ -58,7 +58,7 @@ def slopes_of(
     torch.mul((before - n).mul_(z), 1 - z, out=slopes[:, 1])
     return slopes, to_n
 
-# %% ../nbs/03b_gru4rec.ipynb #ab852a9e
+# %% ../nbs/03b_gru4rec.ipynb #3c9eea1f
 class GRULayer(torch.autograd.Function):
     "A layer of a GRU over time-major rows, the longest sequences first."
     @staticmethod
@@ -80,8 +80,9 @@ class GRULayer(torch.autograd.Function):
                 torch.mul(d[:, None], slope, out=d_g)
                 d_h = torch.addmm(d*z, d_g.flatten(1), weight)
             d_heard = d_heard.flatten(1)
-            d_weight = d_heard.T @ before
-        return torch.cat([d_heard[:, :2*H], d_out*to_n], 1), d_weight, d_heard.sum(0), None
+            d_weight, d_bias = d_heard.T @ before, d_heard.sum(0)
+        torch.mul(d_out, to_n, out=d_heard[:, 2*H:])  # what the input said has other slopes in n alone
+        return d_heard, d_weight, d_bias, None
 
 # %% ../nbs/03b_gru4rec.ipynb #22510c21
 def gru(
