@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['last_only', 'with_one_more', 'hidden', 'BERTBlock', 'BERT4Rec', 'examples', 'forward']
 
-# %% ../nbs/03c_bert4rec.ipynb #dba5cda8
+# %% ../nbs/03c_bert4rec.ipynb #da9592f7
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import ConfigError
 from .data import PackedBatch
-from .encoders import Dropout, packed_attention, positions
+from .encoders import Dropout, packed_attention, positions, sequence_of
 
-# %% ../nbs/03c_bert4rec.ipynb #c0383920
+# %% ../nbs/03c_bert4rec.ipynb #d4d08e3b
 def with_one_more(
     items:Tensor,       # (T,), int64
     offsets:Tensor,     # (S+1,), int64
@@ -24,11 +24,10 @@ def with_one_more(
     grown = offsets + torch.arange(len(offsets), device=offsets.device)
     out = items.new_empty(len(items) + len(more))
     out[grown[1:] - 1] = more
-    of = torch.arange(len(more), device=items.device).repeat_interleave(offsets.diff())
-    out[torch.arange(len(items), device=items.device) + of] = items
+    out[torch.arange(len(items), device=items.device) + sequence_of(offsets)] = items
     return out, grown
 
-# %% ../nbs/03c_bert4rec.ipynb #bee40665
+# %% ../nbs/03c_bert4rec.ipynb #f47015fe
 last_only = 1/11    # share of sequences of which only the last item is hidden
 
 def hidden(
@@ -37,18 +36,24 @@ def hidden(
 ) -> Tensor:            # (T,), bool; at least one in every sequence
     "Which items to guess."
     lengths, last = offsets.diff(), offsets[1:] - 1
-    mask = torch.rand(int(offsets[-1])) < rate
-    alone = torch.rand(len(lengths)) < last_only
-    of = torch.arange(len(lengths)).repeat_interleave(lengths)
+    mask = (torch.rand(int(offsets[-1])) < rate).to(offsets.device)
+    alone = (torch.rand(len(lengths)) < last_only).to(offsets.device)
+    of = sequence_of(offsets)
     mask &= ~alone[of]
-    empty = torch.zeros(len(lengths), dtype=torch.int64).index_add_(0, of, mask.long()) == 0
+    empty = torch.zeros_like(lengths).index_add_(0, of, mask.long()) == 0
     mask[last[empty]] = True
     return mask
 
-# %% ../nbs/03c_bert4rec.ipynb #93b71d90
+# %% ../nbs/03c_bert4rec.ipynb #0e2c33f6
 class BERTBlock(nn.Module):
     "One layer: attention in both directions, then a position-wise network."
-    def __init__(self, dim:int, n_heads:int, ffn:int, dropout:float):
+    def __init__(
+        self,
+        dim:int,        # D
+        n_heads:int,    # h, divides D
+        ffn:int,        # hidden width of the position-wise network
+        dropout:float,  # rate on what is added
+    ):
         super().__init__()
         self.n_heads, self.dropout = n_heads, Dropout(dropout)
         self.qkv, self.out, self.up, self.down = nn.Linear(dim, 3*dim), nn.Linear(dim, dim), nn.Linear(dim, ffn), nn.Linear(ffn, dim)
@@ -59,7 +64,7 @@ class BERTBlock(nn.Module):
         x = self.norm_heard(x[rows] + self.dropout(self.out(heard[rows])))
         return self.norm_ffn(x + self.dropout(self.down(F.gelu(self.up(x)))))
 
-# %% ../nbs/03c_bert4rec.ipynb #33008b0c
+# %% ../nbs/03c_bert4rec.ipynb #9968b743
 class BERT4Rec(nn.Module):
     "Masked bidirectional encoder (Sun et al. 2019)."
     trainable = True
@@ -84,8 +89,13 @@ class BERT4Rec(nn.Module):
     @property
     def items(self): return self.item_table.weight
 
-    def outputs(self, items, offsets, mask):
-        "The network at the hidden places, (M, D)."
+    def outputs(
+        self,
+        items:Tensor,   # (T,), int64; what stands at a hidden place is not looked at
+        offsets:Tensor, # (S+1,), int64
+        mask:Tensor,    # hidden places, M of them, (T,), bool
+    ) -> Tensor:        # (M, D)
+        "The network at the hidden places."
         longest = int(offsets.diff().max())
         if longest > self.max_length + 1: raise ConfigError(f'max_length: a sequence of {longest - 1} items, wanted at most {self.max_length}')
         x = torch.where(mask[:, None], self.mask, self.item_table(items))*self.dim**.5
@@ -93,7 +103,7 @@ class BERT4Rec(nn.Module):
         for block in self.blocks: x = block(x, offsets, mask if block is self.blocks[-1] else slice(None))
         return x
 
-# %% ../nbs/03c_bert4rec.ipynb #5f1c7f16
+# %% ../nbs/03c_bert4rec.ipynb #4b37dc1d
 def examples(
     self:BERT4Rec,
     batch:PackedBatch,  # with targets
@@ -101,8 +111,7 @@ def examples(
     "Hidden items, and what the network makes of their places."
     items, offsets = with_one_more(batch.items, batch.offsets, batch.targets[batch.last])
     mask = hidden(offsets, self.rate)
-    of = torch.arange(len(batch.users)).repeat_interleave(offsets.diff())
-    return self.outputs(items, offsets, mask), items[mask], of[mask]
+    return self.outputs(items, offsets, mask), items[mask], sequence_of(offsets)[mask]
 
 def forward(
     self:BERT4Rec,
@@ -112,7 +121,7 @@ def forward(
     out = self.items.new_full((len(batch.items), self.dim), torch.nan)
     if len(batch.items) == 0: return out
     items, offsets = with_one_more(batch.items, batch.offsets, torch.zeros_like(batch.users))
-    mask = torch.zeros(len(items), dtype=torch.bool)
+    mask = torch.zeros_like(items, dtype=torch.bool)
     mask[offsets[1:] - 1] = True
     return out.index_copy(0, batch.last, self.outputs(items, offsets, mask))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['keep_mask', 'Dropout', 'onednn_matmul', 'onednn_keeps_fp32', 'fp32_matmul', 'equal_runs', 'packed_attention',
-           'SASRecBlock', 'positions', 'SASRec', 'forward', 'item_factors', 'SVD', 'Popularity']
+           'SASRecBlock', 'positions', 'sequence_of', 'SASRec', 'forward', 'item_factors', 'SVD', 'Popularity']
 
 # %% ../nbs/03_encoders.ipynb #20f7ae41
 import contextlib, functools, math
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from .core import ConfigError
 from .data import PackedBatch, Sequences
 
-# %% ../nbs/03_encoders.ipynb #5aacbaac
+# %% ../nbs/03_encoders.ipynb #f242e791
 def keep_mask(
     shape:tuple,            # of the mask
-    p:float,                # share dropped, 0 <= p < 1; rounded to a multiple of 1/256
+    p:float,                # share dropped, 0 <= p < .998; rounded to a multiple of 1/256
     dtype=torch.float32,    # of the mask
     device=None,            # of the mask
 ) -> tuple[Tensor, float]:  # ones and zeros, and the share truly kept
     "A dropout mask drawn from torch's generator, eight elements to a 64-bit draw."
-    if not 0 <= p < 1: raise ConfigError(f'dropout: got {p}, wanted 0 <= p < 1')
     n, cut = math.prod(shape), round(256*p)
+    if not 0 <= cut < 256: raise ConfigError(f'dropout: got {p}, wanted 0 <= p < .998')
     bits = torch.empty(-(-n//8), dtype=torch.int64, device=device).random_(-2**63, None)
     return torch.ge(bits.view(torch.uint8)[:n].view(shape), cut, out=torch.empty(shape, dtype=dtype, device=device)), 1 - cut/256
 
@@ -113,12 +113,18 @@ class SASRecBlock(nn.Module):
         x = self.norm_ffn(query + self.out(packed_attention(self.query(query), key, value, offsets, self.n_heads)))
         return x + self.dropout(self.down(self.dropout(F.relu(self.up(x)))))
 
-# %% ../nbs/03_encoders.ipynb #15411412
+# %% ../nbs/03_encoders.ipynb #41d9e8e1
 def positions(
     offsets:Tensor,     # (S+1,), int64
 ) -> Tensor:            # 0, 1, ... within each sequence, (T,), int64
     "Place of each packed row in its sequence."
     return torch.arange(int(offsets[-1]), device=offsets.device) - offsets[:-1].repeat_interleave(offsets.diff())
+
+def sequence_of(
+    offsets:Tensor,     # (S+1,), int64
+) -> Tensor:            # 0, 0, ..., 1, ..., (T,), int64
+    "Which sequence a packed row belongs to."
+    return torch.arange(len(offsets) - 1, device=offsets.device).repeat_interleave(offsets.diff())
 
 # %% ../nbs/03_encoders.ipynb #3b58055d
 class SASRec(nn.Module):
@@ -180,7 +186,7 @@ def item_factors(
     V *= np.sign(V.sum(1, keepdims=True) + 1e-12)  # the sign of a singular vector is arbitrary: fix it
     return torch.from_numpy(np.ascontiguousarray(V.T*n_items**.5, dtype=np.float32))
 
-# %% ../nbs/03_encoders.ipynb #79680868
+# %% ../nbs/03_encoders.ipynb #5da051bb
 class SVD(nn.Module):
     "Non-sequential encoder: a user's row, projected on the item factors."
     trainable = False
@@ -194,7 +200,7 @@ class SVD(nn.Module):
 
     def forward(self, batch:PackedBatch) -> Tensor:  # (T, D)
         "Mean of the row's item vectors; with targets, each position leaves its own target out."
-        of = torch.arange(len(batch.users), device=batch.items.device).repeat_interleave(batch.offsets.diff())
+        of = sequence_of(batch.offsets)
         total = torch.zeros(len(batch.users), self.dim, device=of.device).index_add_(0, of, self.items[batch.items])
         if batch.targets is None: return (total/batch.offsets.diff()[:, None])[of]
         total += self.items[batch.targets[batch.last]]  # a row is every input and the last target

@@ -84,11 +84,11 @@ class GRULayer(torch.autograd.Function):
         torch.mul(d_out, to_n, out=d_heard[:, 2*H:])  # what the input said has other slopes in n alone
         return d_heard, d_weight, d_bias, None
 
-# %% ../nbs/03b_gru4rec.ipynb #22510c21
+# %% ../nbs/03b_gru4rec.ipynb #da8b9a4b
 def gru(
     network:nn.GRU,     # whose weights
     x:Tensor,           # time-major, (T, D)
-    alive:Tensor,       # sequences at each step, on the CPU
+    alive:Tensor,       # sequences at each step, (longest,), int64, on the CPU
 ) -> Tensor:            # (T, H)
     "What `network` computes."
     if x.is_cuda: return network(PackedSequence(x, alive))[0].data

@@ -17,15 +17,15 @@ from .encoders import Dropout, equal_runs, positions
 from .kernels.backend import use_triton
 from .kernels.time_buckets import bucket_starts, n_buckets, time_buckets
 
-# %% ../nbs/03a_hstu.ipynb #06dcc319
+# %% ../nbs/03a_hstu.ipynb #db90afa9
 def pair_buckets(
-    asked:Tensor,   # time of each query position, (n, L), int64, seconds
-    times:Tensor,   # time of each event, (n, L), int64, seconds
-) -> Tensor:        # (n, L, L), int32, 0 to 128
+    asked:Tensor,   # time of each query position, (m, L), int64, seconds
+    times:Tensor,   # time of each event, (m, L), int64, seconds
+) -> Tensor:        # (m, L, L), int32, 0 to 128
     "Bucket of the time between every event and every query position."
     return time_buckets((asked[:, :, None] - times[:, None, :]).abs_(), bucket_starts(times.device))
 
-# %% ../nbs/03a_hstu.ipynb #75f42260
+# %% ../nbs/03a_hstu.ipynb #99500a32
 cells = 2**18   # scores that exist at once: 1 MB
 
 def pieces(
@@ -34,30 +34,30 @@ def pieces(
 ):                      # yields rows (a slice of T), how many sequences, and the length of each
     "A few sequences of the same length at a time."
     start = 0
-    for n, L in equal_runs(offsets):
+    for many, L in equal_runs(offsets):
         step = max(1, cells//(n_heads*L*L))
-        for i in range(0, n, step):
-            m = min(step, n - i)
+        for i in range(0, many, step):
+            m = min(step, many - i)
             yield slice(start + i*L, start + (i + m)*L), m, L
-        start += n*L
+        start += many*L
 
 def by_head(x:Tensor, m:int, L:int) -> Tensor: return x.view(m, L, *x.shape[1:]).transpose(1, 2)  # (m, h, L, d)
 
 def biased_scores(
     q:Tensor,               # (m, h, L, d)
     k:Tensor,               # (m, h, L, d)
-    distance:Tensor,        # (2N-1,)
+    distance:Tensor,        # (2n-1,)
     elapsed:Tensor|None,    # (129,)
     bucket:Tensor|None,     # (m, L, L), int32
 ) -> Tensor:                # (m, h, L, L)
     "Content, distance and elapsed time."
-    L, N = q.shape[2], (len(distance) + 1)//2
+    L, span = q.shape[2], (len(distance) + 1)//2
     s = q @ k.transpose(2, 3)
-    s += distance[N - L:N + L - 1].unfold(0, L, 1).flip(0)  # row i: distances -i to L-1-i
+    s += distance[span - L:span + L - 1].unfold(0, L, 1).flip(0)  # row i: distances -i to L-1-i
     if bucket is not None: s += elapsed.index_select(0, bucket.flatten()).view(bucket.shape).unsqueeze(1)
     return s
 
-# %% ../nbs/03a_hstu.ipynb #7510deaf
+# %% ../nbs/03a_hstu.ipynb #46a72974
 class HSTUAttention(torch.autograd.Function):
     "silu attention over packed sequences, recomputed on the way back."
     @staticmethod
@@ -86,12 +86,12 @@ class HSTUAttention(torch.autograd.Function):
 
 def add_bias_gradients(d_s, bucket, d_distance, d_elapsed):
     "Sums over diagonals, and over buckets."
-    by_pair, (L, N) = d_s.sum(1), (d_s.shape[2], (len(d_distance) + 1)//2)
+    by_pair, (L, span) = d_s.sum(1), (d_s.shape[2], (len(d_distance) + 1)//2)
     at = torch.arange(L, device=d_s.device)
-    d_distance.index_add_(0, (N - 1 + at[None] - at[:, None]).flatten(), by_pair.sum(0).flatten())
+    d_distance.index_add_(0, (span - 1 + at[None] - at[:, None]).flatten(), by_pair.sum(0).flatten())
     if bucket is not None: d_elapsed.index_add_(0, bucket.flatten(), by_pair.flatten())
 
-# %% ../nbs/03a_hstu.ipynb #3c101674
+# %% ../nbs/03a_hstu.ipynb #77086efa
 class Clock:
     "Borders and times of a batch; buckets when asked for, once for all layers."
     def __init__(
@@ -114,7 +114,7 @@ def hstu_attention(
     q:Tensor,               # (T, h, d_qk)
     k:Tensor,               # (T, h, d_qk)
     v:Tensor,               # (T, h, d_v)
-    distance:Tensor,        # bias by distance, (2N-1,)
+    distance:Tensor,        # bias by distance, (2n-1,)
     elapsed:Tensor|None,    # bias by elapsed time, (129,); None, or a clock without times: no such bias
     clock:Clock,            # of the batch
     n:int,                  # what the sum is divided by
@@ -130,7 +130,7 @@ def attention_by_kernel(q, k, v, distance, elapsed, clock, n):
     from molrec.kernels.hstu_attention import hstu_attention as kernel  # late: it needs Triton
     return kernel(q, k, v, clock.offsets, distance, elapsed, clock.times, clock.asked, n, impl='triton')
 
-# %% ../nbs/03a_hstu.ipynb #7d0ff8a8
+# %% ../nbs/03a_hstu.ipynb #57c81bd7
 class HSTUBlock(nn.Module):
     "One layer of HSTU."
     def __init__(
@@ -138,7 +138,7 @@ class HSTUBlock(nn.Module):
         dim:int,            # D
         n_heads:int,        # h
         head_dim:int,       # d_qk and d_v
-        span:int,           # N: distances below it have a bias, and sums are divided by it
+        span:int,           # n: distances below it have a bias, and sums are divided by it
         dropout:float,      # rate before the output matrix
         use_time:bool,      # with a bias by elapsed time
         impl:str='auto',    # of attention: 'torch', 'triton', or 'auto': the kernel on a GPU

@@ -44,7 +44,7 @@ def calibrated_bce(
         return (beta*F.softplus(-pos) + F.softplus(neg).sum(1))/n, beta*(torch.sigmoid(pos) - 1)/n, torch.sigmoid(neg)/n
     return criterion
 
-# %% ../nbs/06_losses.ipynb #605e13fc
+# %% ../nbs/06_losses.ipynb #9bb9144d
 def draw_negatives(
     n_positions:int,    # T
     n_items:int,        # N, at least 1
@@ -57,7 +57,7 @@ def draw_negatives(
         if value < 1: raise ConfigError(f'{name}: got {value}, wanted at least 1')
     groups = -(-n_positions//share)
     if not deal: return torch.randint(n_items, (groups, n_negatives))
-    decks = [torch.randperm(n_items) for _ in range(-(-groups*n_negatives//n_items))]
+    decks = [torch.randperm(n_items) for _ in range(max(1, -(-groups*n_negatives//n_items)))]
     return torch.cat(decks)[:groups*n_negatives].view(groups, n_negatives)
 
 def in_random_order(*tensors):
@@ -109,7 +109,7 @@ def add_up(tiles, d_items, d_params):
     for whole, part in zip(d_params, tiles.grads[len(d_items):]):
         if part is not None: whole += part
 
-# %% ../nbs/06_losses.ipynb #befa4116
+# %% ../nbs/06_losses.ipynb #ed66c377
 def shared_plan(
     similarity:Similarity,  # whose tiles to use
     criterion,              # scores to loss and slopes
@@ -118,7 +118,7 @@ def shared_plan(
     share:int,              # positions per group
     precision:str='fp32',   # of tiles written by hand
     correction=None,        # to subtract from negatives, (groups, R); None: nothing
-):                          # function of (pos, queries, items) that yields what `tile_pass` takes
+):                          # function of (pos, queries, items) that yields rows, then what `tile_pass` takes; sets `group` and `last` of the tiles
     "All positions of a group meet the group's negatives."
     def plan(pos, queries, items):
         step = max(1, similarity.tile_pairs//hit_ids.shape[1])
@@ -136,7 +136,7 @@ def own_plan(
     criterion,              # scores to loss and slopes
     ids:Tensor,             # negatives of each position, (T, R), rows of the item side
     targets:Tensor,         # positive of each position, (T,), rows of the item side
-):                          # function of (pos, queries, items) that yields what `tile_pass` takes
+):                          # as of `shared_plan`
     "Every position meets negatives of its own."
     def plan(pos, queries, items):
         tiles, step = Tiles(similarity, items), max(1, similarity.tile_pairs//ids.shape[1])
@@ -159,7 +159,7 @@ def pair_loss(
     params = list(similarity.parameters())
     return PairLoss.apply(plan, len(query_side), len(item_side), pos, *query_side, *item_side, *params)/max(1, len(pos))
 
-# %% ../nbs/06_losses.ipynb #7e9095cf
+# %% ../nbs/06_losses.ipynb #e436a683
 def sampled_loss(
     similarity:Similarity,      # any
     queries:Tensor,             # (T, D)
@@ -167,7 +167,7 @@ def sampled_loss(
     targets:Tensor,             # next items, (T,), int64
     negatives:Tensor,           # (ceil(T/share), R), int64
     share:int,                  # positions that share a set of negatives; 1: own ones
-    users:Tensor|None=None,     # dense user id of each position, (T,), int64
+    users:Tensor|None=None,     # dense user id of each position, (T,), int64; None: unknown
     criterion=softmax_criterion,# or `bce_criterion`
     precision:str='fp32',       # of tiles written by hand: 'fp32' or 'bf16'
     impl:str='auto',            # 'torch', 'triton' (MoL with shared negatives and softmax), or 'auto': that on a GPU
@@ -184,7 +184,7 @@ def sampled_loss(
     else: plan, sides = shared_plan(similarity, criterion, negatives, targets, share, precision), tuple(t[negative_rows] for t in x)
     return pair_loss(similarity, plan, q, sides, pos) + penalty
 
-# %% ../nbs/06_losses.ipynb #34f73793
+# %% ../nbs/06_losses.ipynb #d3c03d47
 def in_batch_loss(
     similarity:Similarity,      # any
     queries:Tensor,             # (T, D)
@@ -192,7 +192,7 @@ def in_batch_loss(
     targets:Tensor,             # next items, (T,), int64
     log_q:Tensor,               # log probability of each item as a target, (N,); zeros: no correction
     share:int,                  # positions whose positives are each other's negatives
-    users:Tensor|None=None,     # dense user id of each position, (T,), int64
+    users:Tensor|None=None,     # dense user id of each position, (T,), int64; None: unknown
     precision:str='fp32',       # of tiles written by hand: 'fp32' or 'bf16'
 ) -> Tensor:                    # mean over positions plus the similarity's penalty, 0-dim
     "Softmax over the group's positives, corrected for how often each is drawn."
@@ -207,13 +207,13 @@ def in_batch_loss(
         total = total + loss*len(ids)
     return total/max(1, len(targets)) + penalty
 
-# %% ../nbs/06_losses.ipynb #fd803a29
+# %% ../nbs/06_losses.ipynb #30ce5f4b
 def full_loss(
     similarity:Similarity,      # any
     queries:Tensor,             # (T, D)
     items:Tensor,               # item table, (N, D)
     targets:Tensor,             # next items, (T,), int64
-    users:Tensor|None=None,     # dense user id of each position, (T,), int64
+    users:Tensor|None=None,     # dense user id of each position, (T,), int64; None: unknown
     precision:str='fp32',       # of tiles written by hand: 'fp32' or 'bf16'
 ) -> Tensor:                    # mean over positions plus the similarity's penalty, 0-dim
     "Cross entropy over the whole catalogue."

@@ -52,7 +52,7 @@ def unit(x): return F.normalize(x, dim=-1, eps=1e-6)
 
 def gate_part(n_in, n_hidden, n_out, bias): return nn.Sequential(linear(n_in, n_hidden), nn.SiLU(), linear(n_hidden, n_out, bias=bias))
 
-# %% ../nbs/05_mol.ipynb #c1a13dbd
+# %% ../nbs/05_mol.ipynb #ce308506
 class MoL(Similarity):
     "Mixture of logits (KDD'23)."
     tile_pairs = 2**13
@@ -84,7 +84,7 @@ class MoL(Similarity):
         self.query_net = nn.Sequential(GLU(dim, query_hidden, glu), linear(query_hidden, (n_query - n_uid)*width))
         self.item_net, self.item_drop = linear(dim, n_item*width), Dropout(item_dropout)
         if n_uid: self.uid_table, self.uid_drop = nn.Embedding(uid_rows + 1, n_uid*width), Dropout(uid_dropout)
-        if n_uid: nn.init.normal_(self.uid_table.weight, std=.02)
+        if n_uid: self.uid_table.weight.data.normal_(std=.02)[0] = 0
         G, parts = n_query*n_item, gates.split('+')
         self.gate_query = gate_part(dim, gate_hidden, G, bias=False) if 'query' in parts else None
         self.gate_item = gate_part(dim, gate_hidden, G, bias=False) if 'item' in parts else None
@@ -169,16 +169,17 @@ def scores(
 
 MoL.logits, MoL.mixture, MoL.scores = logits, mixture, scores
 
-# %% ../nbs/05_mol.ipynb #221657d0
+# %% ../nbs/05_mol.ipynb #a1b1dcb5
 @torch.no_grad()
 def start_as_dot(
     self:MoL,
     spread:float=.2,    # length of the random part of a component over that of the embedding; 0: exact copies
 ) -> MoL:               # itself, changed in place; user rows and gates stay as they were
     "Let MoL start near the cosine of query and item."
-    dim, copy = self.item_net.in_features, torch.eye(self.width, self.item_net.in_features)
+    (glu, out), dim, bias = self.query_net, self.item_net.in_features, torch.tensor(2.)
+    if min(self.width, out.in_features) < dim: raise ConfigError(f'start_as_dot: width {self.width} and query_hidden {out.in_features}, wanted both at least dim, {dim}')
+    copy = torch.eye(self.width, dim)
     def near_copies(n): return copy.repeat(n, 1) + spread*self.width**-.5*torch.randn(n*self.width, dim)
-    (glu, out), bias = self.query_net, torch.tensor(2.)
     left, right = glu.both.weight.chunk(2)
     left.zero_(), glu.both.bias[:len(left)].fill_(bias)
     out.weight.copy_(near_copies(self.n_query - self.n_uid) @ torch.linalg.pinv(right)/glu.activation(bias))

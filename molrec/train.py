@@ -11,7 +11,7 @@ __all__ = ['head_teachers', 'make_similarity', 'make_encoder', 'Recommender', 'm
            'read_weights', 'weights_file', 'weights_of', 'load_run', 'training_queries', 'teacher_scores',
            'next_item_loss', 'teacher_loss', 'fit_head']
 
-# %% ../nbs/07_train.ipynb #00358ce9
+# %% ../nbs/07_train.ipynb #ba23d35d
 import dataclasses, itertools, json, math, time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from .core import Config, ConfigError, DataError, atomic_path, code_version, config_hash, environment, file_sha256, make_config, peak_memory_mib, run_id, write_json
 from .data import Holdout, PackedBatch, PackedBatches, Sequences, Split, drop_rare_items, drop_rare_users, k_core, latest, load, pack_history, split
 from .bert4rec import BERT4Rec
-from .encoders import SVD, Popularity, SASRec, item_factors
+from .encoders import SVD, Popularity, SASRec, item_factors, sequence_of
 from .gru4rec import GRU4Rec
 from .hstu import HSTU
 from .losses import bce_criterion, calibrated_bce, draw_negatives, full_loss, in_batch_loss, in_random_order, sampled_loss, softmax_criterion
@@ -82,12 +82,12 @@ def make_model(
     similarity = make_similarity(c, encoder.dim, s.n_users)
     return Recommender(encoder, similarity, Head(encoder.dim, c.head_width, c.temperature) if c.head_width else None)
 
-# %% ../nbs/07_train.ipynb #26706b58
+# %% ../nbs/07_train.ipynb #71b9207f
 def place_of(model:nn.Module) -> torch.device:
     "Where a model's tables and weights are; batches follow it there."
     return next(itertools.chain(model.parameters(), model.buffers())).device
 
-def users_of(batch:PackedBatch) -> Tensor: return batch.users.repeat_interleave(batch.offsets.diff())  # (T,), int64
+def users_of(batch:PackedBatch) -> Tensor: return batch.users[sequence_of(batch.offsets)]  # (T,), int64
 
 def examples(encoder, batch:PackedBatch) -> tuple:
     "Queries (T, D), targets (T,) and users (T,) to train on: every position, or what the encoder chooses itself."
@@ -218,7 +218,7 @@ def head_loss(
     negatives = draw_negatives(len(targets), len(items), c.embedder_negatives, c.share, c.deal).to(items.device)
     return c.head_weight*sampled_loss(head, queries, items, targets, negatives, c.share)
 
-# %% ../nbs/07_train.ipynb #2d506197
+# %% ../nbs/07_train.ipynb #58c9e367
 def batch_loss(
     model:Recommender,  # encoder, similarity and maybe a head
     batch:PackedBatch,  # with targets
@@ -240,15 +240,20 @@ def log_frequency(
     s:Split,        # whose training part is counted
 ) -> Tensor:        # (N,), float32; an item that never occurs counts half
     "Log probability of each item as a training target."
-    counts = np.maximum(np.bincount(s.train.items, minlength=s.n_items), .5)
+    n = s.train.lengths
+    counts = np.maximum(np.bincount(s.train.between(0*n + 1, n).items, minlength=s.n_items), .5)  # a first item is never a target
     return torch.from_numpy(np.log(counts/counts.sum())).float()
 
-# %% ../nbs/07_train.ipynb #018d70c3
+# %% ../nbs/07_train.ipynb #4f0ec2f7
 class State:
     "What a run needs to go on, and nothing else."
-    def __init__(self, model:Recommender, optimisers:dict):
+    def __init__(
+        self,
+        model:Recommender,  # as it is now; its `best` weights and the `mean` over epochs are kept beside
+        optimisers:dict,    # kind of stage to optimiser
+    ):
         self.model, self.optimisers, self.best, self.mean = model, optimisers, {}, {}
-        self.book = dict(stage=0, batch=0, step=0, loss_sum=0., positions=0, epoch_s=0., time_s=0., best_hr=-1., best_epoch=0, waited=0, history=[], test_by_epoch=[])
+        self.book = dict(stage=0, batch=0, step=0, loss_sum=0., positions=0, epoch_s=0., time_s=0., best_hr=-1., best_epoch=0, waited=0, history=[], test_by_epoch=[])  # `waited`: validations without a better HR@10
 
     def tensors(self):
         "Every tensor under a name."
@@ -287,7 +292,7 @@ def restore(
 
 State.restore = restore
 
-# %% ../nbs/07_train.ipynb #3d7db1d1
+# %% ../nbs/07_train.ipynb #5b0846e8
 def make_optimisers(
     model:Recommender,  # whose parameters
     plan:list[str],     # stages of the run
@@ -302,18 +307,18 @@ def learning_rate(
     total:int,      # steps of this kind planned
     c:Config,       # the settings
 ) -> float:
-    "Linear rise, then constant or linear fall to zero."
+    "Linear rise; with `decay`, times a linear fall to zero."
     rise = min(1, (step + 1)/max(1, c.warmup_steps))
     return c.lr*rise*(1 - step/total if c.decay else 1)
 
-# %% ../nbs/07_train.ipynb #8ba78bc2
+# %% ../nbs/07_train.ipynb #930d1fc1
 def train_stage(
     state:State,        # moved forward in place
     plan:list[str],     # stages of the run
     batches:PackedBatches,
     c:Config,           # the settings
     log_q:Tensor,       # (N,)
-    on_step,            # called after every step
+    on_step,            # called after every step, with the kind of the stage
 ) -> None:
     "Finish the stage that the state is in."
     book, kind = state.book, plan[state.book['stage']]
@@ -545,13 +550,13 @@ def load_run(
     except RuntimeError as e: raise ConfigError(f'{folder.name}/model.safetensors: does not fit its configuration ({" ".join(str(e).split())})') from None
     return c, model.eval(), s
 
-# %% ../nbs/07_train.ipynb #1408895e
+# %% ../nbs/07_train.ipynb #072fa163
 @torch.no_grad()
 def training_queries(
     model:Recommender,  # put into evaluation mode
     s:Split,            # whose training part is encoded
     seed:int=0,         # of the order
-    most:int=300_000,   # positions, at most: whole batches of sequences in drawn order
+    most:int=300_000,   # positions, at most: those of sequences in drawn order
 ) -> tuple:             # queries (T, D), targets (T,), users (T,)
     "Queries of training positions, without dropout."
     model.eval()
@@ -574,18 +579,18 @@ def teacher_scores(
     step = max(1, similarity.tile_pairs//len(items))
     return torch.cat([tiles.forward(tuple(t[i:i+step] for t in side)) for i in range(0, len(queries), step)])
 
-# %% ../nbs/07_train.ipynb #53732cff
+# %% ../nbs/07_train.ipynb #3e6e65bf
 def next_item_loss(model, head, queries, targets, users, items, n):
     "Sampled softmax of the head, all positions against the same `n` negatives."
-    return sampled_loss(head, queries, items, targets, draw_negatives(len(targets), len(items), n, len(targets) + 1), len(targets) + 1)
+    return sampled_loss(head, queries, items, targets, draw_negatives(len(targets), len(items), n, len(targets) + 1).to(items.device), len(targets) + 1)
 
 def teacher_loss(model, head, queries, targets, users, items, n):
     "Divergence of the head's softmax from the similarity's, over the batch's next items and `n` drawn ones."
-    chosen = items[torch.unique(torch.cat([targets, torch.randint(len(items), (n,))]))]
+    chosen = items[torch.unique(torch.cat([targets, torch.randint(len(items), (n,)).to(items.device)]))]
     wanted = teacher_scores(model.similarity, queries, chosen, users)
     return F.kl_div(head(queries, chosen).log_softmax(1), wanted.log_softmax(1), log_target=True, reduction='batchmean')
 
-# %% ../nbs/07_train.ipynb #7267ddd9
+# %% ../nbs/07_train.ipynb #26d45a33
 head_teachers = dict([(None, (next_item_loss, 300_000, 2048)), ('mol', (teacher_loss, 30_000, 256))])  # loss, positions, positions per step
 
 def fit_head(
@@ -603,7 +608,7 @@ def fit_head(
     loss, most, step = head_teachers[teacher]
     data, items = training_queries(model, s, seed, most), model.encoder.items.detach()
     torch.manual_seed(seed)
-    head = Head(model.encoder.dim, width, c.temperature)
+    head = Head(model.encoder.dim, width, c.temperature).to(items.device)
     plan = [rows for _ in range(epochs) for rows in torch.randperm(len(data[1])).split(step)]
     optimiser = torch.optim.AdamW(head.parameters(), lr, weight_decay=0.)
     for i, rows in enumerate(plan):
