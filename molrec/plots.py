@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['black', 'orange', 'sky', 'green', 'blue', 'vermillion', 'purple', 'methods', 'theme', 'method_style', 'save_figure',
-           'hr_figure', 'rows_axis', 'legend_above', 'hr_caption']
+           'off_scale', 'hr_figure', 'rows_axis', 'legend_above', 'hr_caption']
 
 # %% ../nbs/30_plots.ipynb #1c6514d4
 import textwrap
@@ -53,18 +53,28 @@ def save_figure(
     with atomic_path(files[2]) as aside: data.to_csv(aside, index=False, float_format='%.6g', lineterminator='\n')
     return files
 
-# %% ../nbs/30_plots.ipynb #bdf97136
+# %% ../nbs/30_plots.ipynb #f15958d6
+def off_scale(
+    table:pd.DataFrame,     # columns published, ours
+) -> list:                  # of bool, a row each
+    "Rows of ours that reach less than half of the best."
+    known = table[['published', 'ours']].astype(float).max(axis=1)
+    return ((known < table.ours.max()/2) & table.ours.notna()).tolist()
+
 def hr_figure(
     table:pd.DataFrame,    # columns row, method (a key of `methods`), published, ours, low, high, and maybe published_way; NaN where there is none
     label:str='HR@10',     # of the axis
     width:float=7.2,       # inches; below 5 the letters shrink a little, for telephones
 ) -> Figure:
-    "Dot and interval of every row: ours filled, published hollow."
+    "Dot and interval of every row: ours filled, published hollow; a row far below the others is a number at the edge."
     table = table.sort_values(['ours', 'published'], ascending=False, na_position='last', kind='stable').reset_index(drop=True)
     with mpl.rc_context(theme | {'font.size': 9 if width >= 5 else 7.5}):
         fig = Figure(figsize=(width, .32*len(table) + .85), layout='constrained')
-        ax = fig.subplots()
+        ax, off = fig.subplots(), off_scale(table)
         for y, r in enumerate(table.itertuples()):
+            if off[y]:
+                ax.annotate(f'← {r.ours:.3f}', (0, y), xycoords=('axes fraction', 'data'), xytext=(3, 0), textcoords='offset points', va='center', color=method_style(r.method)['color'])
+                continue
             style, shift = method_style(r.method), 0 if pd.isna(r.published) or pd.isna(r.ours) else .17
             if pd.notna(r.ours):
                 ax.plot([r.low, r.high], [y - shift]*2, color=style['color'], lw=1.8, solid_capstyle='round', alpha=.75)
@@ -101,7 +111,7 @@ def legend_above(
     if hollow: marks.append(Line2D([], [], **grey, ls='', mfc='white', mew=1.1, label=hollow))
     fig.legend(handles=marks, loc='outside upper right', ncols=3, frameon=False, borderpad=0, handletextpad=.5, columnspacing=1.5)
 
-# %% ../nbs/30_plots.ipynb #d0270d5a
+# %% ../nbs/30_plots.ipynb #b047a435
 def hr_caption(
     table:pd.DataFrame,  # as `hr_figure` takes it; with a column verdict, those are counted
     n_users:int,         # test users behind each interval
@@ -115,7 +125,7 @@ def hr_caption(
     best = ran.loc[ran.ours.idxmax()]
     both = ran.dropna(subset='published')
     inside, words = (both.low <= both.published) & (both.published <= both.high), 'lie inside our interval'
-    if 'verdict' in both: inside, words = both.verdict == 'agrees', 'agree with ours'
+    if 'verdict' in both: inside, words = (both.verdict == 'reached', 'are reached') if 'published_way' in both else (both.verdict == 'agrees', 'agree with ours')
     finding = f'{best.row} has the highest {label}, {best.ours:.3f} [{best.low:.3f}, {best.high:.3f}]'
     if len(both): finding += f', and {int(inside.sum())} of {len(both)} published values {words}'
     seed = f'seed {seeds[0]}' if len(seeds) == 1 else f'seeds {", ".join(map(str, seeds))}'
