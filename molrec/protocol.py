@@ -7,10 +7,11 @@ __all__ = ['no_record', 'budget_sources', 'chance_sources', 'how_wide', 'last_ou
            'sampled_hits', 'sampled_hr', 'unseen', 'one_split', 'two_ways', 'sampled_table', 'turned', 'sampled_remark',
            'sampled_markdown', 'epoch_rules', 'epoch_table', 'points', 'epoch_remark', 'epoch_markdown', 'settings',
            'alike', 'family', 'budget_line', 'users_line', 'same_twice', 'named_line', 'variance_budget',
-           'missing_sources', 'paired_runs', 'budget_names', 'budget_legend', 'budget_figure', 'budget_caption',
-           'published_hr', 'budget_markdown', 'protocol_markdown', 'csv', 'build_protocol', 'protocol_html']
+           'missing_sources', 'paired_runs', 'budget_names', 'budget_legend', 'short_name', 'inner_names',
+           'budget_figure', 'budget_caption', 'published_hr', 'budget_markdown', 'protocol_markdown', 'csv',
+           'build_protocol', 'protocol_html']
 
-# %% ../nbs/34a_protocol.ipynb #bd2d0a64
+# %% ../nbs/34a_protocol.ipynb #3d250d94
 import dataclasses, itertools, math
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from scipy.stats import hypergeom
 from .core import Config, DataError
 from .metrics import bootstrap_ci, hr_at_k, paired_test
 from .plots import method_style, rows_axis, save_figure, theme
-from .report import Run, blocks, dataset_names, figure_html, hardware, listed, markdown_table, method_of, published_last_out, published_name, read_runs, write
+from .report import Run, blocks, dataset_names, figure_html, hardware, listed, markdown_table, method_of, published_metrics, read_runs, write
 
 # %% ../nbs/34a_protocol.ipynb #29025cda
 def last_out(
@@ -241,12 +242,12 @@ def family(
     def first(r): return r.config['tie_order'] != 'shuffled', full_config(r.config)['tie_seed'], r.record['seed'], r.record['id']
     return sorted(max(groups, key=worth, default=[]), key=first)
 
-# %% ../nbs/34a_protocol.ipynb #7c7bd043
+# %% ../nbs/34a_protocol.ipynb #041fb3d8
 budget_sources = {  # label, and what to do where it is missing
     'bootstrap over users':            ('users drawn again', 'run the row'),
-    'same seed twice':                 ('same seed twice', 'run it a second time and keep the record in reports/again'),
+    'same seed twice':                 ('same seed twice', '`make report SCALE=paper` runs it a second time'),
     'several seeds':                   ('several seeds', 'run the row with other values of seed'),
-    'tie order drawn again':           ('tie order drawn again', 'run the row with other values of tie_seed'),
+    'tie order drawn again':           ('tie order drawn again', 'run the row with other values of tie_seed, as `make report SCALE=paper` does'),
     'tie order: stable or shuffled':   ('stable or shuffled ties', 'run the row under the other tie_order'),
     'epoch rule':                      ('epoch rule', 'run the row again: its record does not know other epochs')}
 chance_sources = ('same seed twice', 'several seeds', 'tie order drawn again')  # draws, with a standard deviation; the other sources are choices
@@ -340,7 +341,17 @@ def budget_legend(fig:Figure, style:dict, hollow:bool) -> None:
     if hollow: marks.append(Line2D([], [], **style, ms=6, mfc='white', mew=1.1, lw=.9, ls=(0, (4, 4)), label='published'))
     fig.legend(handles=marks, loc='outside upper right', ncols=2, frameon=False, borderpad=0, handlelength=2.6, handletextpad=.5, columnspacing=1.5)
 
-# %% ../nbs/34a_protocol.ipynb #50718bb7
+# %% ../nbs/34a_protocol.ipynb #06082d07
+def short_name(name): return name.split(' (')[0]
+
+def inner_names(
+    line,       # of the budget: values, names
+) -> list:      # of (value, text); values that lie together share a text
+    "What stands above the points between the lowest and the highest."
+    order = np.argsort(line.values, kind='stable')[1:-1]
+    groups = np.split(order, np.flatnonzero(np.diff(np.array(line.values)[order]) > .0008) + 1)
+    return [(float(np.mean([line.values[i] for i in g])), ', '.join(short_name(line.names[i]) for i in g)) for g in groups if len(g)]
+
 def budget_figure(
     budget:pd.DataFrame,       # as `variance_budget` gives it, at least one line
     published:float=math.nan,  # HR@10; NaN: none
@@ -356,7 +367,8 @@ def budget_figure(
             ax.plot([r.low, r.high], [y, y], color=style['color'], lw=1.8, alpha=.6, solid_capstyle='round')
             ax.plot(r.values, [y]*len(r.values), **style, ms=6, ls='', alpha=.85, mew=0)
             for i, side in ((np.argmin(r.values), -1), (np.argmax(r.values), 1)):
-                if r.source in named and r.high > r.low: ax.annotate(r.names[i].split(' (')[0], (r.values[i], y), xytext=(8*side, 0), textcoords='offset points', va='center', ha='right' if side < 0 else 'left', fontsize=7.5, color='#444444')
+                if r.source in named and r.high > r.low: ax.annotate(short_name(r.names[i]), (r.values[i], y), xytext=(8*side, 0), textcoords='offset points', va='center', ha='right' if side < 0 else 'left', fontsize=7.5, color='#444444')
+            for value, text in inner_names(r) if r.source in named else (): ax.annotate(text, (value, y), xytext=(0, 6), textcoords='offset points', va='bottom', ha='right', fontsize=7.5, color='#444444')
         if published == published:
             ax.axvline(published, color=style['color'], lw=.9, ls=(0, (4, 4)), alpha=.7)
             ax.plot(published, len(budget), **style, ms=6, mfc='white', mew=1.1, ls='')
@@ -385,13 +397,13 @@ def budget_caption(
     return said + (f" {c['row']}, {c['epochs']} epochs, {len(first.ranks):,} test users (drawn again by the bootstrap, 95 % interval), {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}, "
                    f"{'; '.join(sorted(set(map(hardware, runs))))}.")
 
-# %% ../nbs/34a_protocol.ipynb #31075597
+# %% ../nbs/34a_protocol.ipynb #f509080f
 how_wide = 'A range of few runs is not an interval: a 95 % interval spans 3.9 standard deviations, the range of two runs 1.1 on average, of three 1.7. Compare standard deviations.'
 def published_hr(
     run:Run,
 ) -> float:     # NaN: none
     "Published HR@10 of a run's row; read on the test item."
-    return published_last_out.get(published_name(full_config(run.config)), {}).get('hr@10', math.nan) if run.config['dataset'] == 'ml-1m' else math.nan
+    return published_metrics(full_config(run.config)).get('hr@10', math.nan)
 
 def budget_markdown(
     runs:list[Run],        # of one data set and protocol; may be empty
@@ -418,7 +430,7 @@ def protocol_markdown(
              'ranked against all items and against 100 drawn ones': sampled_markdown(runs), 'splits': markdown_table(splits)}
     return '\n\n'.join(f'**{name}, leave-last-one-out: {title}**\n\n{text}' for title, text in parts.items() if text) + '\n'
 
-# %% ../nbs/34a_protocol.ipynb #9489058b
+# %% ../nbs/34a_protocol.ipynb #7f8ab7f5
 def csv(table:pd.DataFrame) -> str:
     "As it is kept: six digits, lists spelled out with spaces."
     spelled = table.assign(**{c: [' '.join(f'{x:.6g}' if isinstance(x, float) else x.replace(' ', '-') for x in v) for v in table[c]] for c in ('values', 'names') if c in table})
@@ -446,5 +458,8 @@ def protocol_html(
     files:dict,     # as `build_protocol` gives it
 ) -> str:           # a section of the report's page
     "The figure, and the text with its tables."
-    drawn = figure_html(files['variance svg'], 'variance', 'Range of HR@10 by source of variation; numbers and words below.') if 'variance svg' in files else ''
+    drawn = ''
+    if 'variance svg' in files:
+        spreads = ', '.join(f'{r.label} {r.spread:.2f}' for r in pd.read_csv(files['variance csv']).itertuples())
+        drawn = figure_html(files['variance svg'], 'variance', f'How far each source of variation moves HR@10, in points: {spreads}. Words and further numbers below.')
     return f'<h2>What each choice of protocol does</h2>{drawn}{markdown2html(files["markdown"].read_text())}'
