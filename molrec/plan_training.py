@@ -60,7 +60,7 @@ def attention_work(
     pairs = c.n_blocks*T*(length + 1)/2
     return Work(3*4*4*c.dim*T*c.n_blocks, {operand: 3*4*c.dim*pairs}, exps=2*c.n_heads*pairs)
 
-# %% ../nbs/35a_plan_training.ipynb #10f35e6f
+# %% ../nbs/35a_plan_training.ipynb #aff6ebcf
 def similarity_work(
     c:Config,           # dot or mol, with sampled softmax
     T:float,            # positions
@@ -76,7 +76,7 @@ def similarity_work(
     of_item = 2*(D*P_x*c.width + D*H + H*G)
     return total(pairs, Work(3*4*((D + P_x*c.width + G)*items + 4*c.query_hidden*T), {operand: position_flops(make_similarity(c, D, 1))*T + 3*of_item*items}))
 
-# %% ../nbs/35a_plan_training.ipynb #dcb1f8fb
+# %% ../nbs/35a_plan_training.ipynb #81f23a3d
 def optimiser_work(c:Config, items:float, steps:float) -> Work:
     "AdamW on item table, layers and similarity."
     parameters = (items + c.max_length)*c.dim + layer_counts(c)[0] + sum(p.numel() for p in make_similarity(c, c.dim, 1).parameters())
@@ -101,13 +101,13 @@ def epoch_work(
                 optimiser=optimiser_work(c, size['items'], size.users/c.batch_size),
                 ranking=Work(ranked.bytes/c.eval_every, {k: v/c.eval_every for k, v in ranked.flops.items()}, ranked.exps/c.eval_every, ranked.fp32/c.eval_every))
 
-# %% ../nbs/35a_plan_training.ipynb #2117dafe
+# %% ../nbs/35a_plan_training.ipynb #6dd5192b
 def position_flop(c:Config, length:float) -> float:
     "FLOP of a training position, all products."
     works = layers_work(c, 1), attention_work(c, 1, length), similarity_work(c, 1)
     return sum(sum(w.flops.values()) for w in works)
 
-# %% ../nbs/35a_plan_training.ipynb #f4f51d94
+# %% ../nbs/35a_plan_training.ipynb #3d024175
 share, launch_s = .3, 1e-5              # of the bound, and of a kernel's launch: assumptions, not measurements
 reported = 101*positions('ml-1m')/5400  # positions/s of the public code on an H100, if its 90 minutes on ML-1M are 101 epochs
 
