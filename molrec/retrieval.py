@@ -374,7 +374,7 @@ def corpus_title(
     "A corpus and its size."
     return f'{corpus} to {n_items:,} items' if corpus.endswith('grown') else f'{corpus}, {n_items:,} items'
 
-# %% ../nbs/33_retrieval.ipynb #b1d8aad8
+# %% ../nbs/33_retrieval.ipynb #2168c885
 storage_lines = dict(fp32='-', bf16='--', int8=':', fp8='-.')
 
 def recall_panel(
@@ -396,13 +396,13 @@ def recall_figure(
     "Relative recall against the items that MoL scores, a panel per corpus and size."
     parts, low = by_corpus(table), max(.01, min(.5, table.recall.min()*.8))
     with mpl.rc_context(theme):
-        fig, axes = panels(len(parts), width=8.6)
+        fig, axes = panels(len(parts), width=8.6, height=2.9)
         for ax, (corpus, part) in zip(axes, parts):
             recall_panel(ax, part, low)
             ax.set_title(corpus_title(*corpus), fontsize=9)
         for ax in axes[::3]: ax.set_ylabel(f'recall@{table.k.iloc[0]} of MoL alone')
         for ax in axes[-3:]: ax.set_xlabel('items scored by MoL')
-        key(fig, 4 if len(axes) > 2 else 2)
+        key(fig, 4 if len(axes) > 2 else 3)
     return fig
 
 # %% ../nbs/33_retrieval.ipynb #b1266b1e
@@ -456,7 +456,7 @@ def pools_figure(table:pd.DataFrame) -> Figure:
         key(fig)
     return fig
 
-# %% ../nbs/33_retrieval.ipynb #23eaf7c5
+# %% ../nbs/33_retrieval.ipynb #821e3f0c
 def flops_figure(table:pd.DataFrame) -> Figure:
     "Arithmetic rate and peak memory against MoL's cost."
     looks = {'plain': ('#888888', 's', 'plain form'), 'fp32': (*method_style('brute-force').values(), 'compiled, fp32'), 'bf16': (*method_style('mol').values(), 'compiled, bf16')}
@@ -467,7 +467,7 @@ def flops_figure(table:pd.DataFrame) -> Figure:
             left.plot(line.mflop_per_query, line.gflop_per_s, color=color, marker=marker, ms=4, lw=1.5, label=label)
             right.plot(line.mflop_per_query, line.peak_mib.clip(lower=1), color=color, marker=marker, ms=4, lw=1.5)
             if form != 'plain': left.plot(line.mflop_per_query, line.machine_gflop_per_s, color=color, lw=.9, ls=':', label=f'matrix product, {form}')
-        for ax, label in ((left, 'GFLOP/s'), (right, 'peak memory, MiB')): ax.set_xscale('log'); ax.set_yscale('log'); ax.set_xlabel('MFLOP per query'); ax.set_ylabel(label)
+        for ax, label in ((left, 'GFLOP/s'), (right, 'peak memory, MiB')): ax.set_xscale('log'); ax.set_yscale('log'); ax.set_xlabel('MFLOP per query'); ax.set_ylabel(label); ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         key(fig)
     return fig
 
