@@ -38,7 +38,7 @@ def curves_table(
             if len(curve) >= least: lines += [of | dict(epoch=e['epoch'], valid=e['valid_hr@10'], kept=e['epoch'] == r.record['best_epoch']) for e in curve]
     return pd.DataFrame(lines, columns=['row', 'encoder', 'similarity', 'seed', 'epoch', 'valid', 'kept', 'warm', 'every'])
 
-# %% ../nbs/34b_insights.ipynb #cf833ae7
+# %% ../nbs/34b_insights.ipynb #1c45edb5
 encoder_colors = {'popularity': black, 'svd': '#777777', 'gru4rec': green, 'bert4rec': purple, 'sasrec': blue, 'hstu': orange, 'hstu-large': vermillion}
 dashes = {'dot': '-', 'mol': (0, (5, 1.5)), 'mlp': (0, (1, 1)), 'fm': (0, (3, 1, 1, 1)), 'neuralfm': (0, (6, 1, 1, 1, 1, 1))}
 row_colors = blue, vermillion, green, purple, orange, sky, black, '#777777'
@@ -51,7 +51,8 @@ def row_looks(
     looks = {r.row: dict(color=encoder_colors.get(r.encoder, '#777777'), ls=dashes.get(r.similarity, '-')) for r in rows.itertuples()}
     apart = rows.encoder.nunique() > 1 and len(set(map(str, looks.values()))) == len(looks)
     if apart or len(looks) == 1: return looks
-    return {row: look | dict(color=color) for (row, look), color in zip(looks.items(), itertools.cycle(row_colors))}
+    again = itertools.chain([{}]*len(row_colors), itertools.repeat(dict(ls=':')))  # past eight rows the colours come again, dotted
+    return {row: look | dict(color=color) | more for (row, look), color, more in zip(looks.items(), itertools.cycle(row_colors), again)}
 
 # %% ../nbs/34b_insights.ipynb #89ebced0
 def curves_figure(
