@@ -227,7 +227,7 @@ def pass_flops(
     width = e.blocks[0].out.in_features*len(e.blocks) if pairs else 0
     return int(L.sum())*6*matrices + pairs*12*width
 
-# %% ../nbs/31a_bench_encoders.ipynb #11623f7e
+# %% ../nbs/31a_bench_encoders.ipynb #7f6d349c
 published = dict(tie_order='shuffled', batch_size=128, lr=1e-3, decay=False, warmup_steps=1)
 dealt = dict(n_negatives=128, share=128, deal=True)
 large = dict(encoder='hstu', n_blocks=8, n_heads=2, head_dim=25, **published)
@@ -356,8 +356,8 @@ def encoders_figure(
         fig.legend(handles=marks, loc='outside upper right', ncols=3, frameon=False, borderpad=0, handletextpad=.5, columnspacing=1.5)
     return fig
 
-# %% ../nbs/31a_bench_encoders.ipynb #c23e69ea
-encoder_budgets = dict(quick=dict(rounds=3, n_batches=1, passes=3, every=12), full=dict(rounds=5, n_batches=3, passes=3, every=1))
+# %% ../nbs/31a_bench_encoders.ipynb #75fbfc29
+encoder_budgets = dict(quick=dict(rounds=3, n_batches=1, passes=3, every=12), full=dict(rounds=15, n_batches=3, passes=3, every=1))
 
 def encoders(
     out:Path='reports/bench',       # folder for the results, made if absent

@@ -13,8 +13,8 @@ __all__ = ['published_source', 'n_published', 'published', 'last_out_source', 'p
            'floor_remark', 'read_their_way', 'negatives_text', 'last_out_table', 'reached', 'cells', 'markdown_table',
            'html_table', 'set_table', 'pairs_square', 'run_command', 'flat', 'run_facts', 'hardware', 'run_details',
            'inline_svg', 'figure_html', 'figure_of', 'section_title', 'metric_tables', 'Block', 'readings_remark',
-           'short_remark', 'make_block', 'block_html', 'headline', 'page', 'block_markdown', 'folded', 'write',
-           'make_blocks', 'build_report']
+           'short_remark', 'make_block', 'block_html', 'headline', 'page', 'block_markdown', 'folded',
+           'summary_markdown', 'write', 'make_blocks', 'build_report']
 
 # %% ../nbs/34_report.ipynb #514ae4c5
 import html, itertools, json, math, re, tempfile
@@ -460,12 +460,12 @@ def cells(
 
 comparing = ['published', 'published_way', 'difference', 'verdict']   # columns that are empty where nothing is published
 
-# %% ../nbs/34_report.ipynb #cf86165d
+# %% ../nbs/34_report.ipynb #d1a9db91
 def markdown_table(
     text:pd.DataFrame,  # as `cells` gives it
 ) -> str:
     "Pipes and dashes; numbers to the right."
-    left = {text.columns[0], 'negatives', 'verdict'}
+    left = {text.columns[0], 'row with MoL', 'negatives', 'verdict'}
     rule = [':--' if c in left else '--:' for c in text]
     return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in [text.columns, rule, *text.values.tolist()])
 
@@ -741,9 +741,10 @@ def page(
             + ''.join(f'<p class="lead">{html.escape(line)}</p>' for line in lead) +
             f'<p class="small">{html.escape(foot)} The name of a row leads to the notebook that made it. Rebuild: <code class="ci">make report SCALE={html.escape(scale)}</code></p>{body}{more}</main></body></html>\n')
 
-# %% ../nbs/34_report.ipynb #27179afe
+# %% ../nbs/34_report.ipynb #0a50eb0a
 def block_markdown(
     b:Block,
+    brief:bool=False,   # HR@10 and NDCG@10 alone
 ) -> str:
     "Section of a block, for GitHub."
     words = elsewhere if not b.comparable else last_out_words if b.last_out else how_judged
@@ -754,9 +755,18 @@ def block_markdown(
     shown = [m for m in ('hr@10', 'ndcg@10') if m in metrics]
     rest = [m for m in metrics if m not in shown]
     def titled(m, title=''): return f'**{title}{metric_names(m)}**\n\n{one(m)}'
-    return '\n\n'.join([*(titled(m, f'{section_title(b.runs)}, ') for m in shown), f'<details><summary>{", ".join(map(metric_names, rest))}</summary>', *map(titled, rest), '</details>', words, *b.remarks])
+    more = [f'<details><summary>{", ".join(map(metric_names, rest))}</summary>', *map(titled, rest), '</details>']*(not brief)
+    return '\n\n'.join([*(titled(m, f'{section_title(b.runs)}, ') for m in shown), *more, words, *b.remarks])
 
 def folded(b:Block) -> str: return f'<details><summary><b>{section_title(b.runs)}</b></summary>\n\n{block_markdown(b)}\n\n</details>'
+
+def summary_markdown(
+    blocks:list[Block],     # the first is shown
+    tables:str,             # the file with all of it, beside this one
+) -> str:
+    "What the README shows."
+    others = ' '.join(headline(b) for b in blocks[1:] if b.comparable)
+    return f'{block_markdown(blocks[0], brief=True)}\n\n{others} [Every table]({tables}), with further cut-offs and the other data sets.'.replace('\n\n [', '\n\n[')
 
 # %% ../nbs/34_report.ipynb #a2ca4af8
 def write(path:Path, text:str) -> Path:
@@ -774,7 +784,7 @@ def make_blocks(runs:list[Run]) -> list[Block]:
         made.append(make_block(group, name + f'-{again + 1}'*(again > 0)))
     return made
 
-# %% ../nbs/34_report.ipynb #1a8186e3
+# %% ../nbs/34_report.ipynb #b90ff5b9
 def build_report(
     runs_dir:str|Path,      # folder of run folders
     out_dir:str|Path,       # gets tables/, figures/ and results.html
@@ -794,5 +804,6 @@ def build_report(
         parts.append((b, figure_of(b.hr10, b.caption, out/'figures'/stem)))
         files |= {f'{b.name} {s}': out/'figures'/f'{stem}.{s}' for s in ('svg', 'png', 'csv')}
     files['markdown'] = write(out/'tables'/f'{name}.md', '\n\n'.join([block_markdown(made[0]), *map(folded, made[1:])]) + '\n')
+    files['summary'] = write(out/'tables'/f'{name}-summary.md', summary_markdown(made, f'{name}.md') + '\n')
     files['html'] = write(out/f'{name}.html', page(parts, scale, more))
     return files

@@ -64,11 +64,11 @@ def test_execution_counts_are_found_and_parameters_tags_are_kept(project):
 
 def test_a_readme_or_a_table_left_behind_is_found(project):
     assert sync.check_readme(project) == []
-    table = project/sync.TABLE
-    table.parent.mkdir(parents=True)
-    table.write_text('| HR@10 |\n|:--|\n| .999 |\n')
+    for table in sync.TABLES:
+        (project/table).parent.mkdir(parents=True, exist_ok=True)
+        (project/table).write_text(f'| {table.stem} |\n|:--|\n| .999 |\n')
     (project/'README.md').write_text('# By hand')
-    assert [s.split(' ')[0] for s in sync.check_readme(project)] == ['README.md', 'nbs/index.ipynb']
+    assert [s.split(':')[0].split(' is ')[0] for s in sync.check_readme(project)] == ['README.md', *(f'nbs/index.ipynb shows another table than {t}' for t in sync.TABLES)]
 
 
 def test_the_command_says_what_is_wrong_and_exits_1():
