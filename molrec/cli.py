@@ -503,15 +503,16 @@ def check_kernels() -> list[Check]:
     return [Check('kernel for experiments', 'python3' if 'python3' in known else 'none', '' if 'python3' in known else 'pip install -r requirements.txt', needed=True),
             Check('kernel for JupyterLab', 'molrec' if 'molrec' in known else 'not registered', '' if 'molrec' in known else 'make setup')]
 
-# %% ../nbs/36_cli.ipynb #2abc09ef
+# %% ../nbs/36_cli.ipynb #3ba4b4ee
 def check_compiled() -> list[Check]:
-    "Whether the loops of the h-indexer and of HSTU can be compiled here."
+    "Whether the loops of the h-indexer and of attention can be compiled here."
     from molrec.h_indexer import scan_source
-    from molrec.hstu import attention_library
+    from molrec.encoders import softmax_library
+    from molrec.hstu import silu_library
     from molrec.native import build, problems
-    there = dict(scan=build('scan', scan_source, W=16, KIND=2), hstu=attention_library())
+    there = dict(scan=build('scan', scan_source, W=16, KIND=2), softmax=softmax_library(), hstu=silu_library())
     missing = '; '.join(sorted({problems[name] for name, library in there.items() if library is None}))
-    mend = 'searches, and training HSTU, run in torch, several times slower: a C compiler (gcc or clang) and a processor with AVX512 make them fast'
+    mend = 'searches and attention run in torch, slower: a C compiler (gcc or clang) and a processor with AVX512 make them fast'
     return [Check('compiled loops', f'no: {missing}' if missing else 'yes', mend if missing else '')]
 
 # %% ../nbs/36_cli.ipynb #8e64de99

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['flags', 'problems', 'page', 'advice', 'compiler', 'compiler_version', 'library_path', 'compile_c', 'build', 'address',
-           'arguments', 'pool', 'in_parts', 'madvise', 'large_pages']
+           'arguments', 'pool', 'in_parts', 'call_in_parts', 'madvise', 'large_pages']
 
 # %% ../nbs/00a_native.ipynb #5ab9b72f
 import ctypes, functools, os, shutil, subprocess
@@ -95,7 +95,17 @@ def in_parts(
     if parts == 1: return call(0, 1)
     for done in [pool(parts, os.getpid()).submit(call, i, parts) for i in range(parts)]: done.result()
 
-# %% ../nbs/00a_native.ipynb #578f506e
+# %% ../nbs/00a_native.ipynb #88a7a681
+def call_in_parts(
+    function,       # of a library
+    given,          # takes (part, parts), gives the arguments of that part: tensors, integers, None
+) -> None:
+    "Call C once for every part, side by side; no thread holds a tensor."
+    parts = torch.get_num_threads()
+    calls = [arguments(given(part, parts)) for part in range(parts)]
+    in_parts(lambda part, parts: function(*calls[part]), parts)
+
+# %% ../nbs/00a_native.ipynb #1d277d63
 page, advice = 2**21, 14    # bytes of a large page; MADV_HUGEPAGE
 
 @functools.cache
