@@ -77,16 +77,9 @@ def equal_runs(
     lengths, count = torch.unique_consecutive(offsets.diff(), return_counts=True)
     return list(zip(count.tolist(), lengths.tolist()))
 
-# %% ../nbs/03_encoders.ipynb #ca7c36e0
-def attention_by_runs(
-    q:Tensor,               # (T, D)
-    k:Tensor,               # (T, D)
-    v:Tensor,               # (T, D)
-    offsets:Tensor,         # borders of the sequences, (S+1,), int64
-    n_heads:int=1,          # h, divides D
-    causal:bool=True,       # a position sees itself and what came before; False: the whole sequence
-) -> Tensor:                # (T, D)
-    "Softmax attention inside each sequence of a packed batch."
+# %% ../nbs/03_encoders.ipynb #db2a7eac
+def attention_by_runs(q, k, v, offsets, n_heads=1, causal=True):   # as `packed_attention`, below
+    "Softmax attention inside each sequence, in torch: one call per run of equal lengths."
     runs, out = equal_runs(offsets), []
     sizes = [n*L for n, L in runs]
     for (n, L), *qkv in zip(runs, *(x.split(sizes) for x in (q, k, v))):
