@@ -205,7 +205,8 @@ void attend_back(const float *q, const float *k, const float *v, int64_t q_step,
 }
 """
 
-# %% ../nbs/03_encoders.ipynb #f316668f
+# %% ../nbs/03_encoders.ipynb #110c7af6
+@functools.cache
 def softmax_library(): return build('softmax', softmax_source + softmax_back_source)    # None: no compiler, or another processor
 
 def up(n:int) -> int: return -(-n//32)*32   # to whole tiles

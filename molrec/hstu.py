@@ -7,7 +7,9 @@ __all__ = ['cells', 'silu_source', 'silu_back_source', 'buckets_source', 'pair_b
            'HSTUAttention', 'add_bias_gradients', 'silu_library', 'CompiledSilu', 'Clock', 'hstu_attention',
            'way_to_attend', 'attention_by_kernel', 'HSTUBlock', 'HSTU']
 
-# %% ../nbs/03a_hstu.ipynb #837d3181
+# %% ../nbs/03a_hstu.ipynb #84b58d85
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -165,7 +167,7 @@ void attend_silu_back(const float *q, const float *k, const float *v, const floa
 }
 """
 
-# %% ../nbs/03a_hstu.ipynb #45ed96bb
+# %% ../nbs/03a_hstu.ipynb #871eaeb2
 buckets_source = r"""
 void time_buckets(const int64_t *asked, const int64_t *times, const int64_t *offsets, int64_t S, const int64_t *starts, int64_t n, const int64_t *cells, int64_t part, int64_t parts, uint8_t *out) {
     for (int64_t s = part; s < S; s += parts) {
@@ -181,6 +183,8 @@ void time_buckets(const int64_t *asked, const int64_t *times, const int64_t *off
 }
 """
 
+# %% ../nbs/03a_hstu.ipynb #3a83d310
+@functools.cache
 def silu_library(): return build('hstu', silu_source + silu_back_source + buckets_source)   # None: no compiler, or another processor
 
 class CompiledSilu(torch.autograd.Function):
@@ -205,7 +209,7 @@ class CompiledSilu(torch.autograd.Function):
                                                                         d_q, d_k, d_v, d_distance[i, zero:], None if elapsed is None else d_elapsed[i]])
         return d_q, d_k, d_v, d_distance.sum(0), None if elapsed is None else d_elapsed.sum(0), None, None, None, None
 
-# %% ../nbs/03a_hstu.ipynb #076440ef
+# %% ../nbs/03a_hstu.ipynb #842e18f1
 class Clock:
     "Borders and times of a batch; buckets when asked for, once for all layers."
     def __init__(
@@ -261,7 +265,7 @@ def attention_by_kernel(q, k, v, distance, elapsed, clock, n):
     from molrec.kernels.hstu_attention import hstu_attention as kernel  # late: it needs Triton
     return kernel(q, k, v, clock.offsets, distance, elapsed, clock.times, clock.asked, n, impl='triton')
 
-# %% ../nbs/03a_hstu.ipynb #ed6f122a
+# %% ../nbs/03a_hstu.ipynb #fdd34fbf
 class HSTUBlock(nn.Module):
     "One layer of HSTU."
     def __init__(
@@ -288,7 +292,7 @@ class HSTUBlock(nn.Module):
         heard = hstu_attention(q, k, v, self.distance, self.elapsed, clock, self.span, self.impl).flatten(1)
         return x + self.out(self.dropout(u*F.layer_norm(heard, heard.shape[1:], eps=1e-6)))
 
-# %% ../nbs/03a_hstu.ipynb #217a3b53
+# %% ../nbs/03a_hstu.ipynb #f3a9c345
 class HSTU(nn.Module):
     "Hierarchical sequential transduction unit (Zhai et al. 2024)."
     trainable = True
