@@ -399,10 +399,9 @@ def run(args:list, impl:str) -> tuple[Tensor, ...]:     # out, and the gradients
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #59402148
 tolerance = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
 
-def cases(
-    device='cpu',
-) -> dict:      # label to a function without arguments: (outputs, the reference's, tolerances)
+def cases() -> dict:    # label to a function without arguments: outputs, reference outputs, tolerances
     "Small calls that the kernels must get right."
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
     few = dict(odd=dict(lengths=[37, 5, 18]), one_position=dict(lengths=[1]), one_sequence=dict(lengths=[33], d_qk=32, d_v=64), empty_between=dict(lengths=[0, 3, 0, 17, 0]),
                equal_times=dict(lengths=[20, 16], clock='equal'), own_time=dict(lengths=[9, 23], clock='off', heads=1, d_qk=50, d_v=50), pos_only=dict(lengths=[19], biases='pos'),
                time_only=dict(lengths=[19], biases='time'), no_bias=dict(lengths=[19, 2], biases='none', d_v=7), bf16=dict(lengths=[37, 5], dtype=torch.bfloat16, d_qk=32, d_v=32))
