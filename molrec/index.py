@@ -358,12 +358,12 @@ def check_new_ids(
 @patch
 def append_items(
     self:Index,
-    ids:Tensor,     # (n,), int64, new
-    items:Tensor,   # (n, D), finite
-    block:int=512,  # items whose fp64 side exists at once: it should stay in cache
+    ids:Tensor,             # (n,), int64, new
+    items:Tensor,           # (n, D), finite
+    block:int|None=None,    # items whose fp64 side exists at once; None: 512, which stay in a CPU's cache, or 65,536 on a GPU
 ) -> None:
     "Store items, all or none."
-    before = len(self)
+    before, block = len(self), block or (512 if items.device.type == 'cpu' else 2**16)
     if not before: self.columns.reserve(max(self.columns.room, len(items)))
     try:
         for lo in range(0, len(items), block): self.columns.append(self.block_of(ids[lo:lo + block], items[lo:lo + block]))
