@@ -5,16 +5,19 @@
 # %% auto #0
 __all__ = ['pages', 'assumed', 'gpu_of', 'module_names', 'machine_code', 'training_work', 'works', 'predicted_ms', 'predictions',
            'worst', 'agreement', 'stage1_calls', 'peers', 'mol_inputs', 'stage2_calls', 'loss_calls', 'attention_calls',
-           'gpu_at_hand', 'gpu_clock', 'time_rows', 'measured', 'side_by_side', 'time_text', 'tables_for_reading',
-           'kernels_html', 'write_kernels']
+           'gpu_at_hand', 'gpu_clock', 'time_rows', 'measured', 'blocks_ahead', 'index_over', 'search_calls', 'waited',
+           'searches', 'side_by_side', 'time_text', 'tables_for_reading', 'kernels_html', 'write_kernels']
 
 # %% ../nbs/35_bench_kernels.ipynb #0e36e953
 import importlib, math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
+from .bench import in_turn
 from .core import atomic_path
 from .kernels.resources import resources
 from .kernels.roofline import Work, bound, gpus, roofline
@@ -220,6 +223,80 @@ def measured(
     "Times of everything whose kernel agrees."
     right = agreed.groupby('page').agrees.all()
     return pd.DataFrame([row for label, (page, make) in work.items() if right[page] for row in time_rows(label, page, *make(), clock)])
+
+# %% ../nbs/35_bench_kernels.ipynb #7e9cec10
+def blocks_ahead(
+    corpus,         # with `items(lo, hi)`
+    n:int,          # items
+    block:int,      # items at a time
+    threads:int=8,  # that make blocks
+):                  # yields (block, D)
+    "Blocks of a corpus in order, several made at once."
+    with ThreadPoolExecutor(threads) as pool:
+        for first in range(0, n, threads*block):
+            yield from pool.map(lambda lo: corpus.items(lo, min(n, lo + block)), range(first, min(n, first + threads*block), block))
+
+def index_over(
+    mol,            # on the device of the index
+    corpus,         # with `items(lo, hi)`
+    n:int,          # items
+    storage:str,    # of the items
+    block:int,      # items at a time
+):                  # an `HIndexer`
+    "An index that is built block by block where the model is."
+    from molrec.index import HIndexer
+    device, index = next(mol.parameters()).device, None
+    for x in blocks_ahead(corpus, n, block):
+        if index is None: index = HIndexer.build(mol, x.to(device), storage=storage, arithmetic='bf16'); index.reserve(n)
+        else: index.add(torch.arange(len(index), len(index) + len(x)), x.to(device))
+    return index
+
+# %% ../nbs/35_bench_kernels.ipynb #41a0e1a1
+def search_calls(
+    index,              # `HIndexer`
+    queries,            # (B, D)
+    k_primes:tuple,     # k'
+    k:int,              # results per query
+) -> dict:              # (method, k'; 0: all items) to call
+    "Searches of one batch: MoL over everything, both stages, and the first alone."
+    from molrec.bench_search import brute_force_over
+    brute = brute_force_over(index, arithmetic='bf16', max_scores=2**27)
+    stage, asked = index.stage_of(None)[0], index.query_vectors(index.request(queries))
+    calls = {('MoL over everything', 0): lambda: brute.search(queries, k)[0]}
+    for kp in k_primes: calls |= {('h-indexer', kp): lambda kp=kp: index.change(k_prime=kp).search(queries, k)[0], ('its first stage', kp): lambda kp=kp: stage.candidates(asked, kp)}
+    return calls
+
+def waited(call):
+    "A call that returns when the GPU has finished."
+    def done():
+        out = call()
+        if torch.cuda.is_available(): torch.cuda.synchronize()
+        return out
+    return done
+
+def searches(
+    n:int,                              # items
+    batches:tuple=(1, 32),              # queries asked at once
+    k_primes:tuple=(10_000, 100_000),   # k'
+    k:int=100,                          # results per query
+    storage:str='int8',                 # of the items
+    rounds:int=9,                       # timings of each call
+    device:str='cuda',
+    block:int=2**20,                    # items made at once
+) -> pd.DataFrame:                      # a row per method, k' and batch; times in ms
+    "Whole searches, in turn, and their recall relative to MoL over everything."
+    from molrec.bench_search import Mixture, teach
+    from molrec.index import relative_recall
+    corpus, rows = Mixture(), []
+    index = index_over(teach(corpus).to(device), corpus, n, storage, block)
+    queries = corpus.queries(max(batches)).to(device)
+    for B in batches:
+        calls = {name: waited(call) for name, call in search_calls(index, queries[:B], k_primes, k).items()}
+        truth = calls['MoL over everything', 0]()
+        for (method, kp), t in in_turn(calls, rounds).items():
+            recall = relative_recall(calls[method, kp](), truth) if method != 'its first stage' else math.nan
+            rows.append(dict(items=n, queries=B, method=method, k_prime=kp) | dict(zip(('p20_ms', 'p50_ms', 'p80_ms'), 1e3*np.quantile(t[:, 0], [.2, .5, .8]))) | dict(recall=recall, storage=storage, bytes_per_item=index.bytes_per_item))
+    return pd.DataFrame(rows)
 
 # %% ../nbs/35_bench_kernels.ipynb #a42e7c6a
 gpu_of = {g.arch: name for name, g in gpus.items()}

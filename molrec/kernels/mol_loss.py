@@ -68,8 +68,8 @@ def padded_counts(
     n_item:int,     # P_x
 ) -> tuple:         # powers of two at least as large, with a product of 16 or more
     "Components as the kernel counts them: its tiles are powers of two, and a matrix product is at least 16 deep."
-    PQ = power_of_two(n_query)
-    return PQ, power_of_two(n_item, max(1, 16//PQ))
+    PQ = power_of_two(n_query, 4)
+    return PQ, power_of_two(n_item, max(2, 16//PQ))
 
 def dropout_mask(
     rows:Tensor,    # positions, (t,), int64
@@ -162,12 +162,10 @@ def by_component(x, T: tl.constexpr, R: tl.constexpr, PQ: tl.constexpr, PX: tl.c
 def gate_logits(x, a, b, w, bias, H: tl.constexpr, BH: tl.constexpr, LOW: tl.constexpr, HOW: tl.constexpr):
     "z of a tile, (pairs, G), from logits (pairs, G), a (BT, G) and b (BR, G)."
     G: tl.constexpr = x.shape[1]
-    z = tl.reshape(a[:, None, :]*b[None, :, :], x.shape)
-    if H > 0:
-        z += tl.load(bias + H + tl.arange(0, G))[None, :]
-        for h in tl.range(0, H, BH, disable_licm=True):
-            up = product(x, tl.trans(rows_of(w, h, H, BH, G)), LOW, HOW) + tl.load(bias + h + tl.arange(0, BH))[None, :]
-            z += product(up*tl.sigmoid(up), rows_of(w, H + h, 2*H, BH, G), LOW, HOW)
+    z = tl.reshape(a[:, None, :]*b[None, :, :], x.shape) + tl.load(bias + H + tl.arange(0, G))[None, :]
+    for h in tl.range(0, H, BH, disable_licm=True):
+        up = product(x, tl.trans(rows_of(w, h, H, BH, G)), LOW, HOW) + tl.load(bias + h + tl.arange(0, BH))[None, :]
+        z += product(up*tl.sigmoid(up), rows_of(w, H + h, 2*H, BH, G), LOW, HOW)
     return z
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #5f75e458
@@ -286,7 +284,7 @@ def position_kernel(f, a, g, b, w, bias, targets, ids, lse, above, d_f, d_a, T, 
         counts = counting(target, ids_r, stop - t0, R - r0)
         dx, dz = slope_tile(x, z, pi, q, phi, lse_t, counts, above)
         da += tl.sum(tl.reshape(dz, (BT, BR, G))*br[None, :, :], 1)
-        if H > 0: dx = through_gate(dx, dz, seen, w, bias, t0*R + r0, R, seed, H, PAIR, LOW, HOW, BT, BR, BH)
+        dx = through_gate(dx, dz, seen, w, bias, t0*R + r0, R, seed, H, PAIR, LOW, HOW, BT, BR, BH)
         df += product(by_component(dx, BT, BR, PQ, PX), gr, LOW, HOW)
     put_rows(d_f, df*inverse, t0*PQ, stop*PQ)
     put_rows(d_a, da, t0, stop)
@@ -310,7 +308,7 @@ def negative_kernel(f, a, g, b, w, bias, targets, ids, lse, above, d_g, d_b, T, 
         counts = counting(target, ids_r, stop - t0, R - r0)
         dx, dz = slope_tile(x, z, pi, q, phi, lse_t, counts, above)
         db += tl.sum(tl.reshape(dz, (BT, BR, G))*at[:, None, :], 0)
-        if H > 0: dx = through_gate(dx, dz, seen, w, bias, t0*R + r0, R, seed, H, PAIR, LOW, HOW, BT, BR, BH)
+        dx = through_gate(dx, dz, seen, w, bias, t0*R + r0, R, seed, H, PAIR, LOW, HOW, BT, BR, BH)
         dg += product(tl.trans(by_component(dx, BT, BR, PQ, PX)), ft, LOW, HOW)
     put_rows(d_g, dg*inverse, n0*PX, end*PX)
     put_rows(d_b, db, n0, end)
@@ -424,7 +422,7 @@ class MoLLoss(torch.autograd.Function):
         need, shared = ctx.needs_input_grad, (*inputs, lse, above.contiguous())
         d_f, d_a = position_gradients(ctx.call, shared) if need[0] or need[1] else (None, None)
         d_g, d_b = negative_gradients(ctx.call, shared) if need[2] or need[3] else (None, None)
-        d_w, d_bias = gate_gradients(ctx.call, shared) if ctx.call.constants['H'] and (need[4] or need[5]) else (None, None)
+        d_w, d_bias = gate_gradients(ctx.call, shared) if need[4] or need[5] else (None, None)
         return d_f, d_a, d_g, d_b, d_w, d_bias, (torch.exp(pos - lse) - 1)*above, None, None, None
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #95757613
@@ -452,12 +450,10 @@ def padded(f, a, g, b, gate):
     (P_q, d), P_x = f.shape[1:], g.shape[2]
     (PQ, PX), D = padded_counts(P_q, P_x), power_of_two(d, 16)
     logits = lambda t: F.pad(t.unflatten(-1, (P_q, P_x)), (0, PX - P_x, 0, PQ - P_q)).flatten(-2)     # (..., G) to (..., PQ*PX)
-    H, w, bias = 0, f.new_zeros(1, PQ*PX), f.new_zeros(PQ*PX)
-    if gate is not None:
-        W1, b1, W2, b2 = gate
-        H = -(-len(b1)//64)*64
-        units = lambda t: F.pad(t, (0, 0)*(t.dim() - 1) + (0, H - len(b1)))
-        w, bias = torch.cat([units(logits(W1)), units(logits(W2.T))]), torch.cat([units(b1), logits(b2)])
+    W1, b1, W2, b2 = gate or (f.new_zeros(shape) for shape in ((1, P_q*P_x), (1,), (P_q*P_x, 1), (P_q*P_x,)))    # without a gate: one that adds nothing
+    H = -(-len(b1)//64)*64
+    units = lambda t: F.pad(t, (0, 0)*(t.dim() - 1) + (0, H - len(b1)))
+    w, bias = torch.cat([units(logits(W1)), units(logits(W2.T))]), torch.cat([units(b1), logits(b2)])
     sizes = dict(D=D, PQ=PQ, PX=PX, NQ=P_q, NX=P_x, H=H)
     return (F.pad(f, (0, D - d, 0, PQ - P_q)), logits(a), F.pad(g, (0, D - d, 0, PX - P_x)), logits(b), w, bias), sizes
 
@@ -515,17 +511,17 @@ def small_case(T, R, share, P_q, P_x, d, H, precision='fp32', **rates):
     groups, G = -(-T//share), P_q*P_x
     tensors = [F.normalize(normal(T, P_q, d), dim=-1), normal(T, G), F.normalize(normal(groups, R, P_x, d), dim=-1), normal(groups, R, G), normal(T),
                normal(H, G)*.1, normal(H)*.1, normal(G, H)*.2, normal(G)*.1]
-    tensors = [t.requires_grad_() for t in tensors]
+    tensors = [t.requires_grad_() for t in (tensors if H else tensors[:5])]
     targets, ids = (torch.randint(20, shape, generator=draw).to(device) for shape in ((T,), (groups, R)))
     def run(loss, **more):
-        value = loss(*tensors[:4], tuple(tensors[5:]), tensors[4], targets, ids, share, **rates, **more)
+        value = loss(*tensors[:4], tuple(tensors[5:]) or None, tensors[4], targets, ids, share, **rates, **more)
         return value.detach(), *torch.autograd.grad(value, tensors)
     truth, part = run(mol_loss_reference), 2e-4 if precision == 'fp32' else 1e-1
     return run(mol_loss, impl='triton', precision=precision), truth, tuple(part*t.abs().max().item() + 1e-6 for t in truth)
 
 def cases() -> dict:    # label to a function: outputs, reference outputs, largest absolute differences allowed
     "Small calls of every kernel of this page."
-    return {'odd sizes': lambda: small_case(7, 5, 3, 4, 2, 32, 16), 'dropout': lambda: small_case(5, 9, 5, 4, 4, 16, 64, pair_dropout=.1, mix_dropout=.2),
+    return {'odd sizes': lambda: small_case(7, 5, 3, 4, 2, 32, 16), 'no gate': lambda: small_case(5, 9, 5, 4, 2, 32, 0), 'dropout': lambda: small_case(5, 9, 5, 4, 4, 16, 64, pair_dropout=.1, mix_dropout=.2),
             'bf16': lambda: small_case(5, 5, 5, 4, 2, 32, 16, 'bf16')}
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #dd0aa52e

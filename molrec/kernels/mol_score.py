@@ -6,8 +6,8 @@
 __all__ = ['many', 'many_amd', 'few', 'few_amd', 'dense', 'gathered', 'precisions', 'kinds', 'three', 'two', 'builds',
            'pairs_plain', 'decoded', 'mol_scores_plain', 'mol_scores_of_plain', 'silu_pair', 'operand', 'hidden',
            'added', 'mixed', 'items', 'dense_kernel', 'gathered_kernel', 'numbers_per_thread', 'exps_per_pair', 'cost',
-           'setting', 'padded', 'base_two', 'neighbours', 'check', 'launched', 'mol_scores', 'mol_scores_of', 'case',
-           'cases', 'work_mol_score', 'plain_bytes', 'built']
+           'setting', 'padded', 'base_two', 'no_gate', 'neighbours', 'check', 'launched', 'mol_scores', 'mol_scores_of',
+           'case', 'cases', 'work_mol_score', 'plain_bytes', 'built']
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #aa4c1c27
 import math
@@ -89,16 +89,14 @@ def added(z, s, W2, h, G: tl.constexpr, H_BLOCK: tl.constexpr, BF16: tl.constexp
 # %% ../../nbs/25_kernels.mol_score.ipynb #a9a6db31
 @triton.jit
 def mixed(delta, z, W1, b1, W2, b2, P_Q: tl.constexpr, P_X: tl.constexpr, X: tl.constexpr, G: tl.constexpr, H: tl.constexpr, H_BLOCK: tl.constexpr, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
-    l = tl.arange(0, G)
-    if H > 0:
-        x = operand(delta, BF16, INTERPRETED)
-        z += tl.load(b2 + l)[None, :]
-        for h in range(0, H, 2*H_BLOCK):
-            s = hidden(x, W1, b1, h, G, H, H_BLOCK, BF16, INTERPRETED)                  # (pairs, H_BLOCK)
-            t = hidden(x, W1, b1, h + H_BLOCK, G, H, H_BLOCK, BF16, INTERPRETED)
-            s, t = silu_pair(s, t)
-            z = added(z, s, W2, h, G, H_BLOCK, BF16, INTERPRETED)
-            z = added(z, t, W2, h + H_BLOCK, G, H_BLOCK, BF16, INTERPRETED)
+    l, x = tl.arange(0, G), operand(delta, BF16, INTERPRETED)
+    z += tl.load(b2 + l)[None, :]
+    for h in range(0, H, 2*H_BLOCK):
+        s = hidden(x, W1, b1, h, G, H, H_BLOCK, BF16, INTERPRETED)                      # (pairs, H_BLOCK)
+        t = hidden(x, W1, b1, h + H_BLOCK, G, H, H_BLOCK, BF16, INTERPRETED)
+        s, t = silu_pair(s, t)
+        z = added(z, s, W2, h, G, H_BLOCK, BF16, INTERPRETED)
+        z = added(z, t, W2, h + H_BLOCK, G, H_BLOCK, BF16, INTERPRETED)
     r = tl.rsqrt(1 + tl.exp2(z))
     w = -z*(r*r)                                                                        # silu(z) in base two
     if P_Q*P_X < G: w = tl.where(((l//X < P_Q) & (l % X < P_X))[None, :], w, float('-inf'))
@@ -219,14 +217,14 @@ def base_two(
     X, K = triton.next_power_of_2(P_x), max(16, triton.next_power_of_2(d))
     Q = max(triton.next_power_of_2(P_q), 16//X)
     def by_logit(t): return padded(t.float().unflatten(-1, (P_q, P_x)), (Q, X), (t.dim() - 1, t.dim())).flatten(-2)
-    sizes = dict(P_Q=P_q, P_X=P_x, D=d, Q=Q, X=X, K=K, H=0)
+    W1, b1, W2, b2 = no_gate(P_q*P_x, f.device) if gate is None else gate
+    H = -(-len(b1)//32)*32
     f, a = padded(f, (Q, K), (1, 2)).to(dtype).contiguous(), (by_logit(a)*factor).contiguous()
-    if gate is None: return f, a, (None,)*4, sizes
-    W1, b1, W2, b2 = gate
-    sizes['H'] = H = -(-len(b1)//32)*32
     W1, W2 = padded(by_logit(W1)*factor, (H,), (0,)).T, padded(by_logit(W2.T), (H,), (0,))
     b1, b2 = padded(b1.float()*factor, (H,), (0,)), by_logit(b2)*factor
-    return f, a, (W1.to(dtype).contiguous(), b1, W2.to(dtype).contiguous(), b2), sizes
+    return f, a, (W1.to(dtype).contiguous(), b1, W2.to(dtype).contiguous(), b2), dict(P_Q=P_q, P_X=P_x, D=d, Q=Q, X=X, K=K, H=H)
+
+def no_gate(G, device): return tuple(torch.zeros(shape, device=device) for shape in ((1, G), (1,), (G, 1), (G,)))    # adds nothing to z
 
 def neighbours(t:Tensor) -> Tensor: return t if t.stride(-1) == 1 else t.contiguous()     # a load of a row is then one piece of memory
 
