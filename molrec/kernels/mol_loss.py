@@ -377,7 +377,7 @@ kernels = {     # by what they do, and whether operands are bf16
     ('forward', True): tuned(forward_kernel, tiles(64), tiles(64), tiles(64)),
     ('position', True): tuned(position_kernel, tiles(32), tiles(64), tiles(64, num_stages=1)),
     ('negative', True): tuned(negative_kernel, tiles(32), tiles(64), tiles(32, num_stages=1)),
-    ('gate', True): tuned(gate_kernel, tiles(32, shapes=((8, 8),), HC=64), tiles(64, 8, 1, ((8, 16),), HC=64), tiles(32, 4, 1, ((4, 8),), HC=64), HC=64),
+    ('gate', True): tuned(gate_kernel, tiles(32, shapes=((8, 8),), HC=64), tiles(32, shapes=((4, 16),), HC=64), tiles(32, 4, 1, ((4, 8),), HC=64), HC=64),
     ('forward', False): tuned(forward_kernel, *[tiles(32, 4, 1, ((8, 8),))]*3),
     ('position', False): tuned(position_kernel, *[tiles(BH, 4, 1, ((8, 8),)) for BH in (16, 32, 32)]),
     ('negative', False): tuned(negative_kernel, *[tiles(BH, 4, 1, ((8, 8),)) for BH in (16, 32, 32)]),
@@ -522,7 +522,7 @@ def small_case(T, R, share, P_q, P_x, d, H, precision='fp32', **rates):
 def cases() -> dict:    # label to a function: outputs, reference outputs, largest absolute differences allowed
     "Small calls of every kernel of this page."
     return {'odd sizes': lambda: small_case(7, 5, 3, 4, 2, 32, 16), 'no gate': lambda: small_case(5, 9, 5, 4, 2, 32, 0), 'dropout': lambda: small_case(5, 9, 5, 4, 4, 16, 64, pair_dropout=.1, mix_dropout=.2),
-            'bf16': lambda: small_case(5, 5, 5, 4, 2, 32, 16, 'bf16')}
+            'bf16': lambda: small_case(5, 5, 5, 4, 2, 32, 16, 'bf16'), 'bf16, 8x4x64': lambda: small_case(9, 20, 9, 8, 4, 64, 128, 'bf16', mix_dropout=.2)}
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #dd0aa52e
 def work_mol_loss(
