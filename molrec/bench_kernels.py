@@ -6,10 +6,11 @@
 __all__ = ['pages', 'assumed', 'gpu_of', 'module_names', 'machine_code', 'training_work', 'works', 'predicted_ms', 'predictions',
            'worst', 'agreement', 'stage1_calls', 'peers', 'mol_inputs', 'stage2_calls', 'loss_calls', 'attention_calls',
            'gpu_at_hand', 'gpu_clock', 'time_rows', 'measured', 'blocks_ahead', 'index_over', 'search_calls', 'waited',
-           'searches', 'side_by_side', 'time_text', 'tables_for_reading', 'kernels_html', 'write_kernels']
+           'searches', 'side_by_side', 'time_text', 'tables_for_reading', 'compared', 'measured_for_reading',
+           'kernels_html', 'write_kernels', 'gpu_lines']
 
 # %% ../nbs/35_bench_kernels.ipynb #0e36e953
-import importlib, math
+import importlib, json, math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -312,7 +313,7 @@ def side_by_side(
     wide = cells.pivot(index=key, columns='gpu', values='cell').loc[lambda t: list(dict.fromkeys(cells.set_index(key).index))]
     return wide[list(gpus)].fillna('–').reset_index()
 
-def time_text(ms:float) -> str: return f'{ms:.3g} ms' if ms >= .1 else f'{1e3*ms:.3g} µs'
+def time_text(ms:float) -> str: return f'{ms/1e3:.3g} s' if ms >= 1000 else f'{ms:.3g} ms' if ms >= .1 else f'{1e3*ms:.3g} µs'
 
 def tables_for_reading(code, bounds, told) -> dict:     # title to table, what it says
     "The three tables as a page shows them."
@@ -325,13 +326,44 @@ def tables_for_reading(code, bounds, told) -> dict:     # title to table, what i
             'Bounds': (side_by_side(bounds, ['call'], 'gpu', least), 'The least time of a call and what takes it, from published peaks and from bytes, FLOP and exponentials counted by hand.'),
             'A search, predicted': (side_by_side(told, ['corpus', 'batch'], 'gpu', stages), f"Stage 1 and stage 2 with k' = 100,000, and MoL alone over everything. Predicted, not measured: the bound over an assumed efficiency of {assumed['memory']:.0%} where memory binds and {assumed['other']:.0%} elsewhere.")}
 
+# %% ../nbs/35_bench_kernels.ipynb #a544fdd8
+def compared(
+    found:pd.DataFrame,     # gpu-search.csv
+    told:pd.DataFrame,      # as `predictions` gives it
+    gpu:str,                # a key of `gpus`
+) -> pd.DataFrame:          # `found`, with predicted_ms
+    "Searches, and what was predicted for those at k' of the predictions."
+    names = {'its first stage': 'stage1_ms', 'h-indexer': 'both_ms', 'MoL over everything': 'mol_alone_ms'}
+    known = {(r.items, r.queries): r for r in told[told.gpu == gpu].rename(columns=dict(items='n')).assign(items=lambda t: t.n).itertuples()}
+    def of(r): return getattr(known[r.items, r.queries], names[r.method], math.nan) if (r.items, r.queries) in known and r.k_prime in (0, 10**5) else math.nan
+    return found.assign(predicted_ms=[of(r) for r in found.itertuples()])
+
+def measured_for_reading(
+    folder:Path,            # with gpu.json, gpu.csv, gpu-search.csv, gpu-agreement.csv; or without
+    told:pd.DataFrame,      # as `predictions` gives it
+) -> dict:                  # title to table, what it says; empty where nothing was measured
+    "What the notebook for GPUs left."
+    if not (folder/'gpu.json').exists(): return {}
+    about, agreed, times = json.loads((folder/'gpu.json').read_text()), *(pd.read_csv(folder/f'{name}.csv') for name in ('gpu-agreement', 'gpu'))
+    made, gpu = about['environment'], next((known for known in gpus if known in about['device']), '')
+    def ms(r): return time_text(r.p50_ms) + (f' ({time_text(r.p20_ms)} to {time_text(r.p80_ms)})' if r.p80_ms > r.p20_ms else ', once')
+    found = {f"Measured: {about['device']}": (pd.DataFrame(dict(work=times.work, form=times.method, median=[ms(r) for r in times.itertuples()], bound=[time_text(b) for b in times.bound_ms], reached=times.share_of_bound.map('{:.2%}'.format))),
+        f"{int(agreed.agrees.sum())} of {len(agreed)} cases agree with their references. Median and 20th to 80th percentile, the cache flushed before each call; torch {made['torch']}, triton {made['triton']}, commit {about['code']['commit'][:7]}.")}
+    if not (folder/'gpu-search.csv').exists(): return found
+    t = compared(pd.read_csv(folder/'gpu-search.csv'), told, gpu)
+    said = f"{t['items'].iloc[0]:,} items in {t.storage.iloc[0]}, {t.bytes_per_item.iloc[0]:.0f} bytes each, MoL 8x4x64, by the host's clock. Predicted: two kernels at the assumed efficiency, items in bf16; no threshold, no final selection, no host."
+    text = pd.DataFrame({'queries': t.queries, 'method': t.method, "k'": t.k_prime.map(lambda k: f'{k:,}' if k else 'all'), 'median': [ms(r) for r in t.itertuples()], 'recall@100': t.recall.map(lambda r: '' if math.isnan(r) else f'{r:.4f}'), 'predicted': t.predicted_ms.map(lambda p: '' if math.isnan(p) else time_text(p))})
+    return found | {'Whole searches': (text, said)}
+
+# %% ../nbs/35_bench_kernels.ipynb #0cfa6891
 def kernels_html(
     tables:dict,        # title to (table, what it says)
+    lead:str,           # first sentence
 ) -> str:
     "One page."
     body = ''.join(f'<h2>{title}</h2><p>{words}</p>{set_table(table, f"t{i}")}' for i, (title, (table, words)) in enumerate(tables.items()))
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<title>molrec kernels</title><style>{style} main {{ max-width: 1100px }}</style></head><body><main><h1>Kernels</h1><p class="lead">Machine code and bounds of every Triton kernel. Compiled, not run: nothing here was measured on a GPU.</p>'
+            f'<title>molrec kernels</title><style>{style} main {{ max-width: 1100px }}</style></head><body><main><h1>Kernels</h1><p class="lead">{lead}</p>'
             f'{body}<p class="small">Rebuild: <code>molrec bench kernels</code></p></main></body></html>\n')
 
 def write_kernels(
@@ -341,5 +373,22 @@ def write_kernels(
     tables = dict(resources=machine_code(), roofline=roofline(works()), predictions=predictions())
     for name, table in tables.items():
         with atomic_path(folder/f'{name}.csv') as aside: table.to_csv(aside, index=False, float_format='%.6g', lineterminator='\n')
-    write(folder.parent/'kernels.html', kernels_html(tables_for_reading(tables['resources'], tables['roofline'], tables['predictions'])))
+    measured = measured_for_reading(folder, tables['predictions'])
+    lead = 'Machine code, bounds and predictions of every Triton kernel, for three GPUs' + ('; and what a GPU said.' if measured else '. Compiled, not run: nothing here was measured on a GPU.')
+    write(folder.parent/'kernels.html', kernels_html(measured | tables_for_reading(tables['resources'], tables['roofline'], tables['predictions']), lead))
     return tables
+
+# %% ../nbs/35_bench_kernels.ipynb #5d53e28e
+def gpu_lines(
+    folder:Path,        # reports/kernels
+) -> str:               # Markdown; empty where nothing was measured
+    "What a GPU said, for the front page."
+    if not (folder/'gpu.json').exists(): return ''
+    device, agreed, times, found = json.loads((folder/'gpu.json').read_text())['device'], *(pd.read_csv(folder/f'{name}.csv') for name in ('gpu-agreement', 'gpu', 'gpu-search'))
+    def ms(work, form): return times[times.work.str.startswith(work) & (times.method == form)].p50_ms.item()
+    def faster(work, form): return f"{ms(work, form)/ms(work, 'triton'):.3g}x {form}, {time_text(ms(work, 'triton'))}"
+    most = found[(found.queries == found.queries.max())].set_index(['method', 'k_prime'])
+    best, alone, one = most.loc['h-indexer'].iloc[-1], most.loc['MoL over everything'].iloc[0], found[(found.method == 'h-indexer')].iloc[0]
+    return f"""- **{found['items'].iloc[0]:,} items on one {device}**, {found.queries.max()} queries: {time_text(best.p50_ms)}, {alone.p50_ms/best.p50_ms:.3g}x MoL over everything ({time_text(alone.p50_ms)}), relative recall@100 {best.recall:.4f}; one query {time_text(one.p50_ms)}.
+- **Kernels** beside what they replace there: stage 1 over ten million items {faster('stage 1', 'torch bf16 matmul and topk')}; MoL on 3.2 million candidates {faster('stage 2', 'torch')}; a training step of 13 million pairs, there and back, {faster('training step', 'torch, tiles')}.
+- **Agreement**: {int(agreed.agrees.sum())} of {len(agreed)} cases, each kernel against its plain reference on the GPU."""

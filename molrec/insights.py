@@ -152,7 +152,7 @@ def against_dot_text(
     def hr(test, valid): return f'{sig(test)} ({sig(valid)})'
     return pd.DataFrame({'data': [plain(r.data.replace(', leave-last-one-out', '')) for r in pairs.itertuples()], 'row with MoL': [plain(r.mol) for r in pairs.itertuples()], 'epochs': [str(n) for n in pairs.epochs],
         'dot product, test (validation)': [hr(r.dot_hr, r.dot_validation) for r in pairs.itertuples()], 'MoL, test (validation)': [hr(r.mol_hr, r.mol_validation) for r in pairs.itertuples()],
-        'difference [95 %]': [f'{signed(r.difference)} [{signed(r.low)}, {signed(r.high)}]' for r in pairs.itertuples()], 'p': [f'{r.p:.4f}' for r in pairs.itertuples()], 'verdict': list(pairs.verdict)})
+        'difference [95 %]': [f'{signed(r.difference)} [{signed(r.low)},\u00a0{signed(r.high)}]' for r in pairs.itertuples()], 'p': [f'{r.p:.4f}' for r in pairs.itertuples()], 'verdict': list(pairs.verdict)})
 
 # %% ../nbs/34b_insights.ipynb #205e6803
 def read_items(

@@ -564,8 +564,9 @@ def build(
     constants = dict(D=shape[2], PQ=PQ, PX=PX, NQ=shape[0], NX=shape[1], H=shape[3], PAIR=0, MIX=51, LOW=int(low), HOW='ieee' if amd else 'tf32x3')
     config = {t: tuned.configs[t][setting] for t in targets}
     sizes = sorted({'{BT}x{BR}'.format(**c) for c in config.values()})
-    return Build(f'{part}, {"bf16" if low else "fp32"}, {" ".join(sizes)}', tuned.kernel.__name__, pointers | dict(T='i32', R='i32', share='i32', inverse='fp32', seed='i64'), constants, config,
+    shown = '' if shape == (8, 4, 64, 128) else f', {shape[0]}x{shape[1]}x{shape[2]}'
+    return Build(f'{part}, {"bf16" if low else "fp32"}, {" ".join(sizes)}{shown}', tuned.kernel.__name__, pointers | dict(T='i32', R='i32', share='i32', inverse='fp32', seed='i64'), constants, config,
                  aligned=tuple(pointers), tensor_core='bf16' if low else None if amd else 'tf32')
 
 builds = [*(build(part) for part in ('forward', 'position', 'negative', 'gate')), *(build(part, setting=1) for part in ('forward', 'position', 'negative')),
-          build('forward', low=False, targets=('sm_80', 'sm_90'))]
+          build('forward', low=False, targets=('sm_80', 'sm_90')), build('position', shape=(16, 1, 16, 64)), build('negative', shape=(1, 1, 16, 64))]     # the last two: products as thin as they get
