@@ -352,7 +352,7 @@ def measured_for_reading(
     if not (folder/'gpu-search.csv').exists(): return found
     t = compared(pd.read_csv(folder/'gpu-search.csv'), told, gpu)
     said = f"{t['items'].iloc[0]:,} items in {t.storage.iloc[0]}, {t.bytes_per_item.iloc[0]:.0f} bytes each, MoL 8x4x64, by the host's clock. Predicted: two kernels at the assumed efficiency, items in bf16; no threshold, no final selection, no host."
-    text = pd.DataFrame({'queries': t.queries, 'method': t.method, "k'": t.k_prime.map(lambda k: f'{k:,}' if k else 'all'), 'median': [ms(r) for r in t.itertuples()], 'recall@100': t.recall.map(lambda r: '' if math.isnan(r) else f'{r:.4f}'), 'predicted': t.predicted_ms.map(lambda p: '' if math.isnan(p) else time_text(p))})
+    text = pd.DataFrame({'queries': t.queries.astype(str), 'method': t.method, "k'": t.k_prime.map(lambda k: f'{k:,}' if k else 'all'), 'median': [ms(r) for r in t.itertuples()], 'recall@100': t.recall.map(lambda r: '' if math.isnan(r) else f'{r:.4f}'), 'predicted': t.predicted_ms.map(lambda p: '' if math.isnan(p) else time_text(p))})
     return found | {'Whole searches': (text, said)}
 
 # %% ../nbs/35_bench_kernels.ipynb #0cfa6891
@@ -390,5 +390,5 @@ def gpu_lines(
     most = found[(found.queries == found.queries.max())].set_index(['method', 'k_prime'])
     best, alone, one = most.loc['h-indexer'].iloc[-1], most.loc['MoL over everything'].iloc[0], found[(found.method == 'h-indexer')].iloc[0]
     return f"""- **{found['items'].iloc[0]:,} items on one {device}**, {found.queries.max()} queries: {time_text(best.p50_ms)}, {alone.p50_ms/best.p50_ms:.3g}x MoL over everything ({time_text(alone.p50_ms)}), relative recall@100 {best.recall:.4f}; one query {time_text(one.p50_ms)}.
-- **Kernels** beside what they replace there: stage 1 over ten million items {faster('stage 1', 'torch bf16 matmul and topk')}; MoL on 3.2 million candidates {faster('stage 2', 'torch')}; a training step of 13 million pairs, there and back, {faster('training step', 'torch, tiles')}.
+- **Kernels** beside what they replace there: stage 1 over ten million items {faster('stage 1', 'torch bf16 matmul and topk')}; MoL on 3.2 million candidates {faster('stage 2', 'torch')} (theirs in fp32); a training step of 13 million pairs, there and back, {faster('training step', 'torch, tiles')}.
 - **Agreement**: {int(agreed.agrees.sum())} of {len(agreed)} cases, each kernel against its plain reference on the GPU."""

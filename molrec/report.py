@@ -535,9 +535,9 @@ def run_facts(
                                                     'code': pairs(r['code']), 'environment': pairs(e)}
 
 def hardware(run:Run) -> str:
-    "Processor and cores of a run."
+    "Processor and cores of a run, and the GPU if there was one."
     e = run.record['environment']
-    return f"{e.get('cpu', 'unknown processor')}, {e.get('cores', '?')} cores"
+    return f"{e.get('cpu', 'unknown processor')}, {e.get('cores', '?')} cores" + (f", {e['gpu']}" if e.get('gpu') else '')
 
 # %% ../nbs/34_report.ipynb #1aa897fa
 def run_details(
