@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import ConfigError
+from .encoders import fp32_matmul
 
 # %% ../nbs/04_similarity.ipynb #abdc289b
 def meet(
@@ -139,12 +140,17 @@ class NeuralFM(FM):
         super().__init__(dim, k)
         self.top = nn.Sequential(nn.Linear(k, k), nn.ReLU(), nn.Linear(k, 1, bias=False))
 
-    def query_side(self, queries, users=None): return self.side(0, queries)
-    def item_side(self, items): return self.side(1, items)
+    def half(self, which, z, bias=None):
+        "Sum of factors, (..., k), what the side alone adds to the hidden layer, (..., k), and the linear part, (...)."
+        s, squares, linear = self.side(which, z)
+        return s, F.linear((s**2 - squares)/2, self.top[0].weight, bias), linear
+
+    def query_side(self, queries, users=None): return self.half(0, queries, self.top[0].bias)
+    def item_side(self, items): return self.half(1, items)
 
     def scores(self, query_side, item_side):
-        s, squares, linear = (sum(meet(q, x)) for q, x in zip(query_side, item_side))
-        return self.top((s**2 - squares)/2).squeeze(-1) + linear
+        (s, t), (h, g), (l, m) = (meet(q, x) for q, x in zip(query_side, item_side))
+        return self.top[1:](F.linear(s*t, self.top[0].weight) + h + g).squeeze(-1) + l + m
 
 # %% ../nbs/04_similarity.ipynb #185796f7
 @torch.no_grad()
@@ -185,7 +191,7 @@ class Tiles:
         "Score a tile and remember it until `backward`."
         self.queries = [t.detach().requires_grad_() for t in query_side]
         items = self.items if ids is None else [own_rows(t, ids) for t in self.items]
-        self.out = self.similarity.scores(tuple(self.queries), tuple(items))
+        with fp32_matmul(): self.out = self.similarity.scores(tuple(self.queries), tuple(items))
         return self.out.detach()
 
     def backward(
@@ -194,7 +200,7 @@ class Tiles:
     ) -> list:                  # gradients of the tile's query side
         "Pull slopes back; gradients of items and parameters add up in `grads`."
         leaves = [*self.queries, *self.items, *self.params]
-        grads = torch.autograd.grad(self.out, leaves, slopes, allow_unused=True)
+        with fp32_matmul(): grads = torch.autograd.grad(self.out, leaves, slopes, allow_unused=True)
         for total, g in zip(self.grads, grads[len(self.queries):]):
             if g is not None: total += g
         self.out = None
