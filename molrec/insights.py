@@ -71,7 +71,13 @@ def curves_figure(
                 kept = part[part.kept]
                 ax.plot(kept.epoch, kept.valid, 'o', mfc='none', ms=7, color=looks[row]['color'])
         ax.set(xlabel='epoch', ylabel='HR@10, validation', xlim=(0, None), ylim=(max(0, curves.valid.quantile(.1) - .02), None))
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        last = curves.groupby('row').epoch.max()
+        if last.max() > 2*last.median():    # one row that trains far longer would squeeze the others
+            ax.set(xscale='log', xlim=(curves[curves.valid > ax.get_ylim()[0]].epoch.min(), None))
+            ax.xaxis.set_major_locator(mpl.ticker.LogLocator(10, (1, 2, 5)))
+            ax.xaxis.set_major_formatter('{x:g}')
+            ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        else: ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(color='#E4E4E4', lw=.7); ax.set_axisbelow(True)
         fig.legend(loc='outside lower center', ncols=2, frameon=False, handlelength=2.6, labelspacing=.4, columnspacing=1.5, fontsize=8)
     return fig

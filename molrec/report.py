@@ -692,7 +692,7 @@ last_out_words = ('Not the same protocol as the published figures, which are rea
                   'and carries the difference and the verdict: reached, or not reproduced; "within noise" says that the two could not be told apart all the same (for a hit rate near .3 they are then less than about .017 apart). '
                   '"Ours" is what we claim: the epoch is chosen on a validation item and the test item is used once. The interval is over users, and over seeds where there are several; another training run of a row with one seed may differ by as much. '
                   'Negatives: so many, uniform, own to each position as published, shared by so many positions, or dealt to them (positions in random order, items off a shuffled deck). '
-                  "The authors' own later run on MovieLens 1M has .3237 for HSTU-large and .3474 with MoL.")
+                  "The authors' own later run on MovieLens 1M has .3237 for HSTU-large and .3474 with MoL. The published BERT4Rec and GRU4Rec come from arXiv 2309.07602 and were trained against the whole catalogue, ours against sampled items.")
 elsewhere = "The published figures are for another data set: nothing here repeats them, so none is shown. Bold: the best of these trained models, where the paired test over users against the runner-up survives Holm's correction; with one seed a row, another training run may say otherwise."
 
 def block_html(
