@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['pages', 'assumed', 'gpu_of', 'module_names', 'machine_code', 'training_work', 'works', 'predicted_ms', 'predictions',
            'worst', 'agreement', 'stage1_calls', 'peers', 'mol_inputs', 'stage2_calls', 'loss_calls', 'attention_calls',
-           'gpu_at_hand', 'gpu_clock', 'time_rows', 'measured', 'blocks_ahead', 'index_over', 'search_calls', 'waited',
-           'searches', 'side_by_side', 'time_text', 'tables_for_reading', 'compared', 'measured_for_reading',
-           'kernels_html', 'write_kernels', 'gpu_lines']
+           'gpu_at_hand', 'gpu_clock', 'time_rows', 'measured', 'search_calls', 'waited', 'searches', 'side_by_side',
+           'time_text', 'tables_for_reading', 'gpu_files', 'compared', 'measured_for_reading', 'kernels_html',
+           'write_kernels', 'gpu_lines', 'search_line']
 
 # %% ../nbs/35_bench_kernels.ipynb #0e36e953
 import importlib, json, math
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -225,33 +224,6 @@ def measured(
     right = agreed.groupby('page').agrees.all()
     return pd.DataFrame([row for label, (page, make) in work.items() if right[page] for row in time_rows(label, page, *make(), clock)])
 
-# %% ../nbs/35_bench_kernels.ipynb #7e9cec10
-def blocks_ahead(
-    corpus,         # with `items(lo, hi)`
-    n:int,          # items
-    block:int,      # items at a time
-    threads:int=8,  # that make blocks
-):                  # yields (block, D)
-    "Blocks of a corpus in order, several made at once."
-    with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, n, threads*block):
-            yield from pool.map(lambda lo: corpus.items(lo, min(n, lo + block)), range(first, min(n, first + threads*block), block))
-
-def index_over(
-    mol,            # on the device of the index
-    corpus,         # with `items(lo, hi)`
-    n:int,          # items
-    storage:str,    # of the items
-    block:int,      # items at a time
-):                  # an `HIndexer`
-    "An index that is built block by block where the model is."
-    from molrec.index import HIndexer
-    device, index = next(mol.parameters()).device, None
-    for x in blocks_ahead(corpus, n, block):
-        if index is None: index = HIndexer.build(mol, x.to(device), storage=storage, arithmetic='bf16'); index.reserve(n)
-        else: index.add(torch.arange(len(index), len(index) + len(x)), x.to(device))
-    return index
-
 # %% ../nbs/35_bench_kernels.ipynb #41a0e1a1
 def search_calls(
     index,              # `HIndexer`
@@ -275,6 +247,7 @@ def waited(call):
         return out
     return done
 
+# %% ../nbs/35_bench_kernels.ipynb #98f28156
 def searches(
     n:int,                              # items
     batches:tuple=(1, 32),              # queries asked at once
@@ -283,13 +256,14 @@ def searches(
     storage:str='int8',                 # of the items
     rounds:int=9,                       # timings of each call
     device:str='cuda',
-    block:int=2**20,                    # items made at once
+    block:int=2**20,                    # items made at once, eight times
+    model=None,                         # MoL, in evaluation mode; None: taught on the spot
 ) -> pd.DataFrame:                      # a row per method, k' and batch; times in ms
     "Whole searches, in turn, and their recall relative to MoL over everything."
-    from molrec.bench_search import Mixture, teach
+    from molrec.bench_search import Mixture, filled, teach
     from molrec.index import relative_recall
     corpus, rows = Mixture(), []
-    index = index_over(teach(corpus).to(device), corpus, n, storage, block)
+    index = filled((model or teach(corpus)).to(device), corpus, n, block, 8, storage=storage, arithmetic='bf16')
     queries = corpus.queries(max(batches)).to(device)
     for B in batches:
         calls = {name: waited(call) for name, call in search_calls(index, queries[:B], k_primes, k).items()}
@@ -327,6 +301,14 @@ def tables_for_reading(code, bounds, told) -> dict:     # title to table, what i
             'A search, predicted': (side_by_side(told, ['corpus', 'batch'], 'gpu', stages), f"Stage 1 and stage 2 with k' = 100,000, and MoL alone over everything. Predicted, not measured: the bound over an assumed efficiency of {assumed['memory']:.0%} where memory binds and {assumed['other']:.0%} elsewhere.")}
 
 # %% ../nbs/35_bench_kernels.ipynb #a544fdd8
+def gpu_files(
+    folder:Path,    # reports/kernels
+) -> tuple|None:    # what was measured on, agreement, times, and searches or None; None: nothing was measured
+    "What the notebook for GPUs left."
+    if not (folder/'gpu.json').exists(): return None
+    tables = [pd.read_csv(file) if (file := folder/f'{name}.csv').exists() else None for name in ('gpu-agreement', 'gpu', 'gpu-search')]
+    return json.loads((folder/'gpu.json').read_text()), *tables
+
 def compared(
     found:pd.DataFrame,     # gpu-search.csv
     told:pd.DataFrame,      # as `predictions` gives it
@@ -334,7 +316,7 @@ def compared(
 ) -> pd.DataFrame:          # `found`, with predicted_ms
     "Searches, and what was predicted for those at k' of the predictions."
     names = {'its first stage': 'stage1_ms', 'h-indexer': 'both_ms', 'MoL over everything': 'mol_alone_ms'}
-    known = {(r.items, r.queries): r for r in told[told.gpu == gpu].rename(columns=dict(items='n')).assign(items=lambda t: t.n).itertuples()}
+    known = {(r.items, r.queries): r for r in told[told.gpu == gpu].itertuples()}
     def of(r): return getattr(known[r.items, r.queries], names[r.method], math.nan) if (r.items, r.queries) in known and r.k_prime in (0, 10**5) else math.nan
     return found.assign(predicted_ms=[of(r) for r in found.itertuples()])
 
@@ -342,15 +324,15 @@ def measured_for_reading(
     folder:Path,            # with gpu.json, gpu.csv, gpu-search.csv, gpu-agreement.csv; or without
     told:pd.DataFrame,      # as `predictions` gives it
 ) -> dict:                  # title to table, what it says; empty where nothing was measured
-    "What the notebook for GPUs left."
-    if not (folder/'gpu.json').exists(): return {}
-    about, agreed, times = json.loads((folder/'gpu.json').read_text()), *(pd.read_csv(folder/f'{name}.csv') for name in ('gpu-agreement', 'gpu'))
+    "The same, to read."
+    if not (left := gpu_files(folder)): return {}
+    about, agreed, times, searched = left
     made, gpu = about['environment'], next((known for known in gpus if known in about['device']), '')
     def ms(r): return time_text(r.p50_ms) + (f' ({time_text(r.p20_ms)} to {time_text(r.p80_ms)})' if r.p80_ms > r.p20_ms else ', once')
     found = {f"Measured: {about['device']}": (pd.DataFrame(dict(work=times.work, form=times.method, median=[ms(r) for r in times.itertuples()], bound=[time_text(b) for b in times.bound_ms], reached=times.share_of_bound.map('{:.2%}'.format))),
         f"{int(agreed.agrees.sum())} of {len(agreed)} cases agree with their references. Median and 20th to 80th percentile, the cache flushed before each call; torch {made['torch']}, triton {made['triton']}, commit {about['code']['commit'][:7]}.")}
-    if not (folder/'gpu-search.csv').exists(): return found
-    t = compared(pd.read_csv(folder/'gpu-search.csv'), told, gpu)
+    if searched is None: return found
+    t = compared(searched, told, gpu)
     said = f"{t['items'].iloc[0]:,} items in {t.storage.iloc[0]}, {t.bytes_per_item.iloc[0]:.0f} bytes each, MoL 8x4x64, by the host's clock. Predicted: two kernels at the assumed efficiency, items in bf16; no threshold, no final selection, no host."
     text = pd.DataFrame({'queries': t.queries.astype(str), 'method': t.method, "k'": t.k_prime.map(lambda k: f'{k:,}' if k else 'all'), 'median': [ms(r) for r in t.itertuples()], 'recall@100': t.recall.map(lambda r: '' if math.isnan(r) else f'{r:.4f}'), 'predicted': t.predicted_ms.map(lambda p: '' if math.isnan(p) else time_text(p))})
     return found | {'Whole searches': (text, said)}
@@ -383,12 +365,16 @@ def gpu_lines(
     folder:Path,        # reports/kernels
 ) -> str:               # Markdown; empty where nothing was measured
     "What a GPU said, for the front page."
-    if not (folder/'gpu.json').exists(): return ''
-    device, agreed, times, found = json.loads((folder/'gpu.json').read_text())['device'], *(pd.read_csv(folder/f'{name}.csv') for name in ('gpu-agreement', 'gpu', 'gpu-search'))
+    if not (left := gpu_files(folder)): return ''
+    about, agreed, times, found = left
     def ms(work, form): return times[times.work.str.startswith(work) & (times.method == form)].p50_ms.item()
     def faster(work, form): return f"{ms(work, form)/ms(work, 'triton'):.3g}x {form}, {time_text(ms(work, 'triton'))}"
-    most = found[(found.queries == found.queries.max())].set_index(['method', 'k_prime'])
-    best, alone, one = most.loc['h-indexer'].iloc[-1], most.loc['MoL over everything'].iloc[0], found[(found.method == 'h-indexer')].iloc[0]
-    return f"""- **{found['items'].iloc[0]:,} items on one {device}**, {found.queries.max()} queries: {time_text(best.p50_ms)}, {alone.p50_ms/best.p50_ms:.3g}x MoL over everything ({time_text(alone.p50_ms)}), relative recall@100 {best.recall:.4f}; one query {time_text(one.p50_ms)}.
-- **Kernels** beside what they replace there: stage 1 over ten million items {faster('stage 1', 'torch bf16 matmul and topk')}; MoL on 3.2 million candidates {faster('stage 2', 'torch')} (theirs in fp32); a training step of 13 million pairs, there and back, {faster('training step', 'torch, tiles')}.
-- **Agreement**: {int(agreed.agrees.sum())} of {len(agreed)} cases, each kernel against its plain reference on the GPU."""
+    lines = [f"**Kernels** beside what they replace there: stage 1 over ten million items {faster('stage 1', 'torch bf16 matmul and topk')}; MoL on 3.2 million candidates {faster('stage 2', 'torch')} (theirs in fp32); a training step of 13 million pairs, there and back, {faster('training step', 'torch, tiles')}.",
+             f"**Agreement**: {int(agreed.agrees.sum())} of {len(agreed)} cases, each kernel against its plain reference on the GPU."]
+    return '\n'.join(f'- {line}' for line in ([] if found is None else [search_line(found, about['device'])]) + lines)
+
+def search_line(found:pd.DataFrame, device:str) -> str:
+    "The largest batch at the largest k', beside MoL over everything; and one query."
+    most = found[found.queries == found.queries.max()].set_index('method')
+    best, alone, one = most.loc['h-indexer'].iloc[-1], most.loc['MoL over everything'], found[found.method == 'h-indexer'].iloc[0]
+    return f"**{best['items']:,} items on one {device}**, {best.queries} queries: {time_text(best.p50_ms)}, {alone.p50_ms/best.p50_ms:.3g}x MoL over everything ({time_text(alone.p50_ms)}), relative recall@100 {best.recall:.4f}; one query {time_text(one.p50_ms)}."

@@ -7,9 +7,9 @@ __all__ = ['packages', 'lists', 'recipes', 'graph_most', 'probes', 'knobs', 'mak
            'highest', 'top', 'scoring_forms', 'families', 'clustered', 'exact_top', 'overlap', 'kept', 'Peer', 'tune',
            'development', 'faiss_parameters', 'faiss_peer', 'usearch_peer', 'torch_peer', 'own_peer', 'build',
            'arithmetic_alone', 'copying', 'stage1_bytes', 'in_rounds', 'bound_rows', 'stage1_rows', 'verdict',
-           'stage1_bars', 'stage1_text', 'nice_log', 'share_axis', 'overlap_panel', 'stage1_figure', 'load_before',
-           'where', 'note', 'write_bench', 'stage1', 'Mixture', 'teach', 'plain_scores', 'scoring_calls', 'score_gaps',
-           'scoring_rows', 'setting_text', 'smallest_k_prime', 'search_rows', 'filled', 'settled_mib', 'cost_at',
+           'stage1_bars', 'stage1_text', 'share_axis', 'overlap_panel', 'stage1_figure', 'load_before', 'where', 'note',
+           'write_bench', 'stage1', 'Mixture', 'teach', 'plain_scores', 'scoring_calls', 'score_gaps', 'scoring_rows',
+           'setting_text', 'smallest_k_prime', 'search_rows', 'blocks_ahead', 'filled', 'settled_mib', 'cost_at',
            'slope', 'growth_costs', 'growth_rows', 'search_bars', 'search_text', 'scoring_panel', 'recall_panel',
            'growth_panel', 'search_figure', 'search', 'brute_force_over', 'large_rows', 'write_large',
            'hundred_million']
@@ -17,6 +17,7 @@ __all__ = ['packages', 'lists', 'recipes', 'graph_most', 'probes', 'knobs', 'mak
 # %% ../nbs/32_bench_search.ipynb #d2a5c1ef
 import ctypes, gc, importlib, os, time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from .corpus import cut
 from .h_indexer import Stage1
 from .index import BruteForce, Combined, ComponentMean, HIndexer, PerComponent, plan, relative_recall
 from .mol import MoL
-from .plots import method_style, rows_axis, save_figure, theme
+from .plots import method_style, nice_log, rows_axis, save_figure, theme
 from .quantize import quantize
 
 # %% ../nbs/32_bench_search.ipynb #11dea591
@@ -324,12 +325,6 @@ def stage1_text(
 # %% ../nbs/32_bench_search.ipynb #8b054875
 highest, top = .9999, .99996     # all above the first is drawn there; where the axis ends
 
-def nice_log(axis) -> None:
-    "1, 3, 10, 30, as plain numbers."
-    axis.set_major_locator(mpl.ticker.LogLocator(10, (1, 3)))
-    axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda x, _: f'{x:,.0f}' if x >= 1 else f'{x:g}'))
-    axis.set_minor_locator(mpl.ticker.NullLocator())
-
 # %% ../nbs/32_bench_search.ipynb #ef5a37c3
 def share_axis(
     ax,             # matplotlib axes
@@ -586,20 +581,33 @@ def search_rows(
     return rows
 
 # %% ../nbs/32_bench_search.ipynb #79cff114
+def blocks_ahead(
+    corpus,     # with `items(lo, hi)`
+    n:int,      # N
+    block:int,  # items of a block
+    ahead:int,  # blocks that are made at once
+):              # yields (block, D)
+    "Blocks of a corpus in order."
+    with ThreadPoolExecutor(ahead) as pool:
+        for first in range(0, n, ahead*block): yield from pool.map(lambda lo: corpus.items(lo, min(n, lo + block)), range(first, min(n, first + ahead*block), block))
+
 def filled(
     model,              # recommender or MoL
     corpus,             # with `items(lo, hi)`
     n:int,              # N
-    block:int=2**18,    # items that exist in fp32 at once
+    block:int=2**18,    # items of a block
+    ahead:int=1,        # blocks that are made at once, and exist in fp32
     **settings,         # of the index
-) -> HIndexer:
+) -> HIndexer:          # where the model is
     "An index that is built block by block, each byte written once."
+    device = next(getattr(model, 'similarity', model).parameters()).device
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # an index takes items in pieces too small for two threads; on a busy machine these wait for each other
     try:
-        index = HIndexer.build(model, corpus.items(0, min(n, block)), **settings)
+        blocks = blocks_ahead(corpus, n, block, ahead)
+        index = HIndexer.build(model, next(blocks).to(device), **settings)
         if n > block: index.columns.reserve(n)  # room for all, so that nothing is copied again
-        for lo in range(block, n, block): index.add(torch.arange(lo, min(n, lo + block)), corpus.items(lo, min(n, lo + block)))
+        for x in blocks: index.add(torch.arange(len(index), len(index) + len(x)), x.to(device))
     finally: torch.set_num_threads(threads)
     return index
 

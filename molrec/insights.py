@@ -22,7 +22,7 @@ from scipy.stats import t as student_t
 
 from .core import DataError
 from .metrics import bootstrap_ci, paired_test
-from .plots import black, blue, green, method_style, orange, purple, save_figure, sky, theme, vermillion
+from .plots import black, blue, green, method_style, nice_log, orange, purple, save_figure, sky, theme, vermillion
 from .report import Run, block_of, blocks, figure_html, hardware, markdown_table, method_of, metric_values, negatives_text, published_name, read_runs, section_title, set_table, sig, signed, values, write
 
 # %% ../nbs/34b_insights.ipynb #b6bfa508
@@ -74,9 +74,7 @@ def curves_figure(
         last = curves.groupby('row').epoch.max()
         if last.max() > 2*last.median():    # one row that trains far longer would squeeze the others
             ax.set(xscale='log', xlim=(curves[curves.valid > ax.get_ylim()[0]].epoch.min(), None))
-            ax.xaxis.set_major_locator(mpl.ticker.LogLocator(10, (1, 2, 5)))
-            ax.xaxis.set_major_formatter('{x:g}')
-            ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+            nice_log(ax.xaxis)
         else: ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(color='#E4E4E4', lw=.7); ax.set_axisbelow(True)
         fig.legend(loc='outside lower center', ncols=2, frameon=False, handlelength=2.6, labelspacing=.4, columnspacing=1.5, fontsize=8)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['black', 'orange', 'sky', 'green', 'blue', 'vermillion', 'purple', 'methods', 'theme', 'method_style', 'save_figure',
-           'off_scale', 'hr_figure', 'rows_axis', 'legend_above', 'hr_caption']
+           'off_scale', 'hr_figure', 'rows_axis', 'legend_above', 'nice_log', 'hr_caption']
 
 # %% ../nbs/30_plots.ipynb #1c6514d4
 import textwrap
@@ -110,6 +110,13 @@ def legend_above(
     if way: marks.append(Line2D([], [], color='#555555', marker='|', ms=9, mew=1.5, ls='', label='ours, published way'))
     if hollow: marks.append(Line2D([], [], **grey, ls='', mfc='white', mew=1.1, label=hollow))
     fig.legend(handles=marks, loc='outside upper right', ncols=3, frameon=False, borderpad=0, handletextpad=.5, columnspacing=1.5)
+
+# %% ../nbs/30_plots.ipynb #5ee2f8d8
+def nice_log(axis) -> None:
+    "1, 3, 10, 30, as plain numbers."
+    axis.set_major_locator(mpl.ticker.LogLocator(10, (1, 3)))
+    axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda x, _: f'{x:,.0f}' if x >= 1 else f'{x:g}'))
+    axis.set_minor_locator(mpl.ticker.NullLocator())
 
 # %% ../nbs/30_plots.ipynb #b047a435
 def hr_caption(

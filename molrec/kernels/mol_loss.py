@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..core import ConfigError, DataError
 from .backend import Tuned, interpreted, use_triton, waves
+from .mol_score import no_gate
 from .resources import Build
 from .roofline import Work
 
@@ -450,7 +451,7 @@ def padded(f, a, g, b, gate):
     (P_q, d), P_x = f.shape[1:], g.shape[2]
     (PQ, PX), D = padded_counts(P_q, P_x), power_of_two(d, 16)
     logits = lambda t: F.pad(t.unflatten(-1, (P_q, P_x)), (0, PX - P_x, 0, PQ - P_q)).flatten(-2)     # (..., G) to (..., PQ*PX)
-    W1, b1, W2, b2 = gate or (f.new_zeros(shape) for shape in ((1, P_q*P_x), (1,), (P_q*P_x, 1), (P_q*P_x,)))    # without a gate: one that adds nothing
+    W1, b1, W2, b2 = gate or no_gate(P_q*P_x, f.device)
     H = -(-len(b1)//64)*64
     units = lambda t: F.pad(t, (0, 0)*(t.dim() - 1) + (0, H - len(b1)))
     w, bias = torch.cat([units(logits(W1)), units(logits(W2.T))]), torch.cat([units(b1), logits(b2)])
