@@ -67,7 +67,7 @@ def power_of_two(n, least=1): return max(least, 1 << (n - 1).bit_length())
 def padded_counts(
     n_query:int,    # P_q
     n_item:int,     # P_x
-) -> tuple:         # powers of two at least as large, with a product of 16 or more
+) -> tuple:         # powers of two at least as large, at least 4 and 2, with a product of 16 or more
     "Components as the kernel counts them: its tiles are powers of two, and a matrix product is at least 16 deep."
     PQ = power_of_two(n_query, 4)
     return PQ, power_of_two(n_item, max(2, 16//PQ))
