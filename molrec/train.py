@@ -8,9 +8,10 @@ __all__ = ['needs', 'head_teachers', 'make_similarity', 'make_encoder', 'Recomme
            'embedder_loss', 'similarity_loss', 'head_loss', 'batch_loss', 'log_frequency', 'State', 'restore',
            'make_optimisers', 'learning_rate', 'train_stage', 'close_stage', 'followed', 'validate', 'fit',
            'some_users', 'filtered', 'cuts_text', 'parts_text', 'check_parts', 'interactions_of', 'identified',
-           'prepare', 'ranks_table', 'items_table', 'published_way', 'other_epochs', 'cut_note', 'record_in', 'run',
-           'a_folder', 'make_record', 'describe', 'read_weights', 'weights_file', 'weights_of', 'load_run',
-           'training_queries', 'teacher_scores', 'next_item_loss', 'teacher_loss', 'fit_head']
+           'prepare', 'repeats_text', 'protocol_text', 'items_text', 'check_data', 'ranks_table', 'items_table',
+           'published_way', 'other_epochs', 'cut_note', 'record_in', 'run', 'a_folder', 'make_record', 'describe',
+           'read_weights', 'weights_file', 'weights_of', 'load_run', 'training_queries', 'teacher_scores',
+           'next_item_loss', 'teacher_loss', 'fit_head']
 
 # %% ../nbs/07_train.ipynb #ba23d35d
 import contextlib, dataclasses, itertools, json, math, time
@@ -27,9 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .core import Config, ConfigError, DataError, atomic_path, closed_form, code_version, config_hash, environment, file_sha256, is_learned, make_config, peak_memory_mib, run_id, write_json
-from .data import Holdout, PackedBatch, PackedBatches, Sequences, Split, catalogue, drop_rare_items, drop_rare_users, k_core, latest, load, pack_history, split
-from .doors import content_sha256
+from .core import Config, ConfigError, DataError, atomic_path, choices, closed_form, code_version, config_hash, environment, file_sha256, is_learned, make_config, peak_memory_mib, run_id, write_json
+from .data import Holdout, PackedBatch, PackedBatches, Sequences, Split, catalogue, drop_rare_items, drop_rare_users, k_core, latest, load, load_items, pack_history, split, where_own
+from .doors import content_sha256, read_interactions
 from .bert4rec import BERT4Rec
 from .encoders import SVD, Popularity, SASRec, item_factors, sequence_of
 from .gru4rec import GRU4Rec
@@ -488,6 +489,37 @@ def prepare(
     s = dataclasses.replace(s, valid=valid, test=test)
     check_parts(c, s)
     return s
+
+# %% ../nbs/07_train.ipynb #d804f350
+def repeats_text(s:Split) -> str:
+    "How many targets of the test a user has seen before; nothing where there are none."
+    n, of = s.n_items, s.test
+    seen, asked = ({*(np.repeat(of.users, q.lengths)*n + q.items).tolist()} for q in (of.history, of.targets))
+    again = len(seen & asked)
+    return f'; {again:,} of {len(asked):,} test targets were seen before: no hits with repeats: exclude' if again else ''
+
+def protocol_text(c:Config, df:pd.DataFrame) -> str:
+    "What a protocol would leave in each part, or why it would not run."
+    try: s = prepare(c, df)
+    except (DataError, ConfigError) as e: return f'would not run: {e}'
+    return parts_text(s) + repeats_text(s)
+
+def items_text(c:Config, df:pd.DataFrame) -> str:
+    "How much is known of the items, where something is."
+    known = load_items(c.dataset, items=c.items, item_ids=df.item_id)
+    if known is None: return 'no titles: items are shown by their ids (--items FILE names a table of item_id, title)'
+    of, titled = df.item_id.nunique(), 'title' in known
+    return f'{known.item_id.isin(df.item_id).sum():,} of {of:,} are known' + (', by title' if titled else ', without titles') + f'; {len(known) - known.item_id.isin(df.item_id).sum():,} more never occur'
+
+def check_data(
+    c:Config,       # dataset, columns, time_unit, duplicates, items, and the filters of a run
+) -> dict:          # what was understood: name -> text
+    "Read data as a run would, and say what is there."
+    got = read_interactions(where_own(c.dataset), c.columns, c.time_unit, c.duplicates) if c.dataset not in catalogue else None
+    df = got.interactions if got else load(c.dataset)
+    facts = got.facts if got else dict(rows=f'{len(df):,}')
+    protocols = {p: protocol_text(dataclasses.replace(c, protocol=p), df) for p in choices['protocol']}
+    return facts | dict(titles=items_text(c, df)) | protocols
 
 # %% ../nbs/07_train.ipynb #fdc14f4f
 def ranks_table(
