@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['choices', 'closed_form', 'kinds', 'libraries', 'DataError', 'ConfigError', 'atomic_path', 'write_json', 'digest',
            'file_sha256', 'cache_dir', 'setting', 'is_encoder', 'is_similarity', 'is_learned', 'draws_negatives',
-           'has_embedder', 'is_repeated', 'is_uid', 'is_joint', 'Config', 'range_text', 'outside', 'check_setting',
-           'check_heads', 'check_mol', 'check_config', 'check_yaml', 'UniqueKeys', 'yaml_value', 'make_config',
-           'parse_overrides', 'read_yaml', 'read_row', 'load_config', 'canonical', 'is_said', 'config_hash', 'run_id',
-           'version_of', 'cpu_name', 'environment', 'git', 'code_version', 'peak_memory_mib']
+           'has_embedder', 'is_repeated', 'is_uid', 'is_joint', 'Config', 'range_text', 'outside', 'brief',
+           'check_setting', 'check_heads', 'check_mol', 'check_config', 'check_yaml', 'UniqueKeys', 'yaml_value',
+           'make_config', 'parse_overrides', 'read_yaml', 'read_row', 'load_config', 'canonical', 'is_said',
+           'config_hash', 'run_id', 'version_of', 'cpu_name', 'environment', 'git', 'code_version', 'peak_memory_mib']
 
 # %% ../nbs/00_core.ipynb #e3e38146
 import contextlib, dataclasses, difflib, hashlib, json, math, os, platform, re, resource, subprocess, sys, uuid
@@ -124,11 +124,11 @@ class Config:
     seed:int=setting(0, 0, 2**53)       # of everything random in training
     # data
     dataset:str='ml-1m'                 # name in the catalogue, or a file of interactions
-    columns:str=setting('', said='never')  # of a file of one's own: user_id=NAME,item_id=NAME,timestamp=NAME
+    columns:str=setting('', said='never')  # its columns, where a file of your own calls them otherwise: as the option --columns has them
     time_unit:str=setting('auto', said='never')  # of its times: s, ms, us or ns; auto: recognised by their range
     duplicates:str=setting('drop', said='never')  # copies of an interaction, time and all: drop, keep or refuse
     items:str=setting('', said='never')  # file of what is known of its items; empty: items.parquet or items.csv of a data folder
-    content:str=setting('', said='changed')  # sha256 of data of one's own, noted when they are read; empty: a set of the catalogue
+    content:str=setting('', said='changed')  # sha256 of data of your own, noted when they are read; empty: a set of the catalogue
     protocol:str='leave-last-one-out'   # or global-time
     tie_order:str='stable'              # order of interactions in the same second: stable (as in the file) or shuffled
     tie_seed:int=setting(0, 0, 2**53, of=lambda c: c.tie_order == 'shuffled', said='changed')  # of the shuffled order, for every `seed`
@@ -208,9 +208,15 @@ def range_text(m) -> str:   # metadata of a setting
 
 def outside(value, m) -> bool:  # a number, and the metadata of its setting
     "Is it not finite, or out of its range?"
-    if not math.isfinite(value): return True
+    if type(value) is float and not math.isfinite(value): return True
     bounds = dict(low=lambda b: value < b, high=lambda b: value > b, above=lambda b: value <= b, below=lambda b: value >= b)
     return any(m.get(key) is not None and wrong(m[key]) for key, wrong in bounds.items())
+
+def brief(value) -> str:
+    "A value as it is shown in an error."
+    try: text = repr(value)
+    except ValueError: return 'a number of thousands of digits'
+    return text if len(text) < 60 else text[:57] + '...'
 
 def check_setting(
     config:'Config',        # whose setting; a whole number for a float is made one
@@ -219,7 +225,7 @@ def check_setting(
     "Refuse a value of the wrong type, name or range."
     value, kind = getattr(config, f.name), kinds[f.type if isinstance(f.type, str) else f.type.__name__]
     if kind is float and type(value) is int and abs(value) < 2**53: object.__setattr__(config, f.name, value := float(value))
-    got = repr(value) if len(repr(value)) < 60 else repr(value)[:57] + '...'
+    got = brief(value)
     if type(value) is not kind: raise ConfigError(f'{f.name}: got {got}, wanted {kind.__name__}')
     if f.name in choices and value not in choices[f.name]:
         near = difflib.get_close_matches(value, choices[f.name], 1)
