@@ -2,6 +2,7 @@
 import errno, os, re, signal, subprocess, sys, threading, time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -136,6 +137,26 @@ def test_eight_threads_of_two_processes_write_one_file(tmp_path):
             seen.add((len(text), len(set(text))))
     assert [p.communicate(timeout=10) + (p.returncode,) for p in both] == [('', '', 0)]*2
     assert seen == {(20_000, 1)} and os.listdir(tmp_path) == ['file']
+
+
+def notebook(folder, code):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('k = 1', metadata=dict(tags=['parameters'])), nbformat.v4.new_code_cell(code)])
+    nbformat.write(nb, folder/'it.ipynb')
+    return folder/'it.ipynb'
+
+
+def test_the_notebook_of_a_killed_run_is_swept_by_the_next(tmp_path):
+    runs, until = tmp_path/'runs', time.monotonic() + 60
+    code = f'import os, pathlib, time; pathlib.Path({str(tmp_path/"pid")!r}).write_text(str(os.getpid())); time.sleep(100*k)'
+    execute = 'import sys; from pathlib import Path; from molrec.cli import execute; execute(Path(sys.argv[1]), Path(sys.argv[2]), dict(k=int(sys.argv[3])))'
+    first = start(execute, notebook(tmp_path, code), runs/'run.ipynb', 1)
+    while not (tmp_path/'pid').exists() and time.monotonic() < until: time.sleep(.05)
+    first.send_signal(signal.SIGKILL)
+    first.communicate(timeout=10)
+    os.kill(int((tmp_path/'pid').read_text()), signal.SIGKILL)  # the kernel would end by itself, later
+    assert hidden(runs)
+    second = start(execute, tmp_path/'it.ipynb', runs/'run.ipynb', 0)
+    assert second.communicate(timeout=60)[1] == '' and os.listdir(runs) == ['run.ipynb']
 
 
 # -- what a user reads --

@@ -227,3 +227,17 @@ def test_a_compiler_that_leaves_a_child_behind_keeps_nobody_waiting(cache, compi
     began = time.monotonic()
     assert native.compiler_version(native.compiler()) == 'cc 1.0\n' and time.monotonic() - began < 5
     os.kill(int((tmp_path/'child').read_text()), signal.SIGKILL)
+
+
+def test_doctor_says_what_runs_and_what_cannot_be_written_in_bounded_time(tmp_path, compiler_that):
+    compiler_that('#!/bin/sh\nsleep 600\n')
+    (tmp_path/'nbs'/'experiments').mkdir(parents=True)
+    for name in ('settings.ini', 'requirements.txt'): shutil.copy(ROOT/name, tmp_path)
+    (tmp_path/'reports').touch()
+    began = time.monotonic()
+    said = subprocess.run([sys.executable, '-c', 'import sys; from molrec.cli import main; sys.exit(main(["doctor"]))'], cwd=tmp_path, timeout=100,
+                          env=os.environ | dict(PYTHONPATH=str(ROOT), MOLREC_CACHE=f'{tmp_path}/reports/cache'), capture_output=True, text=True)
+    assert time.monotonic() - began < 60 and said.returncode == 1
+    assert 'in torch: scan, softmax, hstu' in said.stdout and 'cc did not end within 10 s' in said.stdout
+    for part in ('missing  folder: reports', 'missing  folder: records', 'note     cache', 'note     compiled libraries'): assert part in said.stdout
+    assert said.stdout.count('a part of it is a file where a folder should be') == 4 and 'Traceback' not in said.stderr
