@@ -9,10 +9,10 @@ __all__ = ['epoch_s', 'more_s', 'start_s', 'sizes', 'trained_twice', 'own_settin
            'report_rows', 'guess_s', 'took_before', 'expected_s', 'progress_line', 'where_data', 'why_not',
            'passed_over', 'row_command', 'run_missing', 'measurements', 'retrieval', 'report', 'own_report',
            'checkout_report', 'find_run', 'list_text', 'search', 'mol_shape', 'memory_gib', 'plan_table', 'plan',
-           'data', 'check', 'Check', 'pins', 'check_versions', 'check_machine', 'check_kernels', 'check_compiled',
-           'check_checkout', 'check_data', 'doctor', 'spaced', 'add_scale', 'add_run', 'add_own', 'changed_settings',
-           'add_runs', 'add_bench', 'add_search', 'add_plan', 'parser', 'bench', 'data_words', 'dispatch',
-           'system_words', 'fail', 'show_what_can_be', 'main']
+           'data', 'check', 'Check', 'pins', 'check_versions', 'check_folders', 'check_machine', 'check_kernels',
+           'check_kept', 'check_compiled', 'check_checkout', 'check_cache', 'check_data', 'doctor', 'spaced',
+           'add_scale', 'add_run', 'add_own', 'changed_settings', 'add_runs', 'add_bench', 'add_search', 'add_plan',
+           'parser', 'bench', 'data_words', 'dispatch', 'system_words', 'fail', 'show_what_can_be', 'main']
 
 # %% ../nbs/36_cli.ipynb #041aa3ac
 import argparse, builtins, contextlib, dataclasses, difflib, errno, json, os, re, shlex, shutil, subprocess, sys, time
@@ -50,31 +50,34 @@ def place_here() -> Place:
     try: return Place(Path.cwd(), project_root(Path(molrec.__file__).parent), True)
     except ConfigError: return Place(Path.cwd(), None, True)
 
+# %% ../nbs/36_cli.ipynb #df6cc1f6
+from .core import WriteError, neighbour, saying, unwritable
+
 # %% ../nbs/36_cli.ipynb #ef0f749b
 def execute(
     notebook:Path,      # with one cell tagged `parameters`
     copy:Path,          # where the executed notebook goes
     parameters:dict,    # values for that cell
 ) -> None:
-    "Run a notebook; what it prints appears at once."
+    "Run a notebook; what it prints appears at once, and what a killed run left aside is swept."
     import papermill  # late: a second to import
     os.environ.setdefault('PYTHONWARNINGS', 'ignore:IProgress not found')  # bars are drawn in text, which is what is wanted here
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    aside = copy.with_name(f'.{os.getpid()}-{copy.name}')
-    try:
-        for last in (False, True):
-            try: papermill.execute_notebook(notebook, aside, parameters, kernel_name='python3', language='python', progress_bar=False,
-                                   stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=['--log-level=40']); break
-            except RuntimeError as e:  # two kernels that start at once may take the same port: then one dies before it has run anything
-                if last or 'died before replying to kernel_info' not in str(e): raise
-    except papermill.PapermillExecutionError as e:
-        ours = dict(DataError=DataError, ConfigError=ConfigError)
-        if e.ename in ours: raise ours[e.ename](e.evalue) from None
-        known = getattr(builtins, e.ename, None)
-        if isinstance(known, type) and issubclass(known, OSError): raise OSError(e.evalue) from None
-        raise RuntimeError(f'{notebook.name} failed:\n' + re.sub(r'\x1b\[[\d;]*m', '', '\n'.join(e.traceback))) from None
-    finally:
-        if aside.exists(): os.replace(aside, copy)
+    with neighbour(copy) as aside:
+        try:
+            for last in (False, True):
+                try: papermill.execute_notebook(notebook, aside, parameters, kernel_name='python3', language='python', progress_bar=False,
+                                       stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=['--log-level=40']); break
+                except RuntimeError as e:  # two kernels that start at once may take the same port: then one dies before it has run anything
+                    if last or 'died before replying to kernel_info' not in str(e): raise
+        except papermill.PapermillExecutionError as e:
+            ours = dict(DataError=DataError, ConfigError=ConfigError, WriteError=WriteError)
+            if e.ename in ours: raise ours[e.ename](e.evalue) from None
+            known = getattr(builtins, e.ename, None)
+            if isinstance(known, type) and issubclass(known, OSError): raise OSError(e.evalue) from None
+            raise RuntimeError(f'{notebook.name} failed:\n' + re.sub(r'\x1b\[[\d;]*m', '', '\n'.join(e.traceback))) from None
+        finally:
+            with saying(copy):
+                if aside.exists(): os.replace(aside, copy)
 
 # %% ../nbs/36_cli.ipynb #16f0423a
 def tidied(
@@ -551,11 +554,24 @@ def check_versions(
     if not other: return [Check('packages', f'{len(wanted)} as pinned')]
     return [Check(p, f'{v or "not installed"}, pinned {wanted[p]}', mend, needed=v is None) for p, v in other.items()]
 
+# %% ../nbs/36_cli.ipynb #364b537f
+def check_folders(
+    root:Path|None,     # of the checkout; None: there is none
+) -> list[Check]:
+    "Whether the folders that a run writes to can be written."
+    import tempfile
+    try: folders = dict(temporary=Path(tempfile.gettempdir()))
+    except OSError as e: return [Check('temporary folder', 'none', str(e), needed=True)]
+    if root: folders |= dict(reports=root/'reports', records=root/'reports'/'runs', work=root/'work')
+    bad = {name: why for name, folder in folders.items() if (why := unwritable(folder))}
+    if not bad: return [Check('folders', f'{", ".join(folders)}: can be written')]
+    return [Check(f'folder: {name}', 'cannot be written', why, needed=True) for name, why in bad.items()]
+
 # %% ../nbs/36_cli.ipynb #7fa6af19
 def check_machine(
     root:Path|None,     # of the checkout; None: the current folder is looked at
 ) -> list[Check]:
-    "Python, processor, threads, memory, disk."
+    "Python, processor, threads, memory, disk, folders."
     import torch
     major = '.'.join(map(str, sys.version_info[:2]))
     memory = os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/2**30
@@ -565,7 +581,7 @@ def check_machine(
             Check('processor', f'{cpu_name()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}' + (f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ', no GPU')),
             Check('threads', str(threads), f'torch uses {threads} of {cores} cores: unset OMP_NUM_THREADS' if threads < cores else ''),
             Check('memory', f'{memory:.1f} GiB', '' if memory >= 6 else 'the quick report needs up to 6 GB: close other programs'),
-            Check('disk', f'{free:.1f} GiB free', '' if free >= 1 else 'free at least 1 GiB', needed=free < 1)]
+            Check('disk', f'{free:.1f} GiB free', '' if free >= 1 else 'free at least 1 GiB', needed=free < 1), *check_folders(root)]
 
 # %% ../nbs/36_cli.ipynb #cc054fab
 def check_kernels() -> list[Check]:
@@ -575,17 +591,29 @@ def check_kernels() -> list[Check]:
     return [Check('kernel for experiments', 'python3' if 'python3' in known else 'none', '' if 'python3' in known else 'pip install -r requirements.txt', needed=True),
             Check('kernel for JupyterLab', 'molrec' if 'molrec' in known else 'not registered', '' if 'molrec' in known else 'make setup')]
 
+# %% ../nbs/36_cli.ipynb #02b7660e
+def check_kept() -> Check:
+    "Whether compiled libraries are there for the next process."
+    from molrec.native import native_folder, private
+    try:
+        with private(native_folder()): why = unwritable(native_folder())
+    except OSError as e: why = str(e)
+    return Check('compiled libraries', 'every process compiles its own' if why else f'kept in {native_folder()}', why)
+
 # %% ../nbs/36_cli.ipynb #3ba4b4ee
 def check_compiled() -> list[Check]:
-    "Whether the loops of the h-indexer and of attention can be compiled here."
+    "Whether the loops of the h-indexer and of attention are compiled here, or run in torch."
     from molrec.h_indexer import scan_source
     from molrec.encoders import softmax_library
     from molrec.hstu import silu_library
     from molrec.native import build, problems
     there = dict(scan=build('scan', scan_source, W=16, KIND=2), softmax=softmax_library(), hstu=silu_library())
-    missing = '; '.join(sorted({problems[name] for name, library in there.items() if library is None}))
+    slow = [name for name, library in there.items() if library is None]
+    fast = [name for name in there if name not in slow]
+    found = [f'compiled: {", ".join(fast)}']*bool(fast)
+    found += [f'in torch: {", ".join(slow)} ({"; ".join(sorted({problems[name] for name in slow}))})']*bool(slow)
     mend = 'searches and attention run in torch, slower: a C compiler (gcc or clang) and a processor with AVX512 make them fast'
-    return [Check('compiled loops', f'no: {missing}' if missing else 'yes', mend if missing else '')]
+    return [Check('loops', '; '.join(found), mend if slow else ''), check_kept()]
 
 # %% ../nbs/36_cli.ipynb #8e64de99
 def check_checkout(
@@ -598,13 +626,20 @@ def check_checkout(
     there = (root/where.stdout.strip()/'post-merge').exists() and git('config', 'include.path') is not None
     return [Check('commit', git('rev-parse', '--short', 'HEAD') or 'none yet'), Check('git hooks', 'nbdev' if there else 'not installed', '' if there else 'make setup, or nbdev_install_hooks')]
 
+# %% ../nbs/36_cli.ipynb #5bbad5c5
+def check_cache() -> Check:
+    "The folder of downloads."
+    try: return Check('cache', str(cache_dir()), unwritable(cache_dir()))
+    except RuntimeError as e: return Check('cache', 'none', f'{e} Set MOLREC_CACHE to a folder of your own.')  # no HOME
+
 # %% ../nbs/36_cli.ipynb #50ea0f1c
 def check_data() -> list[Check]:
     "Which data sets are on this machine."
     from molrec.data import catalogue
-    own = os.environ.get('MOLREC_DATA')
+    own, cache = os.environ.get('MOLREC_DATA'), check_cache()
     mend = '' if not own or Path(own).is_dir() else 'MOLREC_DATA names no folder: correct or unset it'
-    found = [Check('MOLREC_DATA', own or 'not set', mend, needed=bool(mend)), Check('cache', str(cache_dir()))]
+    found = [Check('MOLREC_DATA', own or 'not set', mend, needed=bool(mend)), cache]
+    if cache.found == 'none': return found
     return found + [Check(n, f'in {w}' if (w := where_data(n)) else 'fetched when first needed', '' if w or n not in ('ml-1m', 'ml-100k') else f'molrec data {n} fetches it now') for n in catalogue]
 
 # %% ../nbs/36_cli.ipynb #6cccb990
