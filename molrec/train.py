@@ -36,7 +36,7 @@ from .encoders import SVD, Popularity, SASRec, item_factors, sequence_of
 from .gru4rec import GRU4Rec
 from .hstu import HSTU
 from .losses import bce_criterion, calibrated_bce, draw_negatives, full_loss, in_batch_loss, in_random_order, sampled_loss, softmax_criterion
-from .metrics import Ranks, hr_at_k, summary, target_ranks
+from .metrics import Ranks, hidden_items, hr_at_k, summary, target_ranks
 from .mol import MoL
 from .similarity import FM, MLP, Dot, Head, NeuralFM, Similarity, score_tiles
 
@@ -141,23 +141,26 @@ def evaluate(
     max_length:int=200,     # items per history, the latest
     block:int=512,          # users ranked at once
     shown:Tensor|None=None, # (N,), int64: raised by how many users have an item in their top ten
-) -> Ranks:                 # rank of every target among unseen items
+    repeats:str='exclude',  # 'exclude': what is in the history is in no list and no hit; 'allow': ranked like any
+) -> Ranks:                 # rank of every target among the items that are not hidden
     "Rank the full catalogue for every user."
     ranks = []
     for scores, seen, wanted in score_blocks(model, holdout, max_length, block):
-        ranks.append(target_ranks(scores, (wanted.items, wanted.offsets), (seen.items, seen.offsets)))
-        if shown is not None: shown += top_counts(scores, seen).to(shown.device)
-    return Ranks(holdout.users, holdout.targets.offsets, torch.cat(ranks).cpu().numpy() if ranks else np.empty(0, dtype=np.int64))
+        ranks.append(target_ranks(scores, (wanted.items, wanted.offsets), (seen.items, seen.offsets), repeats))
+        if shown is not None: shown += top_counts(scores, seen, repeats=repeats).to(shown.device)
+    found = torch.cat(ranks).cpu().numpy() if ranks else np.empty(0, dtype=np.int64)
+    return Ranks(holdout.users, holdout.targets.offsets, found, len(model.encoder.items))
 
 def top_counts(
-    scores:Tensor,      # (b, N), overwritten where seen
-    seen:Sequences,     # histories of these users
-    k:int=10,           # length of a list
-) -> Tensor:            # (N,), int64, b*k in all
+    scores:Tensor,          # (b, N), overwritten where hidden
+    seen:Sequences,         # histories of these users
+    k:int=10,               # length of a list, cut at what is not hidden
+    repeats:str='exclude',  # see `evaluate`
+) -> Tensor:                # (N,), int64, b*k in all where no list is cut
     "In how many lists each item is."
-    user = torch.arange(len(scores)).repeat_interleave(torch.from_numpy(np.diff(seen.offsets)))
-    scores[user.to(scores.device), torch.as_tensor(seen.items).to(scores.device)] = -torch.inf
-    return scores.topk(k, 1).indices.flatten().bincount(minlength=scores.shape[1])
+    hidden = hidden_items((seen.items, seen.offsets), *scores.shape, repeats, scores.device)
+    best = scores.masked_fill_(hidden, -torch.inf).topk(min(k, scores.shape[1]), 1).indices
+    return best[~hidden.gather(1, best)].bincount(minlength=scores.shape[1])
 
 # %% ../nbs/07_train.ipynb #3f86582c
 def stages(
