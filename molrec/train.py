@@ -366,8 +366,8 @@ def followed(mean, weights, keep=.9):
 def validate(state, s, c, epoch):
     "HR@10 on the validation part; the best weights are kept."
     book, began = state.book, time.perf_counter()
-    hr = float(hr_at_k(evaluate(state.model, s.valid, c.max_length), 10).mean())
-    if c.protocol == 'leave-last-one-out' and not c.holdout_users + c.valid_users: book['test_by_epoch'].append([epoch, summary(evaluate(state.model, s.test, c.max_length))])
+    hr = float(hr_at_k(evaluate(state.model, s.valid, c.max_length, repeats=c.repeats), 10).mean())
+    if c.protocol == 'leave-last-one-out' and not c.holdout_users + c.valid_users: book['test_by_epoch'].append([epoch, summary(evaluate(state.model, s.test, c.max_length, repeats=c.repeats))])
     better = hr > book['best_hr']
     if better:
         book.update(best_hr=hr, best_epoch=epoch, waited=0)
@@ -556,7 +556,7 @@ def other_epochs(
     "The test metrics that other rules would have reported, where the test part is read at every epoch anyway."
     if not state.book['test_by_epoch']: return None
     state.model.load_state_dict(state.mean)
-    averaged = summary(evaluate(state.model, s.test, c.max_length))
+    averaged = summary(evaluate(state.model, s.test, c.max_length, repeats=c.repeats))
     state.model.load_state_dict(state.best)
     return dict(last=state.book['test_by_epoch'][-1][1], averaged=averaged)
 
@@ -614,7 +614,8 @@ def make_record(c, s, state, folder, started, command):
     "Rank the test part and describe the run."
     began = time.perf_counter()
     shown = torch.zeros(s.n_items, dtype=torch.int64)
-    valid, test = evaluate(state.model, s.valid, c.max_length), evaluate(state.model, s.test, c.max_length, shown=shown)
+    valid = evaluate(state.model, s.valid, c.max_length, repeats=c.repeats)
+    test = evaluate(state.model, s.test, c.max_length, shown=shown, repeats=c.repeats)
     for name, table in dict(ranks=ranks_table(test, s), items=items_table(shown, s)).items():
         with atomic_path(folder/f'{name}.parquet') as aside: table.to_parquet(aside, index=False)
     with atomic_path(folder/'model.safetensors') as aside: save_file({k: v.contiguous() for k, v in state.model.state_dict().items()}, aside, dict(config=json.dumps(dataclasses.asdict(c))))
