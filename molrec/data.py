@@ -593,10 +593,10 @@ def calendar_holdout(
     "One part of the calendar without cold users, cold items, rare items and rare users."
     of, n_items = np.repeat(np.arange(len(rows)), rows.lengths), rows.items.max() + 1
     warm, known = rows.count(part == 0) > 0, np.bincount(rows.items[part == 0], minlength=n_items) > 0
-    wanted = rows.first_of((part == p) & warm[of] & known[rows.items])
+    wanted = (part == p) & warm[of] & known[rows.items]
     wanted &= (np.bincount(rows.items[wanted], minlength=n_items) >= at_least)[rows.items]
     wanted &= (rows.count(wanted) >= at_least)[of]
-    targets, before = rows.keep(wanted), rows.count(part < p)
+    targets, before = rows.keep(rows.first_of(wanted)), rows.count(part < p)
     return Holdout(targets.users, rows.between(0*before, before).select(targets.users), targets)
 
 # %% ../nbs/01_data.ipynb #cdb85be5

@@ -352,7 +352,7 @@ def test_global_time_equals_pandas():
     for p, holdout in ((1, s.valid), (2, s.test)):
         part = by_time[cuts[p]:cuts[p+1]]
         part = part[part.user_id.isin(train.user_id) & part.item_id.isin(train.item_id)]
-        part = drop_rare_users(drop_rare_items(part.drop_duplicates(['user_id', 'item_id'])))     # asked for once
+        part = drop_rare_users(drop_rare_items(part)).drop_duplicates(['user_id', 'item_id'])     # asked for once
         assert len(part) and s.user_ids[holdout.users].tolist() == sorted(part.user_id.unique())
         for b, u in enumerate(s.user_ids[holdout.users]):
             assert s.item_ids[holdout.targets[b]].tolist() == part[part.user_id == u].item_id.tolist()

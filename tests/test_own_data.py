@@ -107,14 +107,14 @@ def test_a_catalogue_of_one_item_is_refused_by_name_where_a_loss_compares(tmp_pa
 
 
 def test_popularity_and_svd_work_with_the_default_settings(tmp_path):
-    rows = walk(users=60, items=20) + [(str(u), str(u % 4), START + 8*DAY) for u in range(60)]
+    rows = [(u, (u % 5 + i) % 20, START + i*DAY) for u in range(60) for i in range(8)]      # items 5 to 9 are in most histories
     file = written(tmp_path, rows)
     for encoder in ('popularity', 'svd'): assert trained(file, tmp_path, encoder=encoder)['metrics']['test']['hr@10'] > 0, encoder
 
 
 # -- repeats --
 
-def repeating(users=60, items=12, n=40):
+def repeating(users=60, items=12, n=60):
     "Users who come back to the same few items again and again."
     draw = np.random.default_rng(0)
     return [(u, int(draw.choice([u % items, (u + 1) % items, (u + 5) % items])), START + u + i*DAY) for u in range(users) for i in range(n)]
