@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['attention_panels', 'softmax_source', 'softmax_back_source', 'keep_mask', 'Dropout', 'onednn_matmul',
-           'onednn_keeps_fp32', 'fp32_matmul', 'equal_runs', 'attention_by_runs', 'softmax_library', 'up',
+           'onednn_keeps_fp32', 'fp32_matmul', 'look_up', 'equal_runs', 'attention_by_runs', 'softmax_library', 'up',
            'CompiledSoftmax', 'compiled_attends', 'packed_attention', 'SASRecBlock', 'positions', 'sequence_of',
            'SASRec', 'forward', 'item_factors', 'SVD', 'Popularity']
 
@@ -69,6 +69,14 @@ def fp32_matmul():
     "A context for products that oneDNN does faster, where it keeps fp32."
     return onednn_matmul() if onednn_keeps_fp32() else contextlib.nullcontext()
 
+# %% ../nbs/03_encoders.ipynb #782be9ed
+def look_up(
+    table:Tensor,   # (N, ...), any dtype
+    rows:Tensor,    # which rows, any shape, int64; any of them any number of times
+) -> Tensor:        # (*rows.shape, ...)
+    "`table[rows]`, with a gradient that depends on the batch alone, not on which thread was first."
+    return F.embedding(rows, table.unsqueeze(-1).flatten(1)).view(*rows.shape, *table.shape[1:])
+
 # %% ../nbs/03_encoders.ipynb #7f181fb4
 def equal_runs(
     offsets:Tensor,             # (S+1,), int64
@@ -83,8 +91,8 @@ def attention_by_runs(q, k, v, offsets, n_heads=1, causal=True):   # as `packed_
     runs, out = equal_runs(offsets), []
     sizes = [n*L for n, L in runs]
     for (n, L), *qkv in zip(runs, *(x.split(sizes) for x in (q, k, v))):
-        heads = (x.reshape(n, L, n_heads, -1).transpose(1, 2) for x in qkv)
-        out.append(F.scaled_dot_product_attention(*heads, is_causal=causal).transpose(1, 2).reshape(n*L, -1))
+        heads = (x.reshape(n, L, n_heads, x.shape[1]//n_heads).transpose(1, 2) for x in qkv)
+        out.append(F.scaled_dot_product_attention(*heads, is_causal=causal).transpose(1, 2).reshape(n*L, q.shape[1]))
     return torch.cat(out)
 
 # %% ../nbs/03_encoders.ipynb #7ef4dde3

@@ -39,7 +39,7 @@ def pieces(
     "A few sequences of the same length at a time."
     start = 0
     for many, L in equal_runs(offsets):
-        step = max(1, cells//(n_heads*L*L))
+        step = max(1, cells//max(1, n_heads*L*L))
         for i in range(0, many, step):
             m = min(step, many - i)
             yield slice(start + i*L, start + (i + m)*L), m, L

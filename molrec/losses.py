@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .core import ConfigError
+from .encoders import look_up
 from .kernels.backend import use_triton
 from .similarity import Similarity, Tiles
 
@@ -63,7 +64,7 @@ def draw_negatives(
 def in_random_order(*tensors):
     "The rows of all, shuffled alike."
     order = torch.randperm(len(tensors[0])).to(tensors[0].device)
-    return tuple(t[order] for t in tensors)
+    return tuple(look_up(t, order) for t in tensors)
 
 # %% ../nbs/06_losses.ipynb #8b2ba0d4
 def tile_pass(
@@ -177,11 +178,11 @@ def sampled_loss(
     if impl == 'triton' and not has_kernel: raise ConfigError(f'impl: no kernel for {type(similarity).__name__} with share {share} and {criterion.__name__}; MoL with shared negatives and softmax has one')
     unique, where = torch.unique(torch.cat([targets, negatives.flatten()]), return_inverse=True)
     target_rows, negative_rows = where[:len(targets)], where[len(targets):].view_as(negatives)
-    x, q = similarity.item_side(F.embedding(unique, items)), similarity.query_side(queries, users)
-    pos, penalty = similarity.positive(q, tuple(t[target_rows] for t in x))
-    if has_kernel and use_triton(impl, queries): return similarity.kernel_loss(q, tuple(t[negative_rows] for t in x), pos, targets, negatives, share, precision)/max(1, len(pos)) + penalty
+    x, q = similarity.item_side(look_up(items, unique)), similarity.query_side(queries, users)
+    pos, penalty = similarity.positive(q, tuple(look_up(t, target_rows) for t in x))
+    if has_kernel and use_triton(impl, queries): return similarity.kernel_loss(q, tuple(look_up(t, negative_rows) for t in x), pos, targets, negatives, share, precision)/max(1, len(pos)) + penalty
     if share == 1: plan, sides = own_plan(similarity, criterion, negative_rows, target_rows), x
-    else: plan, sides = shared_plan(similarity, criterion, negatives, targets, share, precision), tuple(t[negative_rows] for t in x)
+    else: plan, sides = shared_plan(similarity, criterion, negatives, targets, share, precision), tuple(look_up(t, negative_rows) for t in x)
     return pair_loss(similarity, plan, q, sides, pos) + penalty
 
 # %% ../nbs/06_losses.ipynb #d3c03d47
@@ -196,9 +197,9 @@ def in_batch_loss(
     precision:str='fp32',       # of tiles written by hand: 'fp32' or 'bf16'
 ) -> Tensor:                    # mean over positions plus the similarity's penalty, 0-dim
     "Softmax over the group's positives, corrected for how often each is drawn."
-    q, x = similarity.query_side(queries, users), similarity.item_side(F.embedding(targets, items))
+    q, x = similarity.query_side(queries, users), similarity.item_side(look_up(items, targets))
     pos, penalty = similarity.positive(q, x)
-    total = pos.new_zeros(())
+    total = pos.new_zeros(()) if len(targets) else pos.sum()     # of nobody: zero, with a gradient
     for i in range(0, len(targets), share):
         rows = slice(i, i + share)
         ids = targets[rows]
@@ -218,6 +219,6 @@ def full_loss(
 ) -> Tensor:                    # mean over positions plus the similarity's penalty, 0-dim
     "Cross entropy over the whole catalogue."
     q, x = similarity.query_side(queries, users), similarity.item_side(items)
-    pos, penalty = similarity.positive(q, tuple(t[targets] for t in x))
+    pos, penalty = similarity.positive(q, tuple(look_up(t, targets) for t in x))
     plan = shared_plan(similarity, softmax_criterion, torch.arange(len(items))[None], targets, max(1, len(targets)), precision)
     return pair_loss(similarity, plan, q, tuple(t[None] for t in x), pos) + penalty

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GLU', 'linear', 'unit', 'gate_part', 'MoL', 'check_mol', 'uid_components', 'query_side', 'item_side', 'logits',
            'mixture', 'scores', 'start_as_dot', 'entropy', 'balance_loss', 'positive', 'MoLTiles', 'tile_logits',
-           'tile_gate', 'tile_mixture', 'forward', 'gate_backward', 'backward', 'kernel_loss']
+           'tile_gate', 'tile_mixture', 'forward', 'mixture_slopes', 'gate_backward', 'backward', 'kernel_loss']
 
 # %% ../nbs/05_mol.ipynb #1623d4c4
 import torch
@@ -206,6 +206,7 @@ def positive(
     "Scores of matching pairs, with load balancing and the user rows' norm as penalties."
     delta = self.logits(query_side[0], item_side[0].unsqueeze(1))
     pi = self.mixture(delta, query_side[1], item_side[1].unsqueeze(1))
+    if not len(pi): return (pi*delta).sum(-1).squeeze(1), pi.sum()   # the mean of nobody is NaN
     penalty = self.balance_weight*balance_loss(pi[:, 0]) + self.uid_weight*query_side[2].mean()
     return (pi*delta).sum(-1).squeeze(1), penalty
 
@@ -270,10 +271,12 @@ def tile_mixture(self:MoLTiles, z):
     "Mixture pi of every pair, (t*R, G), after dropout."
     w = torch.ops.aten.silu.out(z, out=self.buffer('w', *z.shape))
     pi = torch.softmax(w, -1, out=self.buffer('pi', *z.shape))
+    self.faint = None
     if not (self.mol.training and self.mol.mix_dropout): return pi
     keep, kept = keep_mask(z.shape, self.mol.mix_dropout, self.dtype, z.device)
-    pi.mul_(keep)
-    return pi.div_(pi.sum(-1, keepdim=True).clamp_(min=1e-6*kept))
+    total = pi.mul_(keep).sum(-1, keepdim=True)
+    self.faint = (total < 1e-6*kept).flatten().nonzero().flatten()
+    return pi.div_(total.clamp_(min=1e-6*kept))
 
 # %% ../nbs/05_mol.ipynb #7ea3b972
 def forward(
@@ -291,6 +294,15 @@ def forward(
     return self.phi.view(len(self.a), self.R)
 
 MoLTiles.forward = forward
+
+# %% ../nbs/05_mol.ipynb #2f6f7bfd
+def mixture_slopes(self:MoLTiles):
+    "d phi / d w of every pair, (t*R, G), in the place of `pi_x`."
+    phi = self.phi[:, None].to(self.dtype)
+    if self.faint is None or not len(self.faint): return self.pi_x.addcmul_(self.pi, phi, value=-1)
+    whole = torch.softmax(F.silu(self.z[self.faint]), -1)     # before dropout
+    own = self.pi_x[self.faint] - whole*phi[self.faint]
+    return self.pi_x.addcmul_(self.pi, phi, value=-1).index_copy_(0, self.faint, own)
 
 # %% ../nbs/05_mol.ipynb #7677d4de
 def gate_backward(self:MoLTiles, dz, dx):
@@ -310,7 +322,7 @@ def backward(
 ) -> list:          # gradients of components (t, P_q, d), a (t, G), norms (t,)
     "Pull slopes back through the tile; gradients of items and gate add up."
     t, s = len(self.a), slopes.reshape(-1, 1).to(self.dtype)
-    dw = self.pi_x.addcmul_(self.pi, self.phi[:, None].to(self.dtype), value=-1).mul_(s)
+    dw = mixture_slopes(self).mul_(s)
     dz = torch.ops.aten.silu_backward.grad_input(dw, self.z, grad_input=self.buffer('w', *self.z.shape))
     by_pair, product = dz.view(t, self.R, self.G), dw.view(t, self.R, self.G)
     d_a = torch.mul(by_pair, self.b, out=product).sum(1, dtype=torch.float32)

@@ -622,7 +622,7 @@ def make_record(c, s, state, folder, started, command):
     book, seconds = state.book, sum(e['time_s'] for e in state.book['history'])
     positions = sum(e['time_s']*e['positions_per_s'] for e in book['history'])
     return dict(schema=1, id=folder.name, command=command, config=dataclasses.asdict(c), config_hash=config_hash(c), seed=c.seed, split=describe(s),
-                ranks_sha256=file_sha256(folder/'ranks.parquet'), code=code_version(), environment=environment(), started=started.isoformat(timespec='seconds'),
+                ranks_sha256=file_sha256(folder/'ranks.parquet'), code=code_version(), environment=environment(), n_threads=torch.get_num_threads(), started=started.isoformat(timespec='seconds'),
                 wall_time_s=round(book['time_s'] + time.perf_counter() - began, 2), peak_memory_mib=round(peak_memory_mib(), 1), n_parameters=sum(p.numel() for p in state.model.parameters()),
                 epochs=len(book['history']), best_epoch=book['best_epoch'], positions_per_s=round(positions/seconds) if seconds else None,
                 history=book['history'], test_hr10_by_epoch=[[epoch, m['hr@10']] for epoch, m in book['test_by_epoch']], metrics=dict(valid=summary(valid), test=summary(test)),
