@@ -37,18 +37,20 @@ class Field:
     low:float=-math.inf # least number allowed
     high:float=math.inf # largest number allowed
     null:bool=False     # may it be null?
+    among:tuple=()      # the texts allowed; (): any
 
     @property
     def words(self):
         "What is wanted, in words."
         ends = f' from {self.low:g}'*(self.low > -math.inf) + f' to {self.high:g}'*(self.high < math.inf)
-        return kind_words[self.kind] + ends + ' or null'*self.null
+        return (' or '.join(self.among) or kind_words[self.kind]) + ends + ' or null'*self.null
 
     def holds(self, value) -> bool:
         "Is a value of this kind, and in range?"
         if value is None: return self.null
         if type(value) not in kinds[self.kind]: return False
         if self.kind == 'time': return is_moment(value)
+        if self.among: return value in self.among
         return self.kind not in ('whole', 'number') or self.low <= value <= self.high
 
 def is_moment(text:str) -> bool:
@@ -64,7 +66,8 @@ def setting_fields() -> dict:   # path: Field
     "What the configuration declares of its settings."
     declared = {f.name: setting_kinds.get(getattr(f.type, '__name__', f.type)) for f in fields(Config)}
     def path(name): return f'config.{name}' + '?'*(name not in settings_needed)
-    return {path(name): Field(kind) for name, kind in declared.items() if kind}
+    of_type = {path(name): Field(kind) for name, kind in declared.items() if kind}
+    return of_type | {'config.tie_order': Field('text', among=('stable', 'shuffled'))}   # the report has a section for each
 
 def metric_fields(where:str) -> dict:   # path: Field
     "An object of metrics: HR@10, which every page shows, and others."
@@ -228,7 +231,8 @@ def read_table(
     check_bytes(hashlib.sha256(content).hexdigest(), sha256, file)
     try: table = pd.read_parquet(io.BytesIO(content))
     except Exception as e: raise DataError(f'{file}: cannot be read: {first_line(e)}') from None
-    if missing := [c for c in columns if c not in table]: raise DataError(f'{file}: no column {", ".join(missing)}')
+    missing = [c for c in columns if c not in table]
+    if missing: raise DataError(f'{file}: no column {", ".join(missing)}')
     return table.reset_index(drop=True)
 
 # %% ../nbs/06a_records.ipynb #8d4a71ad
