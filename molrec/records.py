@@ -453,9 +453,9 @@ def read_folder(
     for file in sorted(folder.glob('*/record.json')):
         try: runs.append(read_run(file.parent))
         except DataError as e: bad[file.parent.name] = str(e).replace(f'{folder}/', '')
-    for why in bad.values(): warnings.warn(f'passed over: {why}', stacklevel=2)
     others = f' (none of the {len(bad)} records of {folder} can be used)'*(len(bad) > 1)
     if bad and not runs: raise DataError(next(iter(bad.values())) + others)
+    for why in bad.values(): warnings.warn(f'passed over: {why}', stacklevel=2)
     return runs, bad
 
 # %% ../nbs/06a_records.ipynb #73343564
