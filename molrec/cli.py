@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['epoch_s', 'more_s', 'start_s', 'sizes', 'trained_twice', 'own_settings', 'benches', 'project_root', 'Place',
-           'place_here', 'execute', 'tidied', 'merged', 'record_file', 'read_record', 'run_row', 'labelled', 'say',
-           'shown', 'seconds_text', 'result_text', 'is_data', 'asked_row', 'run', 'settings_of', 'without_gpu_rows',
+           'place_here', 'execute', 'tidied', 'merged', 'record_file', 'run_row', 'labelled', 'say', 'shown',
+           'seconds_text', 'result_text', 'is_data', 'asked_row', 'run', 'settings_of', 'without_gpu_rows',
            'report_rows', 'guess_s', 'took_before', 'expected_s', 'progress_line', 'where_data', 'why_not',
            'passed_over', 'row_command', 'run_missing', 'measurements', 'retrieval', 'report', 'own_report',
            'checkout_report', 'find_run', 'list_text', 'search', 'mol_shape', 'memory_gib', 'plan_table', 'plan',
@@ -113,11 +113,6 @@ def record_file(
     "Where the record of a run is."
     return Path(runs)/run_id(config)/'record.json'
 
-def read_record(file:Path) -> dict:
-    "A record as JSON, or a `DataError` that names it."
-    try: return json.loads(file.read_text(encoding='utf-8'))
-    except ValueError as e: raise DataError(f'{file}: cannot be read: {e}; remove its folder to run the row again') from None
-
 # %% ../nbs/36_cli.ipynb #a447ac85
 def run_row(
     config:Config,      # what to run
@@ -126,6 +121,7 @@ def run_row(
     command:str='',     # what to type to get this run again; noted in the record
 ) -> dict:              # the record, new or old
     "Run nbs/experiments/train.ipynb with a configuration, unless it is recorded."
+    from molrec.records import read_record, seal  # late: pandas takes half a second to import
     file = record_file(config, Path(runs).resolve())
     if not file.exists() and root is None:
         from molrec.train import run as train  # late: torch takes seconds to import
@@ -133,8 +129,9 @@ def run_row(
     if not file.exists():
         copy = file.with_name('run.ipynb')
         execute(root/'nbs'/'experiments'/'train.ipynb', copy, dataclasses.asdict(config) | dict(runs=str(file.parents[1]), command=command))
-        write_json(copy, tidied(read_record(copy), {str(file.parents[1]): shown(file.parents[1], root), str(root): '', sys.prefix: 'venv', str(Path.home()): '~'}))
-    return read_record(file)
+        write_json(copy, tidied(json.loads(copy.read_text()), {str(file.parents[1]): shown(file.parents[1], root), str(root): '', sys.prefix: 'venv', str(Path.home()): '~'}))
+        seal(file.parent)   # the notebook belongs to the record now
+    return read_record(file.parent)
 
 # %% ../nbs/36_cli.ipynb #f5b31010
 def labelled(
@@ -197,15 +194,16 @@ def run(
     runs:str|Path|None=None,    # folder of all runs; None: reports/runs of the checkout, or of the current folder
 ) -> dict:                      # the record
     "`molrec run`: train one row and record it, or say that it is recorded."
+    from molrec.records import read_record  # late: pandas takes half a second to import
     place, changes = place_here(), parse_overrides(overrides)
     row = asked_row(config, changes, scale)
     scale_words, change_words = ['--scale', scale]*(scale != 'quick'), [w for pair in overrides for w in ('-p', *pair)]
     command = shlex.join(['molrec', 'run', shown(config, place.base), *scale_words, *change_words])
     runs = Path(runs or place.reports/'runs')
     file = record_file(row, runs)
-    if file.exists(): say(f'{row.row}: recorded already, {result_text(read_record(file))} ({shown(file, place.base)}); remove its folder to run it again')
+    if file.exists(): say(f'{row.row}: recorded already, {result_text(read_record(file.parent))} ({shown(file, place.base)}); remove its folder to run it again')
     else: say(f'{row.row}: {result_text(run_row(row, runs, place.notebooks, command))} ({shown(file, place.base)})')
-    return read_record(file)
+    return read_record(file.parent)
 
 # %% ../nbs/36_cli.ipynb #016435e6
 def settings_of(scale:str) -> str: return 'smoke' if scale == 'smoke' else 'quick'   # paper: every row, each as its file says
@@ -258,8 +256,8 @@ def took_before(
     runs:str|Path,      # folder of all runs
 ) -> dict:              # (scale, dataset, protocol, row) -> seconds
     "Recorded wall times."
-    records = [read_record(f) for f in sorted(Path(runs).glob('*/record.json'))]
-    return {tuple(r['config'][k] for k in ('scale', 'dataset', 'protocol', 'row')): r['wall_time_s'] + start_s for r in records}
+    from molrec.records import readable  # late: pandas takes half a second to import
+    return {tuple(r['config'][k] for k in ('scale', 'dataset', 'protocol', 'row')): r['wall_time_s'] + start_s for r in readable(runs)}
 
 def expected_s(
     config:Config,      # of a row

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['encoder_colors', 'dashes', 'row_colors', 'against_dot_words', 'curves_table', 'row_looks', 'curves_figure',
            'curves_caption', 'validation', 'planned', 'similarity_pairs', 'seeds_half', 'gain', 'told_apart',
-           'against_dot', 'against_dot_text', 'read_items', 'gini', 'exposure_facts', 'seed_items', 'exposure_table',
+           'against_dot', 'against_dot_text', 'popular_first', 'gini', 'exposure_facts', 'seed_items', 'exposure_table',
            'popularity_groups', 'target_groups', 'hits_by_popularity', 'similarity_pair', 'also_differs',
            'gain_by_popularity', 'popularity_figure', 'signed_interval', 'head_text', 'popularity_caption',
            'selection_rule', 'checklist', 'file_names', 'short', 'build_insights']
@@ -20,10 +20,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
-from .core import DataError
 from .metrics import bootstrap_ci, paired_test
 from .plots import black, blue, green, method_style, nice_log, orange, purple, save_figure, sky, theme, vermillion
-from .report import Run, block_of, blocks, figure_html, hardware, markdown_table, method_of, metric_values, negatives_text, published_name, read_runs, section_title, set_table, sig, signed, values, write
+from .records import Run, hardware, metric_values
+from .report import block_of, blocks, figure_html, markdown_table, method_of, negatives_text, published_name, read_runs, section_title, set_table, sig, signed, values, write
 
 # %% ../nbs/34b_insights.ipynb #b6bfa508
 def curves_table(
@@ -159,14 +159,10 @@ def against_dot_text(
         'difference [95 %]': [f'{signed(r.difference)} [{signed(r.low)},\u00a0{signed(r.high)}]' for r in pairs.itertuples()], 'p': [f'{r.p:.4f}' for r in pairs.itertuples()], 'verdict': list(pairs.verdict)})
 
 # %% ../nbs/34b_insights.ipynb #205e6803
-def read_items(
-    folder:str|Path,    # of a run
-) -> pd.DataFrame|None: # item_id, trained, shown, the most trained first; None: the record has no such file
-    "How often items were trained on, and shown."
-    file = Path(folder)/'items.parquet'
-    if not file.exists(): return None
-    items = pd.read_parquet(file)
-    if missing := {'item_id', 'trained', 'shown'} - set(items): raise DataError(f'{file}: no column {", ".join(sorted(missing))}')
+def popular_first(
+    items:pd.DataFrame,     # of a run: item_id, trained, shown
+) -> pd.DataFrame:          # the same rows, the most trained first
+    "Items in the order of how often they were trained on."
     return items.sort_values(['trained', 'item_id'], ascending=[False, True], ignore_index=True)
 
 def gini(
@@ -178,7 +174,7 @@ def gini(
 
 # %% ../nbs/34b_insights.ipynb #66e37697
 def exposure_facts(
-    items:pd.DataFrame,     # as `read_items` gives it
+    items:pd.DataFrame,     # as `popular_first` gives it
 ) -> dict:                  # shares from 0 to 1
     "Who gets the places."
     tenth = max(1, len(items)//10)
@@ -186,56 +182,50 @@ def exposure_facts(
 
 def seed_items(
     run:Run,
-    runs_dir:Path,      # where its folders are
-) -> list:              # of what `read_items` gives, one per seed whose record has it
+) -> list:              # of what `popular_first` gives, one per seed whose record has items
     "Items as each seed showed them."
-    return [items for r in run.each if (items := read_items(runs_dir/r.record['id'])) is not None]
+    return [popular_first(r.items) for r in run.each if r.items is not None]
 
 def exposure_table(
     runs:list[Run],     # of one block
-    runs_dir:Path,      # where their folders are
 ) -> pd.DataFrame:      # row, method and the facts, the mean over seeds; rows whose records say nothing are left out
     "Exposure by row."
-    known = [(run, each) for run in runs if (each := seed_items(run, runs_dir))]
+    known = [(run, each) for run in runs if (each := seed_items(run))]
     return pd.DataFrame([dict(row=run.label, method=method_of(run.config)) | pd.DataFrame(map(exposure_facts, each)).mean().to_dict() for run, each in known])
 
 # %% ../nbs/34b_insights.ipynb #4d5378c9
 def popularity_groups(
     item_ids:np.ndarray,    # of the test targets, (B,)
-    items:pd.DataFrame,     # as `read_items` gives it
+    items:pd.DataFrame,     # of the same run: item_id, trained
     n:int=5,                # groups
 ) -> tuple:                 # group of each target, 0 is the rarest, (B,); the median training count of each group
     "Targets in groups of equal size by how often they were trained on."
     trained = pd.Series(items.trained.to_numpy(), index=items.item_id)[item_ids].to_numpy()
     group = np.empty(len(trained), dtype=np.int64)
-    group[np.lexsort((item_ids, trained))] = np.arange(len(trained))*n//len(trained)
+    group[np.lexsort((pd.factorize(item_ids, sort=True)[0], trained))] = np.arange(len(trained))*n//len(trained)
     return group, [float(np.median(trained[group == g])) for g in range(n)]
 
 def target_groups(
     run:Run,                # with one target per user
-    runs_dir:Path,          # where its folder is
     n:int=5,                # groups
 ) -> tuple:                 # as `popularity_groups` gives them
     "The groups of a run's test targets."
-    folder = runs_dir/run.record['id']
-    return popularity_groups(pd.read_parquet(folder/'ranks.parquet').item_id.to_numpy(), read_items(folder), n)
+    return popularity_groups(run.targets.item_id.to_numpy(), run.items, n)
 
 def hits_by_popularity(
     run:Run,                # with one target per user
-    runs_dir:Path,          # where its folder is
     n:int=5,                # groups
 ) -> pd.DataFrame:          # row, method, group, trained (median), hr, low, high
     "HR@10 where the target is rare, and where it is popular."
-    (group, medians), hits = target_groups(run, runs_dir, n), values(run, 'hr@10')
+    (group, medians), hits = target_groups(run, n), values(run, 'hr@10')
     return pd.DataFrame([dict(row=run.label, method=method_of(run.config), group=g, trained=medians[g], hr=(part := hits[group == g]).mean(), **dict(zip(('low', 'high'), bootstrap_ci(part)))) for g in range(n)])
 
 # %% ../nbs/34b_insights.ipynb #c20fe297
 def similarity_pair(
     runs:list[Run],     # of one block
-    runs_dir:Path,      # where their folders are
 ) -> tuple|None:        # the dot product's `Run` and MoL's; None: no such pair
     "The pair that is drawn."
-    known = [r for r in runs if (runs_dir/r.record['id']/'items.parquet').exists()]
+    known = [r for r in runs if r.items is not None]
     return max(similarity_pairs(known), key=lambda pair: validation(pair[1]), default=None)
 
 def also_differs(
@@ -251,25 +241,23 @@ def also_differs(
 # %% ../nbs/34b_insights.ipynb #ddc2ccbc
 def gain_by_popularity(
     pair:tuple,             # of `Run` with the same test users
-    runs_dir:Path,          # where their folders are
     n:int=5,                # groups
 ) -> pd.DataFrame:          # group, gain (of the second over the first, in HR@10), low, high
     "What the second row gains where targets are rare, and where popular."
-    (group, _), more = target_groups(pair[0], runs_dir, n), values(pair[1], 'hr@10') - values(pair[0], 'hr@10')
+    (group, _), more = target_groups(pair[0], n), values(pair[1], 'hr@10') - values(pair[0], 'hr@10')
     return pd.DataFrame([dict(group=g, gain=(part := more[group == g]).mean(), **dict(zip(('low', 'high'), bootstrap_ci(part)))) for g in range(n)])
 
 # %% ../nbs/34b_insights.ipynb #08f7a8ae
 def popularity_figure(
     pair:tuple,         # of `Run`, as `similarity_pair` gives it
-    runs_dir:Path,      # where their folders are
 ) -> tuple[Figure, pd.DataFrame]:  # the drawing, and hits by group
     "Left: places in top tens against items in the order of popularity. Right: hit rate by how popular the target is."
-    hits = pd.concat([hits_by_popularity(r, runs_dir) for r in pair])
+    hits = pd.concat([hits_by_popularity(r) for r in pair])
     with mpl.rc_context(theme):
         fig = Figure(figsize=(7.2, 2.9), layout='constrained')
         left, right = fig.subplots(1, 2)
         for shift, run in zip((-.08, .08), pair):
-            each, style = seed_items(run, runs_dir), method_style(method_of(run.config))
+            each, style = seed_items(run), method_style(method_of(run.config))
             trained, shown = each[0].trained, sum(items.shown for items in each)
             share = np.arange(1, len(shown) + 1)/len(shown)
             left.plot(share, shown.cumsum()/shown.sum(), color=style['color'], lw=1.6, label=run.label)
@@ -302,11 +290,10 @@ def head_text(
 def popularity_caption(
     pair:tuple,             # of `Run`
     hits:pd.DataFrame,      # as `popularity_figure` gives it
-    runs_dir:Path,          # where their folders are
 ) -> str:
     "What MoL changes, and where."
-    (a, b), gains = (hits[hits.row == r.label].set_index('group').hr for r in pair), gain_by_popularity(pair, runs_dir).set_index('group')
-    facts = [list(map(exposure_facts, seed_items(r, runs_dir))) for r in pair]
+    (a, b), gains = (hits[hits.row == r.label].set_index('group').hr for r in pair), gain_by_popularity(pair).set_index('group')
+    facts = [list(map(exposure_facts, seed_items(r))) for r in pair]
     dot, mol = (head_text([f['head_shown'] for f in each]) for each in facts)
     rare, popular = (f'{signed_interval(**gains.loc[g])} in HR@10 where the target is {where} ({a[g]:.3f} to {b[g]:.3f})' for g, where in ((0, 'rarest'), (gains.index[-1], 'most popular')))
     return (f'{pair[1].label} against {pair[0].label}: {rare}, {popular.replace(" in HR@10", "")}; in brackets, paired 95 % bootstrap intervals over users. '
@@ -358,21 +345,22 @@ def build_insights(
     runs_dir:str|Path,      # folder of run folders
     out_dir:str|Path,       # gets tables/ and figures/
     scale:str='quick',      # whose runs: smoke or quick
+    rows:set|None=None,     # `config_hash` of every row to be reported; `None`: every run is a row
 ) -> tuple[dict, str]:      # name: Path of each file written; sections of the page, as HTML
     "Curves, popularity and checklist of every block."
-    runs_dir, out, files, sections = Path(runs_dir), Path(out_dir), {}, []
-    runs = [r for block in blocks([r for r in read_runs(runs_dir, scale) if not r.config.get('tie_seed')]) for r in block]
+    out, files, sections = Path(out_dir), {}, []
+    runs = [r for block in blocks([r for r in read_runs(runs_dir, scale, rows) if not r.config.get('tie_seed')]) for r in block]
     if not runs: return files, ''
     def keep(fig, data, name, caption):
         files.update({f'{name} {f.suffix[1:]}': f for f in save_figure(fig, out/'figures'/name, data)})
         return figure_html(out/'figures'/f'{name}.svg', name, caption)
     last_out = [block for block in blocks(runs) if block_of(block[0])[1] == 'leave-last-one-out']
     for block, name in zip(last_out, file_names(last_out)):
-        drawn, curves, pair, facts = '', curves_table(block), similarity_pair(block, runs_dir), exposure_table(block, runs_dir)
+        drawn, curves, pair, facts = '', curves_table(block), similarity_pair(block), exposure_table(block)
         if len(curves): drawn += keep(curves_figure(curves), curves, f'curves-{name}', curves_caption(curves))
         if pair:
-            fig, hits = popularity_figure(pair, runs_dir)
-            drawn += keep(fig, hits, f'popularity-{name}', popularity_caption(pair, hits, runs_dir))
+            fig, hits = popularity_figure(pair)
+            drawn += keep(fig, hits, f'popularity-{name}', popularity_caption(pair, hits))
         if len(facts): files[f'exposure-{name}'] = write(out/'tables'/f'exposure-{name}.csv', facts.to_csv(index=False, float_format='%.6g', lineterminator='\n'))
         if drawn: sections.append(f'<h3>{html.escape(section_title(block))}</h3>{drawn}')
     pairs, lines = against_dot(last_out), checklist(runs)

@@ -26,7 +26,8 @@ from scipy.stats import hypergeom
 from .core import Config, DataError
 from .metrics import bootstrap_ci, hr_at_k, paired_test
 from .plots import method_style, rows_axis, save_figure, theme
-from .report import Run, blocks, dataset_names, figure_html, hardware, listed, markdown_table, method_of, published_metrics, read_runs, write
+from .records import Run, hardware
+from .report import blocks, dataset_names, figure_html, listed, markdown_table, method_of, published_metrics, read_runs, write
 
 # %% ../nbs/34a_protocol.ipynb #29025cda
 def last_out(
@@ -442,9 +443,10 @@ def build_protocol(
     scale:str='quick',           # whose runs
     dataset:str='ml-1m',         # which data set's
     again_dir:str|Path|None=None,# folder of second runs; `None`: again, beside `runs_dir`
+    rows:set|None=None,          # `config_hash` of every row to be reported; `None`: every run is a row
 ) -> dict:                       # name: Path of each file written
     "Tables, figure and text of this page."
-    runs, again = (last_out(read_runs(d, scale), dataset) for d in (runs_dir, again_dir or Path(runs_dir).parent/'again'))
+    runs, again = (last_out(read_runs(d, scale, rows), dataset) for d in (runs_dir, again_dir or Path(runs_dir).parent/'again'))
     out, name, files = Path(out_dir), dataset_names.get(dataset, dataset), {}
     if runs:
         rows, b = family(runs), variance_budget(runs, again)

@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['published_source', 'n_published', 'published', 'last_out_source', 'published_last_out', 'published_stable',
-           'published_epochs', 'report_metrics', 'record_keys', 'metric_names', 'comparing', 'style', 'dataset_names',
-           'protocol_names', 'how_judged', 'last_out_words', 'elsewhere', 'verdict_words', 'published_name',
-           'published_metrics', 'published_row', 'check_record', 'read_json', 'read_ranks', 'metric_values',
-           'check_metrics', 'Run', 'read_run', 'block_of', 'blocks', 'place', 'read_runs', 'verdict', 'values',
-           'seed_half', 'interval', 'line', 'method_of', 'results_table', 'paired_tests', 'p_between', 'clear_best',
-           'not_told_apart', 'published_remark', 'listed', 'sig', 'signed', 'our_remark', 'both_words', 'drawn_remark',
-           'floor_remark', 'read_their_way', 'negatives_text', 'last_out_table', 'reached', 'cells', 'markdown_table',
-           'html_table', 'set_table', 'pairs_square', 'run_command', 'flat', 'run_facts', 'hardware', 'run_details',
-           'inline_svg', 'figure_html', 'figure_of', 'section_title', 'metric_tables', 'Block', 'readings_remark',
-           'short_remark', 'make_block', 'block_html', 'headline', 'page', 'block_markdown', 'folded',
-           'summary_markdown', 'write', 'make_blocks', 'build_report']
+           'published_epochs', 'report_metrics', 'metric_names', 'comparing', 'style', 'dataset_names',
+           'protocol_names', 'how_judged', 'last_out_words', 'elsewhere', 'verdict_words', 'trial_words', 'bad_words',
+           'published_name', 'published_metrics', 'published_row', 'block_of', 'blocks', 'place', 'settled',
+           'sort_records', 'no_report', 'read_runs', 'verdict', 'values', 'seed_half', 'interval', 'line', 'method_of',
+           'results_table', 'paired_tests', 'p_between', 'clear_best', 'not_told_apart', 'published_remark', 'listed',
+           'sig', 'signed', 'our_remark', 'both_words', 'drawn_remark', 'floor_remark', 'read_their_way',
+           'negatives_text', 'last_out_table', 'reached', 'cells', 'markdown_table', 'html_table', 'set_table',
+           'pairs_square', 'run_details', 'inline_svg', 'figure_html', 'figure_of', 'section_title', 'metric_tables',
+           'Block', 'readings_remark', 'short_remark', 'make_block', 'block_html', 'headline', 'page', 'block_markdown',
+           'folded', 'summary_markdown', 'write', 'make_blocks', 'trial_lines', 'bad_lines', 'asides', 'aside_markdown',
+           'aside_html', 'build_report']
 
 # %% ../nbs/34_report.ipynb #514ae4c5
-import html, itertools, json, math, re, tempfile
+import html, itertools, math, re, tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,8 +27,9 @@ from great_tables import GT
 from scipy.stats import t as student_t
 
 from .core import DataError, atomic_path
-from .metrics import Ranks, bootstrap_ci, holm, hr_at_k, mrr, ndcg_at_k, paired_test, recall_at_k
+from .metrics import bootstrap_ci, holm, paired_test
 from .plots import hr_caption, hr_figure, save_figure
+from .records import Run, hardware, metric_values, read_folder, run_facts
 
 # %% ../nbs/34_report.ipynb #2b07a498
 published_source = 'a replication report of 2024 on MovieLens 1M, with a cut of its own and 5 epochs'
@@ -95,102 +96,6 @@ def published_row(
     same = same[same.loss.isna() | (same.loss == config['loss'])]
     return same.iloc[0] if len(same) else None
 
-# %% ../nbs/34_report.ipynb #2095d259
-record_keys = {'': 'id config config_hash seed split code environment started wall_time_s peak_memory_mib n_parameters metrics published_way',
-               'config': 'row dataset protocol encoder similarity loss scale', 'split': 'fingerprint n_test_users n_test_targets', 'metrics': 'test'}
-
-def check_record(
-    record:dict,       # as read from JSON
-    file:str|Path,     # named in errors
-) -> dict:             # the same record
-    "Refuse a record that lacks a key or comes from a layout unknown here."
-    if not isinstance(record, dict): raise DataError(f'{file}: a record is a JSON object, got {type(record).__name__}')
-    if record.get('schema', 1) != 1: raise DataError(f'{file}: record of schema {record["schema"]}, this version reads schema 1')
-    for part, keys in record_keys.items():
-        inside = record.get(part) if part else record
-        if not isinstance(inside, dict): raise DataError(f'{file}: {part!r} must be an object, got {inside!r}')
-        missing = [k for k in keys.split() if k not in inside]
-        if missing: raise DataError(f'{file}: missing {", ".join(f"{part}.{k}".strip(".") for k in missing)}')
-    return record
-
-def read_json(file:str|Path):
-    "JSON of a file; NaN and broken text are refused with its name."
-    def refuse(name): raise ValueError(f'{name} is not JSON')
-    try: return json.loads(Path(file).read_text(encoding='utf-8'), parse_constant=refuse)
-    except ValueError as e: raise DataError(f'{file}: cannot be read: {e}') from None
-
-# %% ../nbs/34_report.ipynb #eecef368
-def read_ranks(
-    file:str|Path,   # ranks.parquet: user_id, item_id, rank; one line per target
-) -> Ranks:
-    "Ranks of a run, checked."
-    try: pairs = pd.read_parquet(file)
-    except Exception as e: raise DataError(f'{file}: cannot be read: {e}') from None
-    missing = {'user_id', 'item_id', 'rank'} - set(pairs)
-    if missing: raise DataError(f'{file}: no column {", ".join(sorted(missing))}')
-    if not len(pairs): raise DataError(f'{file}: no targets')
-    if not pd.api.types.is_integer_dtype(pairs['rank']): raise DataError(f'{file}: ranks must be integers, got {pairs["rank"].dtype}')
-    users = pairs.user_id.to_numpy()
-    starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
-    if len(set(users[starts].tolist())) < len(starts): raise DataError(f'{file}: lines of a user are not together')
-    try: return Ranks(users[starts], np.r_[starts, len(users)], pairs['rank'].to_numpy())
-    except DataError as e: raise DataError(f'{file}: {e}') from None
-
-# %% ../nbs/34_report.ipynb #b2acc819
-def metric_values(
-    ranks:Ranks,     # of a run
-    name:str,        # 'mrr', or 'hr@k', 'recall@k', 'ndcg@k' for a whole number k
-) -> np.ndarray:     # per user, (B,), float64
-    "A metric by its name in a record."
-    kind, _, k = name.partition('@')
-    known = dict(hr=hr_at_k, recall=recall_at_k, ndcg=ndcg_at_k)
-    if name == 'mrr': return mrr(ranks)
-    if kind not in known or not k.isdigit(): raise DataError(f'unknown metric {name!r}')
-    return known[kind](ranks, int(k))
-
-# %% ../nbs/34_report.ipynb #ac56390f
-def check_metrics(
-    stated:dict,     # metric: value, as recorded
-    ranks:Ranks,     # of the same run
-    file:str|Path,   # named in errors
-) -> None:
-    "Refuse metrics that the ranks do not give."
-    if not isinstance(stated, dict) or not stated: raise DataError(f'{file}: metrics.test must hold metrics, got {stated!r}')
-    for name, value in stated.items():
-        try: found = metric_values(ranks, name).mean()
-        except ValueError as e: raise DataError(f'{file}: {e}') from None
-        if not isinstance(value, (int, float)) or not abs(found - value) <= 1e-9:
-            raise DataError(f'{file}: {name} is recorded as {value}, the ranks give {found}')
-
-# %% ../nbs/34_report.ipynb #ed652b39
-@dataclass(frozen=True, eq=False)
-class Run:
-    "A record and its ranks."
-    record:dict   # content of record.json
-    ranks:Ranks   # of the test targets
-    label:str     # the row's name in tables
-    notebook:str=''      # its executed notebook, from the report's folder; '': not there
-    repeats:tuple=()     # of `Run`: the same row with other seeds
-
-    @property
-    def config(self): return self.record['config']
-    @property
-    def each(self): return self, *self.repeats
-
-def read_run(
-    folder:str|Path,   # with record.json and ranks.parquet
-) -> Run:
-    "Read a run; its metrics are computed again from its ranks and compared."
-    folder = Path(folder)
-    file, of_ranks = folder/'record.json', folder/'ranks.parquet'
-    record, ranks = check_record(read_json(file), file), read_ranks(of_ranks)
-    if record['id'] != folder.name: raise DataError(f'{file}: the record of run {record["id"]!r} lies in folder {folder.name!r}')
-    for name, found in dict(n_test_users=len(ranks), n_test_targets=len(ranks.ranks)).items():
-        if record['split'][name] != found: raise DataError(f'{file}: {name} is {record["split"][name]}, {of_ranks.name} has {found}')
-    check_metrics(record['metrics']['test'], ranks, file)
-    notebook = folder/'run.ipynb'
-    return Run(record, ranks, record['config']['row'], f'{folder.parent.name}/{folder.name}/{notebook.name}' if notebook.exists() else '')
-
 # %% ../nbs/34_report.ipynb #2f636d17
 def block_of(run:Run) -> tuple:
     "Runs of a block have the same test users: data set, protocol, fingerprint of the split, and how many of its users were drawn."
@@ -212,17 +117,42 @@ def place(run:Run):
     return len(published) if row is None else row.name, run.label, run.record['id']
 
 # %% ../nbs/34_report.ipynb #c312c5d1
+def settled(
+    runs:list[Run],   # any
+) -> list[Run]:       # in the order of the table
+    "The latest record of each row and seed, the seeds of a row together."
+    latest, by_row = {}, {}
+    for run in sorted(runs, key=lambda r: (r.record['started'], r.record['id'])):
+        key = block_of(run) + (run.config['scale'], run.config.get('tie_seed', 0), run.label, run.record['seed'])
+        latest[key] = run
+    for key, run in sorted(latest.items()): by_row.setdefault(key[:-1], []).append(run)
+    def together(r, *more): return replace(r, label=r.label + f' ({len(more) + 1} seeds)'*bool(more), repeats=tuple(more))
+    return sorted((together(*seeds) for seeds in by_row.values()), key=place)
+
+def sort_records(
+    folder:str|Path,        # of runs, one folder each
+    scale:str|None=None,    # only runs of this scale; `None`: all
+    rows:set|None=None,     # `config_hash` of every row to be reported; `None`: every run is a row
+) -> tuple[list[Run], list[Run], dict]:     # rows in the order of the table; trials; of records passed over, folder: why
+    "What of a folder stands in the tables, what beside them, and what cannot be used."
+    runs, bad = read_folder(folder)
+    for r in runs:
+        if r.config['protocol'] not in report_metrics: bad[r.record['id']] = no_report(r)
+    runs = [r for r in runs if r.record['id'] not in bad and scale in (None, r.config['scale'])]
+    a_row = [rows is None or r.record['config_hash'] in rows for r in runs]
+    return settled([r for r, is_row in zip(runs, a_row) if is_row]), sorted((r for r, is_row in zip(runs, a_row) if not is_row), key=place), bad
+
+def no_report(run:Run) -> str:
+    "Why a run of another protocol is in no report."
+    return f"run {run.record['id']!r}: no report for protocol {run.config['protocol']!r}; known are {', '.join(report_metrics)}"
+
 def read_runs(
     folder:str|Path,        # of runs, one folder each
     scale:str|None=None,    # only runs of this scale; `None`: all
+    rows:set|None=None,     # `config_hash` of every row to be reported; `None`: every run is a row
 ) -> list[Run]:             # in the order of the table
-    "Every run of a folder, checked; the latest of each row and seed."
-    runs, latest = [read_run(f.parent) for f in sorted(Path(folder).glob('*/record.json'))], {}
-    for run in sorted((r for r in runs if scale in (None, r.config['scale'])), key=lambda r: (r.record['started'], r.record['id'])):
-        latest[block_of(run) + (run.config['scale'], run.config.get('tie_seed', 0), run.label, run.record['seed'])] = run
-    by_row = {}
-    for key, run in sorted(latest.items()): by_row.setdefault(key[:-1], []).append(run)
-    return sorted((replace(r, label=r.label + f' ({len(more) + 1} seeds)'*bool(more), repeats=tuple(more)) for r, *more in by_row.values()), key=place)
+    "The rows of a folder; a record that cannot be used is passed over with a warning."
+    return sort_records(folder, scale, rows)[0]
 
 # %% ../nbs/34_report.ipynb #811f3745
 def verdict(
@@ -405,7 +335,7 @@ def read_their_way(
     "A row as the public tables would print it."
     ways = [way for r in run.each if (way := r.record['published_way'])]
     if not ways: return math.nan, ''
-    return float(np.mean([way['metrics'][metric] for way in ways])), ', '.join(str(way['epoch']) for way in ways)
+    return float(np.mean([way['metrics'].get(metric, math.nan) for way in ways])), ', '.join(str(way['epoch']) for way in ways)
 
 def negatives_text(
     config:dict,    # of a run
@@ -506,38 +436,6 @@ def pairs_square(
         return f'<b>{html.escape(shown)}</b>' if value < .05 else html.escape(shown)
     square = {'': [f'{i + 1} {html.escape(r)}' for i, r in enumerate(rows)]}
     return pd.DataFrame(square | {str(j + 1): [cell(i, j) for i in range(len(rows))] for j in range(len(rows))})
-
-# %% ../nbs/34_report.ipynb #9be83745
-def run_command(
-    record:dict,  # of a run
-) -> str:         # what to type at the project's root
-    "The command that makes this record again."
-    c = record['config']
-    return record.get('command') or f"molrec run nbs/configs/{c['dataset']}/{c['encoder']}-{c['similarity']}-{c['loss']}.yaml"
-
-def flat(content:dict, prefix:str='') -> dict:
-    "Nested keys joined by dots."
-    found = {}
-    for k, v in content.items(): found |= flat(v, f'{prefix}{k}.') if isinstance(v, dict) else {f'{prefix}{k}': v}
-    return found
-
-# %% ../nbs/34_report.ipynb #01624be6
-def run_facts(
-    run:Run,
-) -> dict:        # name: text
-    "What is shown of a run besides its metrics."
-    r, e = run.record, run.record['environment']
-    facts = {'command': run_command(r), 'seed': r['seed'], 'split': r['split']['fingerprint'], 'config hash': r['config_hash'], 'started': r['started'],
-             'wall time': f"{r['wall_time_s']:,.0f} s", 'peak memory': f"{r['peak_memory_mib']:,.0f} MiB", 'parameters': f"{r['n_parameters']:,}",
-             'epochs': f"{r.get('epochs')}, best {r.get('best_epoch')}", 'hardware': hardware(run)}
-    pairs = lambda d: ', '.join(f'{k}={v}' for k, v in flat(d).items())
-    return {k: str(v) for k, v in facts.items()} | {'config': pairs(r['config']), 'split counts': pairs({k: v for k, v in r['split'].items() if k != 'fingerprint'}),
-                                                    'code': pairs(r['code']), 'environment': pairs(e)}
-
-def hardware(run:Run) -> str:
-    "Processor and cores of a run, and the GPU if there was one."
-    e = run.record['environment']
-    return f"{e.get('cpu', 'unknown processor')}, {e.get('cores', '?')} cores" + (f", {e['gpu']}" if e.get('gpu') else '')
 
 # %% ../nbs/34_report.ipynb #1aa897fa
 def run_details(
@@ -676,7 +574,7 @@ def make_block(
 ) -> Block:
     "Table, tests and remarks of a block."
     dataset, protocol, *_ = block_of(runs[0])
-    if protocol not in report_metrics: raise DataError(f'run {runs[0].record["id"]!r}: no report for protocol {protocol!r}; known are {", ".join(report_metrics)}')
+    if protocol not in report_metrics: raise DataError(no_report(runs[0]))
     table = last_out_table(runs) if protocol == 'leave-last-one-out' else results_table(runs)
     tests = paired_tests(runs, (*report_metrics[protocol], *(['mrr'] if protocol == 'leave-last-one-out' else [])))
     n = len(runs[0].ranks)
@@ -784,15 +682,44 @@ def make_blocks(runs:list[Run]) -> list[Block]:
         made.append(make_block(group, name + f'-{again + 1}'*(again > 0)))
     return made
 
+# %% ../nbs/34_report.ipynb #9ff1bec7
+trial_words = 'Runs in this folder whose settings are not those of a published row: tried with other settings, or before the row was changed. They stand in no table above.'
+bad_words = 'Records in this folder that cannot be used, and why. They stand in no table above.'
+
+def trial_lines(
+    trials:list[Run],   # as `sort_records` gives them
+) -> pd.DataFrame:      # of text
+    "Trials in a line each."
+    return pd.DataFrame([{'row': r.config['row'], 'data': dataset_names.get(r.config['dataset'], Path(r.config['dataset']).stem),
+        'protocol': protocol_names.get(r.config['protocol']), 'HR@10': sig(r.record['metrics']['test']['hr@10']), 'run': r.record['id']} for r in trials])
+
+def bad_lines(bad:dict) -> pd.DataFrame: return pd.DataFrame({'record': list(bad), 'reason': list(bad.values())})  # of text
+
+def asides(trials:list[Run], bad:dict) -> list[tuple]:
+    "Title, words and table of what stands beside the tables."
+    return [*[('Trials', trial_words, trial_lines(trials))]*bool(trials), *[('Passed over', bad_words, bad_lines(bad))]*bool(bad)]
+
+def aside_markdown(trials:list[Run], bad:dict) -> list[str]:    # as `sort_records` gives them
+    "Folded sections for GitHub."
+    plain = lambda t: t.map(lambda text: html.escape(text, quote=False).replace('|', '\\|'))
+    return [f'<details><summary><b>{title}</b></summary>\n\n{words}\n\n{markdown_table(plain(t))}\n\n</details>' for title, words, t in asides(trials, bad)]
+
+def aside_html(trials:list[Run], bad:dict) -> str:              # as `sort_records` gives them
+    "Sections of the page."
+    def table(t, name): return set_table(t.map(html.escape), name, tuple(c for c in t if c != 'HR@10'))
+    return ''.join(f'<h2>{title}</h2><p class="small">{words}</p>{table(t, title.lower().replace(" ", "-"))}' for title, words, t in asides(trials, bad))
+
 # %% ../nbs/34_report.ipynb #b90ff5b9
 def build_report(
     runs_dir:str|Path,      # folder of run folders
     out_dir:str|Path,       # gets tables/, figures/ and results.html
     scale:str='quick',      # whose runs: smoke or quick
     more:str='',            # further sections of the page, as HTML
+    rows:set|None=None,     # `config_hash` of every row to be reported; `None`: every run is a row
 ) -> dict:                  # name: Path of each file written
     "Tables, figures and the page, from the records alone."
-    runs = [r for r in read_runs(runs_dir, scale) if not r.config.get('tie_seed')]  # other draws of the ties are for the page on protocol
+    found, trials, bad = sort_records(runs_dir, scale, rows)
+    runs = [r for r in found if not r.config.get('tie_seed')]  # other draws of the ties are for the page on protocol
     if not runs: raise DataError(f'no records of scale {scale!r} in {runs_dir}: `make report SCALE={scale}` makes them')
     out, name, made, parts = Path(out_dir), 'results' if scale == 'quick' else f'results-{scale}', make_blocks(runs), []
     files = {}
@@ -803,7 +730,7 @@ def build_report(
             files[f'{b.name} {kind}'] = write(file, data.to_csv(index=False, float_format='%.6g', lineterminator='\n'))
         parts.append((b, figure_of(b.hr10, b.caption, out/'figures'/stem)))
         files |= {f'{b.name} {s}': out/'figures'/f'{stem}.{s}' for s in ('svg', 'png', 'csv')}
-    files['markdown'] = write(out/'tables'/f'{name}.md', '\n\n'.join([block_markdown(made[0]), *map(folded, made[1:])]) + '\n')
+    files['markdown'] = write(out/'tables'/f'{name}.md', '\n\n'.join([block_markdown(made[0]), *map(folded, made[1:]), *aside_markdown(trials, bad)]) + '\n')
     files['summary'] = write(out/'tables'/f'{name}-summary.md', summary_markdown(made, f'{name}.md') + '\n')
-    files['html'] = write(out/f'{name}.html', page(parts, scale, more))
+    files['html'] = write(out/f'{name}.html', page(parts, scale, more + aside_html(trials, bad)))
     return files

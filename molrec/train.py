@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['needs', 'head_teachers', 'make_similarity', 'make_encoder', 'Recommender', 'make_model', 'place_of', 'users_of',
            'examples', 'encode', 'score_blocks', 'evaluate', 'top_counts', 'stages', 'row_loss', 'criteria',
-           'embedder_loss', 'similarity_loss', 'head_loss', 'batch_loss', 'log_frequency', 'State', 'restore',
-           'make_optimisers', 'learning_rate', 'train_stage', 'close_stage', 'followed', 'validate', 'fit',
-           'some_users', 'filtered', 'cuts_text', 'parts_text', 'check_parts', 'interactions_of', 'identified',
-           'prepare', 'repeats_text', 'protocol_text', 'items_text', 'check_data', 'ranks_table', 'items_table',
-           'published_way', 'other_epochs', 'cut_note', 'record_in', 'run', 'a_folder', 'make_record', 'describe',
-           'read_weights', 'weights_file', 'weights_of', 'load_run', 'training_queries', 'teacher_scores',
-           'next_item_loss', 'teacher_loss', 'fit_head']
+           'embedder_loss', 'similarity_loss', 'head_loss', 'batch_loss', 'log_frequency', 'State', 'state_digest',
+           'restore', 'read_state', 'make_optimisers', 'learning_rate', 'train_stage', 'close_stage', 'followed',
+           'validate', 'fit', 'some_users', 'filtered', 'cuts_text', 'parts_text', 'check_parts', 'interactions_of',
+           'identified', 'prepare', 'repeats_text', 'protocol_text', 'items_text', 'check_data', 'ranks_table',
+           'items_table', 'described', 'known_items', 'published_way', 'other_epochs', 'cut_note', 'record_in', 'run',
+           'a_folder', 'make_record', 'describe', 'read_weights', 'weights_of', 'check_tensors', 'Sizes',
+           'load_weights', 'load_model', 'load_run', 'training_queries', 'teacher_scores', 'next_item_loss',
+           'teacher_loss', 'fit_head']
 
 # %% ../nbs/07_train.ipynb #ba23d35d
-import contextlib, dataclasses, itertools, json, math, time
+import contextlib, dataclasses, itertools, json, math, time, warnings
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .core import Config, ConfigError, DataError, atomic_path, choices, closed_form, code_version, config_hash, environment, file_sha256, is_learned, make_config, peak_memory_mib, run_id, write_json
+from .core import Config, ConfigError, DataError, atomic_path, choices, closed_form, code_version, config_hash, digest, environment, file_sha256, is_learned, make_config, peak_memory_mib, run_id, write_json
 from .data import Holdout, PackedBatch, PackedBatches, Sequences, Split, catalogue, drop_rare_items, drop_rare_users, k_core, latest, load, load_items, pack_history, split, where_own
 from .doors import content_sha256, read_interactions
 from .bert4rec import BERT4Rec
@@ -38,6 +39,7 @@ from .hstu import HSTU
 from .losses import bce_criterion, calibrated_bce, draw_negatives, full_loss, in_batch_loss, in_random_order, sampled_loss, softmax_criterion
 from .metrics import Ranks, hidden_items, hr_at_k, summary, target_ranks
 from .mol import MoL
+from .records import check_bytes, first_line, has_items, read_items, read_record, sealed, sha256_in, weights_file
 from .similarity import FM, MLP, Dot, Head, NeuralFM, Similarity, score_tiles
 
 # %% ../nbs/07_train.ipynb #e4030126
@@ -57,10 +59,11 @@ def make_similarity(
 def make_encoder(
     c:Config,       # the settings
     s:Split,        # its training part is what closed-form encoders are fitted to
+    items:Tensor|None=None, # of a closed-form encoder that was fitted before, (N, D); None: fit it
 ) -> nn.Module:
     "The encoder that the configuration names, ready to be trained or fitted already."
     N = s.n_items
-    if c.encoder == 'svd': return SVD(item_factors(s.train, N, c.dim, c.seed))
+    if c.encoder == 'svd': return SVD(item_factors(s.train, N, c.dim, c.seed) if items is None else items)
     if c.encoder == 'popularity': return Popularity(s.train, N)
     if c.encoder == 'gru4rec': return GRU4Rec(N, c.dim, c.n_blocks, c.ffn, c.dropout)
     if c.encoder == 'bert4rec': return BERT4Rec(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.ffn, c.dropout, c.mask_rate)
@@ -78,10 +81,11 @@ class Recommender(nn.Module):
 def make_model(
     c:Config,   # the settings
     s:Split,    # its training part is what closed-form encoders are fitted to
+    items:Tensor|None=None, # of a closed-form encoder that was fitted before, (N, D); None: fit it
 ) -> Recommender:
     "A model, seeded by the configuration."
     torch.manual_seed(c.seed)
-    encoder = make_encoder(c, s)
+    encoder = make_encoder(c, s, items)
     similarity = make_similarity(c, encoder.dim, s.n_users)
     return Recommender(encoder, similarity, Head(encoder.dim, c.head_width, c.temperature) if c.head_width else None)
 
@@ -270,8 +274,18 @@ class State:
 
     def save(self, path, identity):
         "Write everything to one file, atomically; `identity` says of what run."
-        with atomic_path(path) as aside:
-            save_file({k: v.detach().contiguous().clone() for k, v in self.tensors().items()}, aside, dict(book=json.dumps(self.book), identity=json.dumps(identity)))
+        tensors = {k: v.detach().contiguous().clone() for k, v in self.tensors().items()}
+        book, identity = json.dumps(self.book), json.dumps(identity)
+        notes = dict(book=book, identity=identity, digest=state_digest(tensors, book, identity))
+        with atomic_path(path) as aside: save_file(tensors, aside, notes)
+
+def state_digest(
+    tensors:dict,   # name to tensor, on any device
+    *texts:str,     # what else belongs to the state
+) -> str:           # 64 hexadecimal digits
+    "sha256 over names, types, shapes and bytes of tensors, and over texts."
+    def described(name, t): return name, f'{t.dtype} {tuple(t.shape)}', t.cpu().flatten().view(torch.uint8).numpy()
+    return digest(*texts, *(part for name in sorted(tensors) for part in described(name, tensors[name])))
 
 # %% ../nbs/07_train.ipynb #d64531db
 def restore(
@@ -280,15 +294,11 @@ def restore(
     identity:dict,  # what the run is; another run's state is refused
 ) -> None:
     "Go back to a saved state, generator included."
-    try: file = safe_open(path, 'pt')
-    except Exception as e: raise ConfigError(f'{path.name}: not a readable state ({e}); remove it to start over') from None
-    with file:
-        meta = file.metadata()
-        if json.loads(meta['identity']) != identity: raise ConfigError(f"{path.name}: state of another run {json.loads(meta['identity'])}, wanted {identity}; remove it to start over")
-        tensors = {k: file.get_tensor(k) for k in file.keys()}
+    tensors, book, whose = read_state(path)
+    if whose != identity: raise ConfigError(f'{path.name}: state of another run {whose}, wanted {identity}; remove it to start over')
     def under(prefix): return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
     self.model.load_state_dict(under('model/'))
-    self.best, self.mean, self.book = under('best/'), under('mean/'), json.loads(meta['book'])
+    self.best, self.mean, self.book = under('best/'), under('mean/'), book
     for kind, optimiser in self.optimisers.items():
         moments = {}
         for name, v in under(f'optimiser/{kind}/').items(): moments.setdefault(int(name.split('/')[0]), {})[name.split('/')[1]] = v
@@ -297,6 +307,18 @@ def restore(
     if 'rng/cuda' in tensors and torch.cuda.is_available(): torch.cuda.set_rng_state(tensors['rng/cuda'])
 
 State.restore = restore
+
+def read_state(
+    path:Path,      # file that `State.save` wrote
+) -> tuple[dict, dict, dict]:   # tensors, book, identity
+    "What was saved, to the last bit, or a `DataError` that says to remove the file."
+    name = f'{path.parent.name}/{path.name}'
+    try:
+        with safe_open(path, 'pt') as file: tensors, notes = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
+        texts = notes.get('book', ''), notes.get('identity', '')
+        if notes.get('digest') != state_digest(tensors, *texts): raise ValueError('it was changed since it was saved, or saved by an earlier version')
+        return tensors, *map(json.loads, texts)
+    except Exception as e: raise DataError(f'{name}: not a readable state: {first_line(e)}; remove it to start over') from None
 
 # %% ../nbs/07_train.ipynb #5b0846e8
 def make_optimisers(
@@ -536,9 +558,30 @@ def ranks_table(
 def items_table(
     shown:Tensor,       # in how many lists an item is, (N,)
     s:Split,            # for the original ids
-) -> pd.DataFrame:      # item_id, trained, shown: a row per item of the catalogue
-    "How often each item occurs in training, and in how many of the test users' top ten."
-    return pd.DataFrame(dict(item_id=s.item_ids, trained=np.bincount(s.train.items, minlength=s.n_items), shown=shown.numpy()))
+    known:pd.DataFrame|None=None,   # item_id, title and more, as `load_items` gives it
+) -> pd.DataFrame:      # item_id, trained, shown, and title, year, genres where known: a row per item of the catalogue
+    "How often each item occurs in training, in how many of the test users' top ten, and what it is called."
+    items = pd.DataFrame(dict(item_id=s.item_ids, trained=np.bincount(s.train.items, minlength=s.n_items), shown=shown.numpy()))
+    return items if known is None else described(items, known)
+
+def described(
+    items:pd.DataFrame,     # item_id and more
+    known:pd.DataFrame,     # item_id, title and more, as `load_items` gives it
+) -> pd.DataFrame:          # the same rows, with title, year and genres where known
+    "Items with what is known of them."
+    if 'title' not in known: return items
+    kinds = [pd.api.types.is_integer_dtype(table.item_id) for table in (items, known)]
+    if kinds[0] != kinds[1]: raise DataError(f'items: their ids are {known.item_id.dtype}, those of the interactions {items.item_id.dtype}')
+    known = known[[c for c in ('item_id', 'title', 'year', 'genres') if c in known]].drop_duplicates('item_id')
+    return items.merge(known.assign(title=known.title.map(str, na_action='ignore')), how='left', on='item_id')
+
+def known_items(
+    c:Config,   # the settings
+    s:Split,    # for the ids of its items
+) -> pd.DataFrame|None:     # item_id, title and more; None: nothing is known, or it belongs to the catalogue
+    "What a user's own data say of their items."
+    if c.dataset in catalogue: return None
+    return load_items(c.dataset, items=c.items, item_ids=pd.Series(s.item_ids))
 
 def published_way(
     test_by_epoch:list,     # [epoch, metrics] at every validation
@@ -571,8 +614,8 @@ def record_in(
     c:Config,       # of a run
 ) -> dict|None:     # its record; None: there is none yet
     "The record of a run, if it is made."
-    file = Path(runs)/run_id(c)/'record.json'
-    return json.loads(file.read_text(encoding='utf-8')) if file.exists() else None
+    folder = Path(runs)/run_id(c)
+    return read_record(folder) if (folder/'record.json').exists() else None
 
 def run(
     c:Config,               # the settings
@@ -592,6 +635,7 @@ def run(
         if record := record_in(runs, c): return record
         state = fit(c, s, folder, progress)
         record = make_record(c, s, state, folder, started, command) | dict(notes=notes + cut_note(c, s.n_items))
+        record = sealed(record, folder)
         write_json(folder/'record.json', record)
         (folder/'state.safetensors').unlink(missing_ok=True)
     return record
@@ -616,13 +660,13 @@ def make_record(c, s, state, folder, started, command):
     shown = torch.zeros(s.n_items, dtype=torch.int64)
     valid = evaluate(state.model, s.valid, c.max_length, repeats=c.repeats)
     test = evaluate(state.model, s.test, c.max_length, shown=shown, repeats=c.repeats)
-    for name, table in dict(ranks=ranks_table(test, s), items=items_table(shown, s)).items():
+    for name, table in dict(ranks=ranks_table(test, s), items=items_table(shown, s, known_items(c, s))).items():
         with atomic_path(folder/f'{name}.parquet') as aside: table.to_parquet(aside, index=False)
     with atomic_path(folder/'model.safetensors') as aside: save_file({k: v.contiguous() for k, v in state.model.state_dict().items()}, aside, dict(config=json.dumps(dataclasses.asdict(c))))
     book, seconds = state.book, sum(e['time_s'] for e in state.book['history'])
     positions = sum(e['time_s']*e['positions_per_s'] for e in book['history'])
     return dict(schema=1, id=folder.name, command=command, config=dataclasses.asdict(c), config_hash=config_hash(c), seed=c.seed, split=describe(s),
-                ranks_sha256=file_sha256(folder/'ranks.parquet'), code=code_version(), environment=environment(), n_threads=torch.get_num_threads(), started=started.isoformat(timespec='seconds'),
+                code=code_version(), environment=environment(), n_threads=torch.get_num_threads(), started=started.isoformat(timespec='seconds'),
                 wall_time_s=round(book['time_s'] + time.perf_counter() - began, 2), peak_memory_mib=round(peak_memory_mib(), 1), n_parameters=sum(p.numel() for p in state.model.parameters()),
                 epochs=len(book['history']), best_epoch=book['best_epoch'], positions_per_s=round(positions/seconds) if seconds else None,
                 history=book['history'], test_hr10_by_epoch=[[epoch, m['hr@10']] for epoch, m in book['test_by_epoch']], metrics=dict(valid=summary(valid), test=summary(test)),
@@ -640,37 +684,71 @@ def read_weights(
     "Weights with the configuration in their header."
     try:
         with safe_open(file, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['config'])
-    except Exception as e: raise ConfigError(f'{file.parent.name}/{file.name}: cannot be read ({e})') from None
-
-def weights_file(folder:Path) -> Path:
-    "A run's own weights, or where there are none the checkpoint of that name in the folder beside all runs."
-    own, kept = folder/'model.safetensors', folder.parent.parent/'checkpoints'/f'{folder.name}.safetensors'
-    return kept if kept.exists() and not own.exists() else own
+    except Exception as e: raise DataError(f'{file.parent.name}/{file.name}: cannot be read: {first_line(e)}') from None
 
 def weights_of(folder:Path, record:dict) -> dict:
-    "The weights of a run; a `ConfigError` says how to train them where they are absent, or whose they are."
-    file = weights_file(folder)
-    again = f"to train them, remove the folder and type: {record.get('command') or 'molrec run, with its configuration'}"
+    "The weights of a run; an error says how to train them where they are absent, or whose they are."
+    file, wanted = weights_file(folder), sha256_in(record, 'model.safetensors')
+    name, again = f'{file.parent.name}/{file.name}', f"to train them, remove the folder and type: {record.get('command') or 'molrec run, with its configuration'}"
     if not file.exists(): raise ConfigError(f'{folder.name}: its weights are not on this machine; {again}')
+    check_bytes(file_sha256(file), wanted, name)
     tensors, settings = read_weights(file)
-    if (theirs := run_id(make_config(settings, file.name))) != record['id']: raise ConfigError(f"{folder.name}/{file.name}: weights of {theirs}, wanted {record['id']}; {again}")
+    other = sorted(k for k in settings.keys() | record['config'].keys() if settings.get(k) != record['config'].get(k))
+    if other: raise DataError(f"{name}: weights of another run, which differs in {', '.join(other)}; {again}")
+    if wanted is None and 'seal' in record: warnings.warn(f'{name}: not among the sealed files; `molrec runs seal {folder}` takes it up')
     return tensors
 
+def check_tensors(
+    tensors:dict,   # name to tensor, as read
+    wanted:dict,    # name to tensor of that shape and type
+    file:str,       # named in errors
+) -> None:
+    "Refuse weights that are not a model's, or not finite."
+    for name in sorted(tensors.keys() ^ wanted.keys()): raise DataError(f'{file}: {"no" if name in wanted else "unknown"} tensor {name}')
+    for name, t in tensors.items():
+        found, right = ((x.dtype, tuple(x.shape)) for x in (t, wanted[name]))
+        if found != right: raise DataError(f'{file}: {name} is {found[0]} {found[1]}, the model of its configuration has {right[0]} {right[1]}')
+        if t.is_floating_point() and not t.isfinite().all(): raise DataError(f'{file}: {name} holds a value that is not finite')
+
 # %% ../nbs/07_train.ipynb #0380c52c
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    "What a model's shape depends on, where its data are not at hand; stands for a `Split`."
+    n_users:int     # of the split
+    n_items:int     # N
+    train:Sequences=Sequences(np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int64))  # nothing
+
+def load_weights(
+    folder:str|Path,    # of a run: record.json, and weights there or among the checkpoints
+) -> tuple[Config, Recommender, dict]:  # the model in evaluation mode, and the record
+    "A trained model, from its record and its weights alone."
+    folder, record = Path(folder), read_record(folder)
+    c, sizes, tensors = make_config(record['config'], f'{folder.name}/record.json'), Sizes(record['split']['n_users'], record['split']['n_items']), weights_of(folder, record)
+    with torch.random.fork_rng(devices=[]):     # building a model draws weights; the caller's generator stays as it is
+        with torch.device('meta'): wanted = make_model(c, sizes, torch.empty(sizes.n_items, c.dim)).state_dict()
+        check_tensors(tensors, wanted, f'{folder.name}/model.safetensors')
+        model = make_model(c, sizes, tensors.get('encoder.items'))
+    model.load_state_dict(tensors)
+    return c, model.eval(), record
+
+# %% ../nbs/07_train.ipynb #7f15c5f6
+def load_model(
+    folder:str|Path,    # of a run: record.json, items.parquet, and weights there or among the checkpoints
+) -> tuple[Config, Recommender, pd.DataFrame]:  # the model in evaluation mode; its items, in the order of its rows
+    "A trained model and its items; no data are read."
+    c, model, record = load_weights(folder)
+    if not has_items(Path(folder), record):
+        raise DataError(f'{Path(folder).name}: its record is older than items.parquet; load_run takes the items from the data')
+    return c, model, read_items(folder, record)
+
 def load_run(
-    folder:str|Path,    # of a run: record.json and model.safetensors
+    folder:str|Path,    # of a run: record.json, and weights there or among the checkpoints
 ) -> tuple[Config, Recommender, Split]:  # the model in evaluation mode
     "A trained model, and the data it was trained on."
-    folder = Path(folder)
-    try: record = json.loads((folder/'record.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e: raise ConfigError(f'{folder.name}/record.json: cannot be read ({type(e).__name__}); wanted the folder of a recorded run') from None
-    c = make_config(record['config'], f'{folder.name}/record.json')
-    tensors, s = weights_of(folder, record), prepare(c)
-    if s.fingerprint != record['split']['fingerprint']: raise DataError(f"{c.dataset}: its split is {s.fingerprint[:12]}, the run's was {record['split']['fingerprint'][:12]}: other data, or in another order")
-    model = make_model(c, s)
-    try: model.load_state_dict(tensors)
-    except RuntimeError as e: raise ConfigError(f'{folder.name}/model.safetensors: does not fit its configuration ({" ".join(str(e).split())})') from None
-    return c, model.eval(), s
+    (c, model, record), name = load_weights(folder), Path(folder).name
+    s, then = prepare(c), record['split']['fingerprint']
+    if s.fingerprint != then: raise DataError(f'{name}: the data of this run are not what they were: the split of {c.dataset} is {s.fingerprint[:12]}, it was {then[:12]}; other data, or in another order')
+    return c, model, s
 
 # %% ../nbs/07_train.ipynb #072fa163
 @torch.no_grad()

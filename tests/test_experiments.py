@@ -8,7 +8,8 @@ import torch
 from molrec import cli
 from molrec.core import Config, DataError, choices, config_hash, load_config, make_config, read_row, run_id
 from molrec.data import load
-from molrec.report import build_report, check_record, metric_values, read_ranks, read_runs
+from molrec.records import check_record, metric_values, read_ranks
+from molrec.report import build_report, read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT/'nbs'/'configs'

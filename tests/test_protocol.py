@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import make_run
+from test_report import make_run, unsealed
 
 from molrec import protocol
 from molrec.core import DataError
+from molrec.records import seal
 from molrec.report import read_runs
 
 every_source = set(protocol.budget_sources)
@@ -20,11 +21,12 @@ def put(folder, row='SASRec, dot product', seed=0, tie_order='shuffled', tie_see
     name = 'ml-1m-' + '-'.join(map(str, (row.replace(' ', '-').replace(',', ''), seed, tie_order, tie_seed, settings.get('epochs', 101))))
     extra = dict(published_way=dict(epoch=70, metrics={'hr@10': .3}), other_epochs=dict(last={'hr@10': .28}, averaged={'hr@10': .29})) | (record or {})
     where = make_run(folder, row, loss='sampled-softmax', skill=.4 + .02*again, users=600, seed=seed, protocol='leave-last-one-out', name=name, **{'similarity': 'dot', **kinds}, **extra)
-    found = json.loads((where/'record.json').read_text())
+    found = unsealed(where)
     found['config'] |= dict(epochs=101, tie_order=tie_order, tie_seed=tie_seed) | settings
     found['split'] |= dict(tie_order=tie_order, fingerprint=(tie_order + str(tie_seed*(tie_order == 'shuffled'))).encode().hex())
     found['environment']['threads'] = 1 if again else 2
     (where/'record.json').write_text(json.dumps(found))
+    seal(where)
     return where
 
 
@@ -134,7 +136,7 @@ def test_records_from_before_a_setting_existed_still_match(tmp_path):
     for seed in range(2):
         where = put(tmp_path, seed=seed)
         if seed: continue
-        record = json.loads((where/'record.json').read_text())
+        record = unsealed(where)
         del record['config']['tie_seed'], record['other_epochs']
         (where/'record.json').write_text(json.dumps(record))
     budget = protocol.variance_budget(rows(tmp_path)).set_index('source')
