@@ -6,20 +6,21 @@
 __all__ = ['epoch_s', 'more_s', 'start_s', 'sizes', 'trained_twice', 'own_settings', 'benches', 'project_root', 'Place',
            'place_here', 'execute', 'tidied', 'merged', 'record_file', 'run_row', 'labelled', 'say', 'shown',
            'seconds_text', 'result_text', 'is_data', 'asked_row', 'run', 'settings_of', 'without_gpu_rows',
-           'report_rows', 'guess_s', 'took_before', 'expected_s', 'progress_line', 'where_data', 'why_not',
-           'passed_over', 'row_command', 'run_missing', 'measurements', 'retrieval', 'report', 'own_report',
-           'checkout_report', 'find_run', 'list_text', 'search', 'mol_shape', 'memory_gib', 'plan_table', 'plan',
-           'data', 'check', 'Check', 'pins', 'check_versions', 'check_folders', 'check_machine', 'check_kernels',
-           'check_kept', 'check_compiled', 'check_checkout', 'check_cache', 'check_data', 'doctor', 'spaced',
-           'add_scale', 'add_run', 'add_own', 'changed_settings', 'add_runs', 'add_bench', 'add_search', 'add_plan',
-           'parser', 'bench', 'data_words', 'dispatch', 'system_words', 'fail', 'show_what_can_be', 'main']
+           'row_hashes', 'report_rows', 'guess_s', 'took_before', 'expected_s', 'progress_line', 'where_data',
+           'why_not', 'passed_over', 'row_command', 'run_missing', 'measurements', 'retrieval', 'report', 'own_report',
+           'checkout_report', 'find_run', 'runs_text', 'runs_command', 'evaluate', 'list_text', 'search', 'mol_shape',
+           'memory_gib', 'plan_table', 'plan', 'data', 'check', 'Check', 'pins', 'check_versions', 'check_folders',
+           'check_machine', 'check_kernels', 'check_kept', 'check_compiled', 'check_checkout', 'check_cache',
+           'check_data', 'doctor', 'spaced', 'add_scale', 'add_run', 'add_own', 'changed_settings', 'add_runs',
+           'add_bench', 'add_search', 'add_evaluate', 'add_plan', 'parser', 'bench', 'data_words', 'dispatch',
+           'system_words', 'fail', 'show_what_can_be', 'main']
 
 # %% ../nbs/36_cli.ipynb #041aa3ac
 import argparse, builtins, contextlib, dataclasses, difflib, errno, json, os, re, shlex, shutil, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import Config, ConfigError, DataError, cache_dir, cpu_name, git, load_config, make_config, parse_overrides, read_row, run_id, version_of, write_json
+from .core import Config, ConfigError, DataError, cache_dir, config_hash, cpu_name, git, load_config, make_config, parse_overrides, read_row, run_id, version_of, write_json
 
 # %% ../nbs/36_cli.ipynb #f0d88dc6
 def project_root(
@@ -219,6 +220,14 @@ def without_gpu_rows(
     if absent and told: print('left out, since there is no GPU: ' + ', '.join(f'{f.parent.name}/{f.stem}' for f in absent), flush=True)
     return [(f, seeds) for f, seeds, _ in found if f not in absent]
 
+def row_hashes(
+    root:Path,          # of the checkout
+    scale:str,          # smoke, quick or paper
+) -> set:               # of `config_hash`
+    "What the files of nbs/configs describe, with or without a GPU: only such a run stands in the tables."
+    return {config_hash(load_config(f, settings_of(scale), dict(seed=seed)))
+            for f in (root/'nbs'/'configs').glob('*/*.yaml') for seed in read_row(f)[1]}
+
 def report_rows(
     root:Path,          # of the checkout
     scale:str,          # smoke, quick or paper
@@ -409,17 +418,59 @@ def checkout_report(root:Path, scale:str, only_results:bool) -> Path:
 # %% ../nbs/36_cli.ipynb #6ff1466e
 def find_run(
     name:str,               # folder, id or part of an id
-    runs:str|Path|None=None,    # folder of all runs; None: reports/runs of the checkout
+    runs:str|Path|None=None,    # folder of all runs; None: those of this place
 ) -> Path:                  # its folder
     "The one recorded run that a name stands for."
     if (Path(name)/'record.json').is_file(): return Path(name)
-    runs = Path(runs or project_root()/'reports'/'runs')
+    runs = Path(runs or place_here().reports/'runs')
     ids = sorted(f.parent.name for f in runs.glob('*/record.json'))
-    if not ids: raise ConfigError('no run is recorded yet: molrec run nbs/configs/ml-1m/sasrec-mol-last-out.yaml makes one')
+    if not ids: raise ConfigError(f'{shown(runs, Path.cwd())}: no run is recorded there yet; molrec run FILE makes one')
     found = next((f for f in ([i for i in ids if i == name], [i for i in ids if i.startswith(name)], [i for i in ids if name in i]) if f), [])
     if len(found) == 1: return runs/found[0]
     if found: raise ConfigError(f'{name!r} fits {len(found)} runs ({", ".join(found[:3])}{", ..."*(len(found) > 3)}): type more of the one that is meant')
     raise ConfigError(f'{name!r}: no such run; the nearest are {", ".join(difflib.get_close_matches(name, ids, 3, 0))}')
+
+# %% ../nbs/36_cli.ipynb #6081ba95
+def runs_text(table) -> str:
+    "Recorded runs to read, as `list_runs` gives them."
+    if not len(table): return 'no run is recorded there yet; molrec run FILE makes one'
+    rate = table['hr@10'].map(lambda v: '' if v != v else f'{v:.4f}')
+    kept = table.assign(**{'hr@10': rate})[['when', 'row', 'data', 'protocol', 'hr@10', 'where', 'note']]
+    return kept.to_string(index=False, justify='left', max_colwidth=60)
+
+def runs_command(
+    words:list[str],            # nothing; show RUN; seal RUN
+    runs:str|Path|None=None,    # folder of all runs; None: those of this place
+) -> None:
+    "`molrec runs`."
+    from molrec.records import list_runs, seal, show_run  # late: pandas takes half a second to import
+    folder = Path(runs or place_here().reports/'runs')
+    if not words: say(runs_text(list_runs(folder)))
+    elif words[0] == 'show' and len(words) == 2: say(show_run(find_run(words[1], folder)))
+    elif words[0] == 'seal' and len(words) == 2: say(f'{find_run(words[1], folder).name}: sealed {seal(find_run(words[1], folder))["seal"][:12]}')
+    else: raise ConfigError(f'runs: got {" ".join(words)}, wanted nothing, show RUN or seal RUN')
+
+# %% ../nbs/36_cli.ipynb #c498bbf8
+def evaluate(
+    file:str|Path,              # lists, or the ranks.parquet of a record
+    truth:str|Path|None=None,   # what users really did; None: `file` has the ranks of targets
+    ks:tuple=(10,),             # lengths of lists
+    train:str|Path|None=None,   # what popularity is counted from; None: no novelty
+    items:str|Path|None=None,   # features of items: genres; None: no diversity
+    columns:str='',             # names of columns where they are called otherwise
+):                              # DataFrame: metric, value, low, high, users
+    "`molrec evaluate`: metrics with 95 % intervals, of any lists."
+    from molrec.doors import read_columns  # late: pandas and torch take seconds to import
+    from molrec.list_metrics import evaluate_lists, evaluate_ranks
+    from molrec.records import read_ranks
+    if truth is None: table, notes = evaluate_ranks(read_ranks(file), ks)
+    else:
+        lists = read_columns(file, numbers=('rank', 'score'), columns=columns)
+        asked, seen = read_columns(truth, numbers=('rating',), columns=columns), train and read_columns(train, columns=columns)
+        table, notes = evaluate_lists(lists, asked, ks, seen, items and read_columns(items, ids=('item_id',), texts=('genres',)))
+    for note in notes: say(note)
+    say(table.to_string(index=False, float_format='{:.4f}'.format))
+    return table
 
 # %% ../nbs/36_cli.ipynb #c745c747
 def list_text(
@@ -718,6 +769,15 @@ def add_search(p) -> None:
     p.add_argument('--with-seen', action='store_true', help='keep what is in the history')
     add_runs(p)
 
+def add_evaluate(p) -> None:
+    "Arguments of `molrec evaluate`."
+    p.add_argument('lists', help='user_id, item_id and rank or score, in any form that data may have; or the ranks.parquet of a record')
+    p.add_argument('--truth', help='user_id, item_id and maybe rating: what the users did (default: LISTS are ranks of a record)')
+    p.add_argument('-k', type=int, action='append', help='length of a list; may be repeated (default: 10)')
+    p.add_argument('--train', help='user_id, item_id: what popularity is counted from, for novelty, serendipity and coverage')
+    p.add_argument('--items', help='item_id, genres: for diversity within a list')
+    p.add_argument('--columns', default='', help=own_settings['columns'])
+
 def add_plan(p) -> None:
     "Arguments of `molrec plan`."
     p.add_argument('--items', type=int, required=True, metavar='N', help='how many items')
@@ -739,6 +799,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('-p', '--parameter', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help='check: a setting, such as a filter')
     add_own(p)
     add_run(add('run', 'train one row and record it'))
+    p = add('runs', 'list what is recorded, show one run in full, or seal it')
+    p.add_argument('name', nargs='*', help='show RUN, or seal RUN')
+    add_runs(p)
+    add_evaluate(add('evaluate', 'metrics with intervals, of lists that any system made'))
     p = add('report', 'run every row that has no record, then build tables, figures and the page')
     add_scale(p)
     p.add_argument('--only-results', action='store_true', help='build from the records there are')
@@ -772,6 +836,8 @@ def dispatch(
     if a.command == 'data': data_words(a)
     if a.command == 'run': run(a.config, changed_settings(a), a.scale, a.runs)
     if a.command == 'report': report(a.scale, a.only_results, a.runs, a.out)
+    if a.command == 'runs': runs_command(a.name, a.runs)
+    if a.command == 'evaluate': evaluate(a.lists, a.truth, tuple(a.k or (10,)), a.train, a.items, a.columns)
     if a.command == 'search': search(a.run, a.user, a.history, a.k, a.index, a.with_seen, a.runs)
     if a.command == 'plan': plan(a.items, a.storage, a.stage1, a.head_width, a.mol, a.dim)
     if a.command == 'retrieval': retrieval(a.scale)

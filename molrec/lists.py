@@ -233,7 +233,7 @@ def recommend(
     history:Sequence|None=None,     # titles or ids of the source, oldest first: one list, for somebody new
     k:int=20,                       # length of a list
     index:str='auto',               # one of `kinds`, or auto
-    with_seen:bool=False,           # keep what is in the history
+    with_seen:bool=False,           # keep what is in the history, as a run with repeats: allow does anyway
     say:Callable=lambda remark: None,   # is told what a reader should know
 ) -> pd.DataFrame:                  # user, rank, item_id, title and more where known, score
     "What a run would show to users of its data set, or to somebody with this history."
@@ -244,5 +244,5 @@ def recommend(
     if 'title' not in items: say(f'{Path(c.dataset).stem} has no titles: items are shown by their ids')
     whose, known, lists = asked_by_users(users, c, items, say) if users is not None else (['new'], None, [find_items(history, items, say)])
     if not all(len(l) for l in lists): raise ConfigError('history: empty, wanted at least one item')
-    found = make_index(model, index).search(history_query(model, lists, c.max_length), k, exclude=None if with_seen else [torch.tensor(l) for l in lists], users=known)
+    found = make_index(model, index).search(history_query(model, lists, c.max_length), k, exclude=None if with_seen or c.repeats == 'allow' else [torch.tensor(l) for l in lists], users=known)
     return as_lists(*found, items, whose)

@@ -278,12 +278,14 @@ def starts_of(pairs:pd.DataFrame) -> np.ndarray:    # (B,), int64
 # %% ../nbs/06a_records.ipynb #ac108953
 def ranks_of(
     pairs:pd.DataFrame,     # as `read_pairs` gives it
+    file:str|Path,          # named in errors
     n_items:int|None=None,  # N; None: not known
 ):                          # `Ranks` of its users, in the order of the file
     "The ranks of a table of targets."
     from molrec.metrics import Ranks  # late: torch takes seconds to import, and a list of records needs no metric
     starts = starts_of(pairs)
-    return Ranks(pairs.user_id.to_numpy()[starts], np.r_[starts, len(pairs)], pairs['rank'].to_numpy(), n_items)
+    try: return Ranks(pairs.user_id.to_numpy()[starts], np.r_[starts, len(pairs)], pairs['rank'].to_numpy(), n_items)
+    except DataError as e: raise DataError(f'{file}: {e}') from None
 
 def read_ranks(
     file:str|Path,          # ranks.parquet
@@ -291,7 +293,7 @@ def read_ranks(
     n_items:int|None=None,  # N; None: not known
 ):                          # `Ranks`
     "Ranks of a run, checked."
-    return ranks_of(read_pairs(file, sha256), n_items)
+    return ranks_of(read_pairs(file, sha256), file, n_items)
 
 # %% ../nbs/06a_records.ipynb #1655cc19
 def read_items(
@@ -380,7 +382,7 @@ def read_run(
     folder, record = Path(folder), read_record(folder)
     pairs = read_pairs(folder/'ranks.parquet', sha256_in(record, 'ranks.parquet'))
     items = read_items(folder, record) if has_items(folder, record) else None
-    run = Run(record, ranks_of(pairs, record['split']['n_items']), record['config']['row'], notebook_of(folder, record), targets=pairs, items=items)
+    run = Run(record, ranks_of(pairs, folder/'ranks.parquet', record['split']['n_items']), record['config']['row'], notebook_of(folder, record), targets=pairs, items=items)
     return check_tables(run, folder)
 
 # %% ../nbs/06a_records.ipynb #04c03727

@@ -14,7 +14,7 @@ from molrec.core import ConfigError, DataError
 from molrec.data import Sequences
 from molrec.metrics import (Ranks, bootstrap_ci, holm, hr_at_k, mrr, ndcg_at_k, paired_test, recall_at_k, summary,
                             target_ranks)
-from molrec.report import read_ranks
+from molrec.records import read_ranks
 from molrec.train import top_counts
 
 

@@ -1,5 +1,5 @@
 "Records: whatever is cut, changed or foreign is named, whatever is accepted can be shown, and a model needs nothing but its record."
-import json, os, random, shutil, subprocess, sys, warnings
+import dataclasses, json, os, random, shutil, subprocess, sys, warnings
 from pathlib import Path
 
 import numpy as np
@@ -198,7 +198,7 @@ def test_text_ids_go_all_the_way(shop, tmp_path):
 
 def test_other_users_are_not_paired_though_their_places_are_the_same(shop):
     found = records.read_run(shop[1])
-    others = records.Run(found.record, found.ranks, 'others', targets=found.targets.assign(user_id='Z' + found.targets.user_id))
+    others = dataclasses.replace(found, label='others', ranks=dataclasses.replace(found.ranks, users='Z' + found.ranks.users.astype(object)))
     with pytest.raises(DataError, match='tested on different users'): report.paired_tests([found, others], ('mrr',))
 
 
@@ -221,7 +221,7 @@ def test_other_data_are_a_sentence(shop, tmp_path, monkeypatch):
     rows = pd.read_parquet(tmp_path/'shop'/'interactions.parquet')
     rows.head(-1).to_parquet(tmp_path/'shop'/'interactions.parquet')
     monkeypatch.setenv('MOLREC_DATA', str(tmp_path))
-    with pytest.raises(DataError, match='the data of this run are not what they were'): load_run(shop[1])
+    with pytest.raises(DataError, match='shop: not the data of this run any more'): load_run(shop[1])
 
 
 @pytest.mark.parametrize('kind', [
@@ -267,10 +267,11 @@ def test_weights_of_another_run_are_named(shop, tmp_path):
 
 
 def test_titles_of_the_catalogue_are_not_given_away(shop, tmp_path, monkeypatch):
-    assert 'title' in known_items(shop[0])
+    s = prepare(shop[0])
+    assert 'title' in known_items(shop[0], s)
     shutil.copytree(Path(os.environ['MOLREC_DATA'])/'shop', tmp_path/'ml-1m')
     monkeypatch.setenv('MOLREC_DATA', str(tmp_path))
-    assert known_items(Config(dataset='ml-1m')) is None
+    assert known_items(Config(dataset='ml-1m'), s) is None
     assert [f for f in ROOT.glob('reports/*/*/items.parquet') if set(pd.read_parquet(f)) != {'item_id', 'trained', 'shown'}] == []
 
 
