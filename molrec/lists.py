@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from .core import Config, ConfigError, DataError
-from .data import Sequences, Split, catalogue, histories, load, load_items, own_folder, pack_history
+from .data import Sequences, Split, catalogue, histories, load_items, own_folder, pack_history
 from .index import BruteForce, Combined, ComponentMean, Exact, HIndexer, PerComponent
 from .mol import MoL
-from .records import has_items, read_record
-from .train import Recommender, described, filtered, load_model, load_run
+from .records import has_items, read_items, read_record
+from .train import Recommender, described, filtered, interactions_of, load_model, load_run
 
 # %% ../nbs/15_lists.ipynb #6f429122
 def plain(
@@ -65,8 +65,8 @@ def titled(
 ) -> pd.DataFrame:          # the same rows: item_id, title and more where known, count
     "What is known of the items that a model knows."
     known = None
-    if 'title' not in items and (c.dataset in catalogue or own_folder(c.dataset, None)):
-        try: known = load_items(c.dataset)
+    if 'title' not in items and (c.items or c.dataset in catalogue or own_folder(c.dataset, None)):
+        try: known = load_items(c.dataset, items=c.items, item_ids=items.item_id)
         except DataError as e: say(f'titles cannot be looked up: {e}')
     table = items if known is None else described(items, known)
     return table.drop(columns=['trained', 'shown'], errors='ignore').assign(count=items.trained)
@@ -157,7 +157,7 @@ def full_histories(
     c:Config,   # of a run
 ) -> tuple[Sequences, np.ndarray]:  # all that each user did, and the source's user ids
     "Every user's whole history, as the run's data have it."
-    everything, _, user_ids, _ = histories(filtered(load(c.dataset), c), c.tie_order, c.tie_seed)
+    everything, _, user_ids, _ = histories(filtered(interactions_of(c), c), c.tie_order, c.tie_seed)
     return everything, user_ids
 
 def find_users(
@@ -221,11 +221,9 @@ def model_and_items(
     say:Callable,       # is told what a reader should know
 ) -> tuple:             # Config, model, items as `titled` gives them
     "A model with its items; the data are read where they are asked about, or where an older record has no items."
-    if with_data or not has_items(Path(run), read_record(run)):
-        c, model, s = load_run(run)
-        return c, model, item_table(c, s)
-    c, model, items = load_model(run)
-    return c, model, titled(c, items, say)
+    known = has_items(Path(run), read_record(run))
+    c, model, s = load_run(run) if with_data or not known else (*load_model(run)[:2], None)
+    return c, model, titled(c, read_items(run, read_record(run)), say) if known else item_table(c, s)
 
 def recommend(
     run:str|Path,                   # folder of a recorded run, with its weights

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .core import Config, ConfigError, DataError, atomic_path, choices, closed_form, code_version, config_hash, digest, environment, file_sha256, is_learned, make_config, peak_memory_mib, run_id, write_json
-from .data import Holdout, PackedBatch, PackedBatches, Sequences, Split, catalogue, drop_rare_items, drop_rare_users, k_core, latest, load, load_items, pack_history, split, where_own
+from .data import Holdout, PackedBatch, PackedBatches, Sequences, Split, catalogue, drop_rare_items, drop_rare_users, k_core, latest, load, load_items, own_folder, pack_history, split, where_own
 from .doors import content_sha256, read_interactions
 from .bert4rec import BERT4Rec
 from .encoders import SVD, Popularity, SASRec, item_factors, sequence_of
@@ -580,7 +580,7 @@ def known_items(
     s:Split,    # for the ids of its items
 ) -> pd.DataFrame|None:     # item_id, title and more; None: nothing is known, or it belongs to the catalogue
     "What a user's own data say of their items."
-    if c.dataset in catalogue: return None
+    if c.dataset in catalogue or not (c.items or own_folder(c.dataset, None)): return None
     return load_items(c.dataset, items=c.items, item_ids=pd.Series(s.item_ids))
 
 def published_way(
