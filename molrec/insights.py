@@ -23,7 +23,7 @@ from scipy.stats import t as student_t
 
 from .core import DataError
 from .metrics import bootstrap_ci, paired_test
-from .pages import Markup, literal, markdown_text, slug, template, unique
+from .pages import Markup, literal, slug, template, unique
 from .plots import black, blue, green, method_style, nice_log, orange, purple, save_figure, sky, theme, vermillion
 from .report import Run, block_of, blocks, figure_html, hardware, markdown_table, method_of, metric_values, negatives_text, published_name, read_runs, section_title, set_table, sig, signed, values, write
 
@@ -79,7 +79,8 @@ def curves_figure(
             nice_log(ax.xaxis)
         else: ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(color='#E4E4E4', lw=.7); ax.set_axisbelow(True)
-        fig.legend(key.values(), [literal(row, 54) for row in key], loc='outside lower center', ncols=2, frameon=False, handlelength=2.6, labelspacing=.4, columnspacing=1.5, fontsize=8)
+        fig.legend(key.values(), [literal(row, 54) for row in key], loc='outside lower center', ncols=2,
+                   frameon=False, handlelength=2.6, labelspacing=.4, columnspacing=1.5, fontsize=8)
     return fig
 
 # %% ../nbs/34b_insights.ipynb #a2af1a1a
@@ -276,7 +277,8 @@ def popularity_figure(
             key[run.label], = left.plot(share, shown.cumsum()/shown.sum(), color=style['color'], lw=1.6)
             part = hits[hits.row == run.label]
             right.errorbar(part.group + shift, part.hr, [part.hr - part.low, part.high - part.hr], **style, ms=5, lw=1.2)
-        key['training interactions'], = left.plot(share, trained.cumsum()/trained.sum(), color='#888888', lw=1.2, ls=':')
+        grey = dict(color='#888888', lw=1.2, ls=':')
+        key['training interactions'], = left.plot(share, trained.cumsum()/trained.sum(), **grey)
         left.set(xlabel='items, the most popular first', ylabel='share of all', xscale='log', xlim=(share[0], 1), ylim=(0, 1.02))
         left.xaxis.set_major_formatter(lambda share, _: f'{100*share:g} %')
         right.set(xlabel='training count of the target (median of a fifth)', ylabel='HR@10', ylim=(0, None), xticks=range(5), xticklabels=[f'{t:,.0f}' for t in part.trained])
@@ -353,9 +355,11 @@ def short(
 ) -> pd.DataFrame:          # of text
     "The checklist as it is printed: the columns that a page has room for, and of the rule what differs between rows."
     text = lambda column, f: [f(v) for v in lines[column]]
-    return pd.DataFrame({'row': [f'{r.row}, seed {r.seed}' if r.runs > 1 else r.row for r in lines.itertuples()], 'data': text('data', str),
-        'epoch': [s.split('epoch ')[-1].replace(', as planned', '') for s in lines.selection], 'negatives': text('negatives', str),
-        'parameters': text('parameters', '{:,}'.format), 'time': text('wall_time_s', lambda s: f'{s/60:,.0f} min' if s >= 60 else f'{s:.0f} s'), 'memory': text('peak_memory_mib', lambda m: f'{m/1024:.1f} GiB'),
+    rows = [f'{r.row}, seed {r.seed}' if r.runs > 1 else r.row for r in lines.itertuples()]
+    epochs = [s.split('epoch ')[-1].replace(', as planned', '') for s in lines.selection]
+    return pd.DataFrame({'row': rows, 'data': text('data', str), 'epoch': epochs, 'negatives': text('negatives', str),
+        'parameters': text('parameters', '{:,}'.format),
+        'time': text('wall_time_s', lambda s: f'{s/60:,.0f} min' if s >= 60 else f'{s:.0f} s'), 'memory': text('peak_memory_mib', lambda m: f'{m/1024:.1f} GiB'),
         'split': text('split', lambda s: s[:8]), 'code': [f'{(r.commit or "–")[:7]}{"" if r.clean else ", changed"}' for r in lines.itertuples()]})
 
 # %% ../nbs/34b_insights.ipynb #bf248198
@@ -366,8 +370,13 @@ section = template('<h3>{{ title }}</h3>{% for figure in figures %}{{ figure }}{
 
 told = template('''
 {% if pairs %}<h2>MoL against the dot product</h2>{{ pairs }}<p class="small">{{ words }}</p>{% endif %}
-{% if sections %}<h2>How training went, and what is recommended</h2>{% for section in sections %}{{ section }}{% endfor %}{% endif %}
-<h2>Reproducibility checklist</h2><p class="small">{{ n }} records. Hardware: {{ machines }}. Every epoch is the one with the best HR@10 on the validation part; where no reason is given, training ended as planned. The rule in full, versions, threads, fingerprints and commits are in tables/checklist.csv. Times are those of a machine that did other work beside; none is a benchmark.</p>
+{% if sections %}<h2>How training went, and what is recommended</h2>
+{%- for section in sections %}{{ section }}{% endfor %}{% endif %}
+<h2>Reproducibility checklist</h2>
+<p class="small">{{ n }} records. Hardware: {{ machines }}.
+Every epoch is the one with the best HR@10 on the validation part; where no reason is given, training ended as planned.
+The rule in full, versions, threads, fingerprints and commits are in tables/checklist.csv.
+Times are those of a machine that did other work beside; none is a benchmark.</p>
 <details><summary>All records</summary>{{ checklist }}</details>
 ''')
 
@@ -378,8 +387,8 @@ def told_html(
 ) -> Markup:
     "Sections of the page."
     of_pairs = set_table(against_dot_text(pairs), 'mol-against-dot', ('row with MoL', 'verdict')) if len(pairs) else ''
-    return told(pairs=of_pairs, words=against_dot_words, sections=sections, n=len(lines), machines='; '.join(sorted(set(lines.hardware))),
-                checklist=set_table(short(lines), 'checklist', ('data', 'epoch', 'negatives')))
+    machines, printed = '; '.join(sorted(set(lines.hardware))), set_table(short(lines), 'checklist', ('data', 'epoch', 'negatives'))
+    return told(pairs=of_pairs, words=against_dot_words, sections=sections, n=len(lines), machines=machines, checklist=printed)
 
 # %% ../nbs/34b_insights.ipynb #70c7dc4e
 def block_files(
@@ -389,7 +398,8 @@ def block_files(
     out:Path,           # gets tables/ and figures/
 ) -> tuple[dict, list]: # name: Path of each file written; figures for the page
     "Figures of a block, and its table of exposure."
-    files, figures, curves, pair, facts = {}, [], curves_table(block), similarity_pair(block, runs_dir), exposure_table(block, runs_dir)
+    files, figures, curves = {}, [], curves_table(block)
+    pair, facts = similarity_pair(block, runs_dir), exposure_table(block, runs_dir)
     def keep(fig, data, name, caption):
         files.update({f'{name} {f.suffix[1:]}': f for f in save_figure(fig, out/'figures'/name, data)})
         figures.append(figure_html(out/'figures'/f'{name}.svg', name, caption))
@@ -397,7 +407,9 @@ def block_files(
     if pair:
         fig, hits = popularity_figure(pair, runs_dir)
         keep(fig, hits, f'popularity-{name}', popularity_caption(pair, hits, runs_dir))
-    if len(facts): files[f'exposure-{name}'] = write(out/'tables'/f'exposure-{name}.csv', facts.to_csv(index=False, float_format='%.6g', lineterminator='\n'))
+    if len(facts):
+        text = facts.to_csv(index=False, float_format='%.6g', lineterminator='\n')
+        files[f'exposure-{name}'] = write(out/'tables'/f'exposure-{name}.csv', text)
     return files, figures
 
 # %% ../nbs/34b_insights.ipynb #0ad3b5a8
@@ -417,7 +429,9 @@ def build_insights(
         if figures: sections.append(section(title=section_title(block), figures=figures))
     pairs, lines = against_dot(last_out), checklist(runs)
     if len(pairs):
-        files['against dot'] = write(out/'tables'/'mol-against-dot.csv', pairs.to_csv(index=False, float_format='%.6g', lineterminator='\n'))
-        files['against dot markdown'] = write(out/'tables'/'mol-against-dot.md', markdown_table(against_dot_text(pairs)) + '\n')
+        numbers = pairs.to_csv(index=False, float_format='%.6g', lineterminator='\n')
+        files['against dot'] = write(out/'tables'/'mol-against-dot.csv', numbers)
+        text = markdown_table(against_dot_text(pairs)) + '\n'
+        files['against dot markdown'] = write(out/'tables'/'mol-against-dot.md', text)
     files['checklist'] = write(out/'tables'/'checklist.csv', lines.to_csv(index=False, lineterminator='\n'))
     return files, told_html(pairs, sections, lines)

@@ -86,7 +86,8 @@ def relative(
 # %% ../nbs/29_pages.ipynb #04b1f8f8
 def shown(value): return value if isinstance(value, Markup) else visible(value)   # what a template prints of a value
 
-environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True)
+environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True,
+                          lstrip_blocks=True)
 
 def template(
     source:str,     # Jinja, written here and never from data

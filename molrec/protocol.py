@@ -463,7 +463,8 @@ def html_of(
     markdown:str,   # written here, names in it escaped
 ) -> Markup:
     "Markdown as HTML; HTML in it is text."
-    return Markup(MarkdownWithMath(renderer=IPythonRenderer(escape=True, allow_harmful_protocols=False)).render(markdown))
+    renderer = IPythonRenderer(escape=True, allow_harmful_protocols=False)
+    return Markup(MarkdownWithMath(renderer=renderer).render(markdown))
 
 def protocol_html(
     files:dict,     # as `build_protocol` gives it
@@ -472,5 +473,6 @@ def protocol_html(
     drawn = ''
     if 'variance svg' in files:
         spreads = ', '.join(f'{r.label} {r.spread:.2f}' for r in pd.read_csv(files['variance csv']).itertuples())
-        drawn = figure_html(files['variance svg'], 'variance', f'How far each source of variation moves HR@10, in points: {spreads}. Words and further numbers below.')
+        said = f'How far each source of variation moves HR@10, in points: {spreads}. Words and further numbers below.'
+        drawn = figure_html(files['variance svg'], 'variance', said)
     return protocol_section(figure=drawn, text=html_of(files['markdown'].read_text(encoding='utf-8')))

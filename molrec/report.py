@@ -471,13 +471,16 @@ def cells(
     notebooks:dict={},       # row: its executed notebook, from the page
 ) -> pd.DataFrame:           # of `Cell` and text
     "A table as it is printed."
-    def name(r): return Cell(r.row, r.row == best, href=relative(notebooks.get(r.row) or '')) if first == 'row' else Cell(metric_names(r.metric), r.row == best)
+    def row(r): return Cell(r.row, r.row == best, href=relative(notebooks.get(r.row) or ''))
+    def metric(r): return Cell(metric_names(r.metric), r.row == best)
     def ours(r): return '–' if pd.isna(r.ours) else Cell(sig(r.ours), r.row == best, f'[{sig(r.low)}, {sig(r.high)}]')
     def verdict(r): return Cell(r.verdict, look=slug(r.verdict.split(',')[0]))
-    columns = {{'row': 'embedder, similarity + loss', 'metric': 'metric'}[first]: name}
-    if 'negatives' in part and first == 'row' and (part.metric == 'hr@10').all(): columns['negatives'] = lambda r: r.negatives
-    shown = dict(published=('published', lambda r: sig(r.published)), published_way=('ours, published way', lambda r: sig(r.published_way)),
-                 ours=('ours [95 % interval]', ours), difference=('difference', lambda r: signed(r.difference)), verdict=('verdict', verdict))
+    columns = {'embedder, similarity + loss': row} if first == 'row' else {'metric': metric}
+    if 'negatives' in part and first == 'row' and (part.metric == 'hr@10').all():
+        columns['negatives'] = lambda r: r.negatives
+    shown = dict(published=('published', lambda r: sig(r.published)),
+                 published_way=('ours, published way', lambda r: sig(r.published_way)), ours=('ours [95 % interval]', ours),
+                 difference=('difference', lambda r: signed(r.difference)), verdict=('verdict', verdict))
     columns |= dict(shown[column] for column in shown if column in part)
     return pd.DataFrame({header: [of(r) for r in part.itertuples()] for header, of in columns.items()}, dtype=object)
 
@@ -496,13 +499,16 @@ def markdown_table(
 # %% ../nbs/34_report.ipynb #7eb9d34d
 html_cell = template('''
 {% if bold %}<b>{% endif %}
-{%- if href %}<a href="{{ href }}">{{ text }}</a>{% elif look %}<span class="v {{ look }}">{{ text }}</span>{% else %}{{ text }}{% endif %}
+{%- if href %}<a href="{{ href }}">{{ text }}</a>
+{%- elif look %}<span class="v {{ look }}">{{ text }}</span>
+{%- else %}{{ text }}{% endif %}
 {%- if bold %}</b>{% endif %}
 {%- if ci %} <span class="ci">{{ ci }}</span>{% endif %}
 ''')
 
-table_look = dict(table_width='100%', table_font_size='14px', data_row_padding='5px', column_labels_font_weight='600', table_border_top_style='hidden',
-                  table_border_bottom_color='#D8D8D8', table_body_hlines_color='#EFEFEF', container_overflow_x='auto')
+table_look = dict(table_width='100%', table_font_size='14px', data_row_padding='5px', column_labels_font_weight='600',
+                  table_border_top_style='hidden', table_border_bottom_color='#D8D8D8', table_body_hlines_color='#EFEFEF',
+                  container_overflow_x='auto')
 
 def set_table(
     text:pd.DataFrame,      # of `Cell` and text
@@ -512,11 +518,12 @@ def set_table(
     "A table as HTML: the first column and those of words to the left, numbers to the right."
     words = [text.columns[0], *(c for c in left if c in text)]
     table = GT(text, id=slug(name)).fmt(lambda content: html_cell(**vars(cell_of(content))))
-    table = table.cols_align('right', columns=[c for c in text.columns if c not in words]).cols_align('left', columns=words)
+    numbers = [c for c in text.columns if c not in words]
+    table = table.cols_align('right', columns=numbers).cols_align('left', columns=words)
     return Markup(table.tab_options(**table_look).as_raw_html())
 
-def html_table(part:pd.DataFrame, first:str, name:str, best:str|None=None, notebooks:dict={}) -> Markup:   # as `cells` and `set_table` take them
-    "Lines of a table as HTML."
+def html_table(part:pd.DataFrame, first:str, name:str, best:str|None=None, notebooks:dict={}) -> Markup:
+    "Lines of a table as HTML; arguments are those of `cells` and `set_table`."
     return set_table(cells(part, first, best, notebooks), name)
 
 # %% ../nbs/34_report.ipynb #ed18e1ec
@@ -597,7 +604,9 @@ def inline_svg(
     return Markup(re.sub(r'<svg\b', lambda _: svg_opening(look=look, label=label), svg, count=1))
 
 # %% ../nbs/34_report.ipynb #5fef1f0f
-figure = template('<figure>{% for drawing in drawings %}{{ drawing }}{% endfor %}<figcaption>{{ caption }}</figcaption></figure>')
+figure = template('''
+<figure>{% for drawing in drawings %}{{ drawing }}{% endfor %}<figcaption>{{ caption }}</figcaption></figure>
+''')
 
 def figure_html(
     svg:Path,       # a file that matplotlib wrote
@@ -615,16 +624,19 @@ def figure_of(
     "Save the figure and return it as HTML."
     data = table.drop(columns='metric')
     file = save_figure(hr_figure(table), stem, data)[0]
-    with tempfile.TemporaryDirectory() as folder: small = save_figure(hr_figure(table, width=4.1), Path(folder)/'narrow', data)[0].read_text(encoding='utf-8')
-    drawn = dict(wide=file.read_text(encoding='utf-8'), narrow=small)
-    return figure(drawings=[inline_svg(svg, f'{Path(stem).name}-{look}', caption, look) for look, svg in drawn.items()], caption=caption)
+    drawn = dict(wide=file.read_text(encoding='utf-8'))
+    with tempfile.TemporaryDirectory() as folder:
+        small = save_figure(hr_figure(table, width=4.1), Path(folder)/'narrow', data)[0]
+        drawn['narrow'] = small.read_text(encoding='utf-8')
+    name = Path(stem).name
+    return figure(drawings=[inline_svg(svg, f'{name}-{look}', caption, look) for look, svg in drawn.items()], caption=caption)
 
 # %% ../nbs/34_report.ipynb #e4de4fe7
 style = template('''
 :root { color-scheme: light }
 * { box-sizing: border-box }
 body { margin: 0; background: #FFF; color: #1F2328; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
-main { max-width: 920px; margin: 0 auto; padding: 28px 20px 60px }
+main { max-width: 920px; margin: 0 auto; padding: 28px 20px 60px; overflow-wrap: break-word }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 6px } h2 { font-size: 22px; margin: 44px 0 8px } h3 { font-size: 16px; margin: 26px 0 4px }
 p { margin: 10px 0; max-width: 46em } p.small { max-width: 58em } .small, figcaption { font-size: 14px; color: #57606A } .lead { font-size: 18px }
 main table:not(.gt_table) { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; margin: 10px 0; display: block; overflow-x: auto } main table:not(.gt_table) :is(th, td) { padding: 4px 9px; border-bottom: 1px solid #EFEFEF; text-align: left }
@@ -740,7 +752,9 @@ last_out_words = ('Not the same protocol as the published figures, which are rea
                   "The authors' own later run on MovieLens 1M has .3237 for HSTU-large and .3474 with MoL. The published BERT4Rec and GRU4Rec come from arXiv 2309.07602 and were trained against the whole catalogue, ours against sampled items.")
 elsewhere = "The published figures are for another data set: nothing here repeats them, so none is shown. Bold: the best of these trained models, where the paired test over users against the runner-up survives Holm's correction; with one seed a row, another training run may say otherwise."
 
-def words(b:Block) -> str: return elsewhere if not b.comparable else last_out_words if b.last_out else how_judged   # how the tables are to be read
+def words(b:Block) -> str:
+    "How the tables of a block are to be read."
+    return elsewhere if not b.comparable else last_out_words if b.last_out else how_judged
 
 # %% ../nbs/34_report.ipynb #940639d5
 section = template('''
@@ -748,7 +762,9 @@ section = template('''
 <h3>What can be told apart</h3>{% for remark in remarks %}<p>{{ remark }}</p>{% endfor %}
 
 {% if square %}
-<details><summary>Every pair of rows</summary><p class="small">Holm-adjusted p of the paired tests: above the diagonal HR@10, below it reciprocal rank. Each test flips signs 10,000 times, so no adjusted p is below {{ least }}.</p>{{ square }}</details>
+<details><summary>Every pair of rows</summary>
+<p class="small">Holm-adjusted p of the paired tests: above the diagonal HR@10, below it reciprocal rank.
+Each test flips signs 10,000 times, so no adjusted p is below {{ least }}.</p>{{ square }}</details>
 {% endif %}
 <h3>How each row was made</h3>{% for run in runs %}{{ run }}{% endfor %}
 
@@ -761,8 +777,10 @@ def block_html(
     "Section of a block."
     rows = [r.label for r in b.runs]
     square = set_table(pairs_square(b.tests, rows), f'{b.name}-pairs') if len(rows) > 1 else ''
-    return section(title=section_title(b.runs), figure=figure, tables=metric_tables(b.shown, b.tests, b.name, b.notebooks), words=words(b), remarks=b.remarks,
-                   square=square, least=f'{len(rows)*(len(rows) - 1)/20_002:.2g}', runs=[run_details(r) for run in b.runs for r in run.each])
+    return section(title=section_title(b.runs), figure=figure, words=words(b), remarks=b.remarks,
+                   tables=metric_tables(b.shown, b.tests, b.name, b.notebooks),
+                   square=square, least=f'{len(rows)*(len(rows) - 1)/20_002:.2g}',
+                   runs=[run_details(r) for run in b.runs for r in run.each])
 
 # %% ../nbs/34_report.ipynb #b748cd55
 verdict_words = {'reached': ('is reached', 'are reached'), 'agrees': ('agrees', 'agree'), 'higher': ('lies below ours', 'lie below ours'), 'lower': ('lies above ours', 'lie above ours'), 'not reproduced': ('is not', 'are not')}
@@ -791,7 +809,8 @@ report_body = template('''
 <h1>Published and ours</h1>
 {% for line in lead %}<p class="lead">{{ line }}</p>{% endfor %}
 
-<p class="small">{{ foot }} The name of a row leads to the notebook that made it. Rebuild: <code class="ci">make report SCALE={{ scale }}</code></p>
+<p class="small">{{ foot }} The name of a row leads to the notebook that made it.
+Rebuild: <code class="ci">make report SCALE={{ scale }}</code></p>
 {% for section in sections %}{{ section }}{% endfor %}{{ more }}
 ''')
 
@@ -804,8 +823,10 @@ def page(
     lead = [headline(b) for b, _ in parts if b.comparable] or [headline(parts[0][0])]
     made = sorted(r.record['started'] for b, _ in parts for run in b.runs for r in run.each)
     days = ' to '.join(sorted({made[0][:10], made[-1][:10]}))
-    foot = f'Built from {len(made)} run records, started {days}. Published: {last_out_source}; under the global time split, {published_source}.'
-    body = report_body(lead=lead, foot=foot, scale=scale, sections=[block_html(b, figure) for b, figure in parts], more=more)
+    foot = (f'Built from {len(made)} run records, started {days}. '
+            f'Published: {last_out_source}; under the global time split, {published_source}.')
+    sections = [block_html(b, figure) for b, figure in parts]
+    body = report_body(lead=lead, foot=foot, scale=scale, sections=sections, more=more)
     return document(title=f'molrec results, {scale}', style=style, body=body) + '\n'
 
 # %% ../nbs/34_report.ipynb #0a50eb0a
@@ -825,7 +846,8 @@ def block_markdown(
     rest = [m for m in metrics if m not in first]
     def titled(m, title=''): return f'**{markdown_text(title + metric_names(m))}**\n\n{one(m)}'
     more = [fold(names=', '.join(map(metric_names, rest))), *map(titled, rest), '</details>']*(not brief)
-    return '\n\n'.join([*(titled(m, f'{section_title(b.runs)}, ') for m in first), *more, words(b), *map(markdown_text, b.remarks)])
+    tables = [titled(m, f'{section_title(b.runs)}, ') for m in first]
+    return '\n\n'.join([*tables, *more, words(b), *map(markdown_text, b.remarks)])
 
 # %% ../nbs/34_report.ipynb #5e412b00
 bold_fold = template('<details><summary><b>{{ title }}</b></summary>')
@@ -838,7 +860,8 @@ def summary_markdown(
 ) -> str:
     "What the README shows."
     others = ' '.join(markdown_text(headline(b)) for b in blocks[1:] if b.comparable)
-    return f'{block_markdown(blocks[0], brief=True)}\n\n{others} [Every table]({relative(tables)}), with further cut-offs and the other data sets.'.replace('\n\n [', '\n\n[')
+    link = f'[Every table]({relative(tables)}), with further cut-offs and the other data sets.'
+    return f'{block_markdown(blocks[0], brief=True)}\n\n' + f'{others} {link}'.strip()
 
 # %% ../nbs/34_report.ipynb #a2ca4af8
 def write(path:Path, text:str) -> Path:
@@ -852,7 +875,8 @@ def block_name(
 ) -> str:
     "Data set, protocol, and whether ties are shuffled or users drawn."
     dataset = '' if config['dataset'] == first else slug(Path(config['dataset']).stem, 40) + '-'
-    return dataset + config['protocol'] + '-shuffled'*(config['tie_order'] == 'shuffled') + '-drawn'*bool(config.get('holdout_users'))
+    ties, drawn = '-shuffled'*(config['tie_order'] == 'shuffled'), '-drawn'*bool(config.get('holdout_users'))
+    return dataset + config['protocol'] + ties + drawn
 
 def make_blocks(runs:list[Run]) -> list[Block]:
     "Blocks of a report, each with a name of its own."
