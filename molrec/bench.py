@@ -27,6 +27,7 @@ from .core import Config, atomic_path, environment, peak_memory_mib
 from .data import PackedBatch, PackedBatches, Split, load, split
 from .losses import draw_negatives, pair_loss, sampled_loss, shared_plan, softmax_criterion
 from .mol import MoL
+from .pages import markdown_text
 from .plots import method_style, rows_axis, save_figure, theme
 from .similarity import Similarity
 from .train import Recommender, batch_loss, evaluate, log_frequency, make_model, make_optimisers, users_of
@@ -377,7 +378,7 @@ def markdown(
     text:pd.DataFrame,  # strings
 ) -> str:
     "A Markdown table."
-    lines = [text.columns, ['---']*text.shape[1], *text.itertuples(index=False)]
+    lines = [text.columns, ['---']*text.shape[1], *(map(markdown_text, row) for row in text.itertuples(index=False))]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 # %% ../nbs/31_bench.ipynb #4efbfb4b

@@ -7,7 +7,6 @@ __all__ = ['black', 'orange', 'sky', 'green', 'blue', 'vermillion', 'purple', 'm
            'off_scale', 'hr_figure', 'rows_axis', 'legend_above', 'nice_log', 'hr_caption']
 
 # %% ../nbs/30_plots.ipynb #1c6514d4
-import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .core import atomic_path
+from .pages import literal
 
 # %% ../nbs/30_plots.ipynb #95bbe06a
 black, orange, sky, green, blue, vermillion, purple = '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7'
@@ -92,7 +92,7 @@ def rows_axis(
     label:str,     # of the horizontal axis
 ) -> None:
     "Names down the left side, the first on top, with guides."
-    ax.set_yticks(range(len(names)), [textwrap.fill(n, 34).replace('$', r'\$') for n in names])
+    ax.set_yticks(range(len(names)), [literal(n, 34) for n in names])
     ax.set_ylim(len(names) - .4, -.6)
     ax.set_xlabel(label)
     ax.tick_params(axis='y', length=0)

@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['published_source', 'n_published', 'published', 'last_out_source', 'published_last_out', 'published_stable',
-           'published_epochs', 'report_metrics', 'metric_names', 'comparing', 'style', 'dataset_names',
-           'protocol_names', 'how_judged', 'last_out_words', 'elsewhere', 'verdict_words', 'trial_words', 'bad_words',
-           'published_name', 'published_metrics', 'published_row', 'block_of', 'blocks', 'place', 'settled',
-           'sort_records', 'no_report', 'read_runs', 'verdict', 'values', 'seed_half', 'interval', 'line', 'method_of',
-           'results_table', 'paired_tests', 'p_between', 'clear_best', 'not_told_apart', 'published_remark', 'listed',
-           'sig', 'signed', 'our_remark', 'both_words', 'drawn_remark', 'floor_remark', 'read_their_way',
-           'negatives_text', 'last_out_table', 'reached', 'cells', 'markdown_table', 'html_table', 'set_table',
-           'pairs_square', 'run_details', 'inline_svg', 'figure_html', 'figure_of', 'section_title', 'metric_tables',
-           'Block', 'readings_remark', 'short_remark', 'make_block', 'block_html', 'headline', 'page', 'block_markdown',
-           'folded', 'summary_markdown', 'write', 'make_blocks', 'trial_lines', 'bad_lines', 'asides', 'aside_markdown',
-           'aside_html', 'build_report']
+           'published_epochs', 'report_metrics', 'metric_names', 'comparing', 'html_cell', 'table_look', 'details',
+           'svg_opening', 'figure', 'style', 'dataset_names', 'protocol_names', 'how_judged', 'tables',
+           'last_out_words', 'elsewhere', 'section', 'verdict_words', 'document', 'report_body', 'fold', 'bold_fold',
+           'trial_words', 'bad_words', 'aside', 'published_name', 'published_metrics', 'published_row', 'block_of',
+           'blocks', 'place', 'settled', 'sort_records', 'no_report', 'read_runs', 'verdict', 'values', 'seed_half',
+           'interval', 'line', 'method_of', 'results_table', 'paired_tests', 'p_between', 'clear_best',
+           'not_told_apart', 'published_remark', 'listed', 'sig', 'signed', 'our_remark', 'both_words', 'drawn_remark',
+           'floor_remark', 'read_their_way', 'negatives_text', 'last_out_table', 'reached', 'Cell', 'cell_of',
+           'markdown_cell', 'cells', 'markdown_table', 'set_table', 'html_table', 'pairs_square', 'run_details',
+           'inline_svg', 'figure_html', 'figure_of', 'section_title', 'metric_tables', 'Block', 'readings_remark',
+           'short_remark', 'make_block', 'words', 'block_html', 'headline', 'page', 'block_markdown', 'folded',
+           'summary_markdown', 'write', 'block_name', 'make_blocks', 'trial_lines', 'bad_lines', 'asides',
+           'aside_markdown', 'aside_html', 'build_report']
 
 # %% ../nbs/34_report.ipynb #514ae4c5
-import html, itertools, math, re, tempfile
+import itertools, math, re, tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from scipy.stats import t as student_t
 
 from .core import DataError, atomic_path
 from .metrics import bootstrap_ci, holm, paired_test
+from .pages import Markup, markdown_text, relative, slug, template, unique
 from .plots import hr_caption, hr_figure, save_figure
 from .records import Run, hardware, metric_values, read_folder, run_facts
 
@@ -365,6 +368,29 @@ def reached(found:dict) -> str:
     if round(found['difference'], 9) >= 0: return 'reached'
     return 'not reproduced' + ', within noise'*(found['verdict'] == 'agrees')
 
+# %% ../nbs/34_report.ipynb #b762f973
+@dataclass(frozen=True)
+class Cell:
+    "A place in a table."
+    text:str        # a name from data, or a number of ours
+    bold:bool=False
+    ci:str=''       # the interval behind a number
+    href:str=''     # where a name leads, from the page
+    look:str=''     # class of a verdict; '': none
+
+    def __str__(self): return f'{self.text} {self.ci}'.strip()
+
+def cell_of(content) -> Cell: return content if isinstance(content, Cell) else Cell(str(content))
+
+def markdown_cell(
+    content,        # `Cell`, or text
+) -> str:
+    "A place in a Markdown table."
+    cell = cell_of(content)
+    text = markdown_text(cell.text)
+    if cell.href: text = f'[{text}]({cell.href})'
+    return (f'**{text}**' if cell.bold else text) + f' {cell.ci}'*bool(cell.ci)
+
 # %% ../nbs/34_report.ipynb #d00cf8bf
 metric_names = lambda metric: metric.upper()
 
@@ -372,120 +398,143 @@ def cells(
     part:pd.DataFrame,       # lines of a table
     first:str,               # column that names the line: row or metric
     best:str|None=None,      # row in bold
-    strong=lambda t: f'**{t}**',                     # how bold is written
-    plain=lambda t: str(t).replace('|', '\\|'),      # how text is escaped
-    ci=lambda t: t,                                  # how an interval is wrapped
-    link=lambda row, text: text,                     # how a row's name leads to its notebook
-) -> pd.DataFrame:           # of text
+    notebooks:dict={},       # row: its executed notebook, from the page
+) -> pd.DataFrame:           # of `Cell` and text
     "A table as it is printed."
-    def mark(row, text): return strong(text) if best is not None and row == best else text
-    def ours(r): return '–' if pd.isna(r.ours) else mark(r.row, sig(r.ours)) + ' ' + ci(f'[{sig(r.low)}, {sig(r.high)}]')
-    name = {'row': 'embedder, similarity + loss', 'metric': 'metric'}[first]
-    text = lambda r: link(r.row, plain(r.row)) if first == 'row' else metric_names(r.metric)
-    columns = {name: [mark(r.row, text(r)) for r in part.itertuples()]}
-    if 'negatives' in part and first == 'row' and (part.metric == 'hr@10').all(): columns['negatives'] = list(part.negatives)
-    for column, header, shown in (('published', 'published', sig), ('published_way', 'ours, published way', sig), ('ours', 'ours [95 % interval]', None), ('difference', 'difference', signed), ('verdict', 'verdict', str)):
-        if column in part: columns[header] = [shown(x) for x in part[column]] if shown else [ours(r) for r in part.itertuples()]
-    return pd.DataFrame(columns)
+    def row(r): return Cell(r.row, r.row == best, href=relative(notebooks.get(r.row) or ''))
+    def metric(r): return Cell(metric_names(r.metric), r.row == best)
+    def ours(r): return '–' if pd.isna(r.ours) else Cell(sig(r.ours), r.row == best, f'[{sig(r.low)}, {sig(r.high)}]')
+    def verdict(r): return Cell(r.verdict, look=slug(r.verdict.split(',')[0]))
+    columns = {'embedder, similarity + loss': row} if first == 'row' else {'metric': metric}
+    if 'negatives' in part and first == 'row' and (part.metric == 'hr@10').all():
+        columns['negatives'] = lambda r: r.negatives
+    shown = dict(published=('published', lambda r: sig(r.published)),
+                 published_way=('ours, published way', lambda r: sig(r.published_way)), ours=('ours [95 % interval]', ours),
+                 difference=('difference', lambda r: signed(r.difference)), verdict=('verdict', verdict))
+    columns |= dict(shown[column] for column in shown if column in part)
+    return pd.DataFrame({header: [of(r) for r in part.itertuples()] for header, of in columns.items()}, dtype=object)
 
 comparing = ['published', 'published_way', 'difference', 'verdict']   # columns that are empty where nothing is published
 
 # %% ../nbs/34_report.ipynb #d1a9db91
 def markdown_table(
-    text:pd.DataFrame,  # as `cells` gives it
+    text:pd.DataFrame,  # as `cells` gives it; headers are ours
 ) -> str:
     "Pipes and dashes; numbers to the right."
     left = {text.columns[0], 'row with MoL', 'negatives', 'verdict'}
     rule = [':--' if c in left else '--:' for c in text]
-    return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in [text.columns, rule, *text.values.tolist()])
+    rows = [map(markdown_cell, r) for r in text.values.tolist()]
+    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [text.columns, rule, *rows])
 
 # %% ../nbs/34_report.ipynb #7eb9d34d
-def html_table(
-    part:pd.DataFrame,   # lines of a table
-    first:str,           # column that names the line
-    name:str,            # id in the page, letters and dashes
-    best:str|None=None,  # row in bold
-    notebooks:dict={},   # row: its executed notebook, from the page
-) -> str:
-    "A table as HTML."
-    link = lambda row, text: f'<a href="{html.escape(notebooks[row])}">{text}</a>' if notebooks.get(row) else text
-    text = cells(part, first, best, strong=lambda t: f'<b>{t}</b>', plain=html.escape, ci=lambda t: f'<span class="ci">{t}</span>', link=link)
-    if 'verdict' in text: text['verdict'] = [f'<span class="v {v.split(",")[0].replace(" ", "-")}">{v}</span>' for v in text.verdict]
-    return set_table(text, name)
+html_cell = template('''
+{% if bold %}<b>{% endif %}
+{%- if href %}<a href="{{ href }}">{{ text }}</a>
+{%- elif look %}<span class="v {{ look }}">{{ text }}</span>
+{%- else %}{{ text }}{% endif %}
+{%- if bold %}</b>{% endif %}
+{%- if ci %} <span class="ci">{{ ci }}</span>{% endif %}
+''')
 
-def set_table(text:pd.DataFrame, name:str, left:tuple=('negatives', 'verdict')) -> str:
-    "A table of ready-made cells: the first column and those of words to the left, numbers to the right."
+table_look = dict(table_width='100%', table_font_size='14px', data_row_padding='5px', column_labels_font_weight='600',
+                  table_border_top_style='hidden', table_border_bottom_color='#D8D8D8', table_body_hlines_color='#EFEFEF',
+                  container_overflow_x='auto')
+
+def set_table(
+    text:pd.DataFrame,      # of `Cell` and text
+    name:str,               # id in the page; made a slug
+    left:tuple=('negatives', 'verdict'),    # columns of words
+) -> Markup:
+    "A table as HTML: the first column and those of words to the left, numbers to the right."
     words = [text.columns[0], *(c for c in left if c in text)]
-    table = GT(text, id=name).fmt(lambda t: t).cols_align('right', columns=[c for c in text.columns if c not in words]).cols_align('left', columns=words)
-    table = table.tab_options(table_width='100%', table_font_size='14px', data_row_padding='5px', column_labels_font_weight='600',
-        table_border_top_style='hidden', table_border_bottom_color='#D8D8D8', table_body_hlines_color='#EFEFEF', container_overflow_x='auto')
-    return table.as_raw_html()
+    table = GT(text, id=slug(name)).fmt(lambda content: html_cell(**vars(cell_of(content))))
+    numbers = [c for c in text.columns if c not in words]
+    table = table.cols_align('right', columns=numbers).cols_align('left', columns=words)
+    return Markup(table.tab_options(**table_look).as_raw_html())
+
+def html_table(part:pd.DataFrame, first:str, name:str, best:str|None=None, notebooks:dict={}) -> Markup:
+    "Lines of a table as HTML; arguments are those of `cells` and `set_table`."
+    return set_table(cells(part, first, best, notebooks), name)
 
 # %% ../nbs/34_report.ipynb #ed18e1ec
 def pairs_square(
     tests:pd.DataFrame,             # as `paired_tests` gives it
     rows:list,                      # labels, in order
     upper:str='hr@10', lower:str='mrr',
-) -> pd.DataFrame:                  # of HTML text; columns numbered as the rows are
+) -> pd.DataFrame:                  # of `Cell` and text; columns numbered as the rows are
     "Adjusted p of every pair, two metrics in one square; below .05 in bold."
     p = {(t.metric, a, b): t.p_holm for t in tests.itertuples() for a, b in ((t.row_a, t.row_b), (t.row_b, t.row_a))}
     def cell(i, j):
         if i == j: return '·'
         value = p[upper if i < j else lower, rows[i], rows[j]]
-        shown = '<.001' if value < .001 else f'{value:.3f}'.lstrip('0')
-        return f'<b>{html.escape(shown)}</b>' if value < .05 else html.escape(shown)
-    square = {'': [f'{i + 1} {html.escape(r)}' for i, r in enumerate(rows)]}
+        return Cell('<.001' if value < .001 else f'{value:.3f}'.lstrip('0'), value < .05)
+    square = {'': [f'{i + 1} {r}' for i, r in enumerate(rows)]}
     return pd.DataFrame(square | {str(j + 1): [cell(i, j) for i in range(len(rows))] for j in range(len(rows))})
 
 # %% ../nbs/34_report.ipynb #1aa897fa
-def run_details(
-    run:Run,
-) -> str:
+details = template('''
+<details><summary>{{ title }}</summary><dl>
+{%- for name, text in facts.items() -%}
+<dt>{{ name }}</dt><dd>{% if name in ('command', 'split') %}<code>{{ text }}</code>{% else %}{{ text }}{% endif %}</dd>
+{%- endfor -%}
+</dl></details>
+''')
+
+def run_details(run:Run) -> Markup:
     "A folded section of a run, as HTML."
-    lines = ''.join(f'<dt>{html.escape(k)}</dt><dd>{f"<code>{html.escape(v)}</code>" if k in ("command", "split") else html.escape(v)}</dd>' for k, v in run_facts(run).items())
     seed = f", seed {run.record['seed']}"*(run.record['seed'] != 0 or bool(run.repeats))
-    return f'<details><summary>{html.escape(run.config["row"] + seed)}</summary><dl>{lines}</dl></details>'
+    return details(title=run.config['row'] + seed, facts=run_facts(run))
 
 # %% ../nbs/34_report.ipynb #a1416d37
+svg_opening = template('<svg class="{{ look }}" role="img" aria-label="{{ label }}"')
+
 def inline_svg(
     svg:str,      # a file's text, as matplotlib writes it
-    name:str,     # prefix of its ids in the page, letters and dashes
+    name:str,     # prefix of its ids in the page; made a slug
     label:str,    # read aloud in place of the picture
     look:str='',  # class of its element
-) -> str:
+) -> Markup:
     "An SVG to put into HTML: no addresses, no clashing ids, scales with the page."
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.S)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', '', svg)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf'\g<1>{name}-', svg)
-    return re.sub(r'<svg\b', f'<svg class="{look}" role="img" aria-label="{html.escape(label)}"', svg, count=1)
+    svg = re.sub(r'\bid="', f'id="{slug(name)}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf'\g<1>{slug(name)}-', svg)
+    return Markup(re.sub(r'<svg\b', lambda _: svg_opening(look=look, label=label), svg, count=1))
+
+# %% ../nbs/34_report.ipynb #5fef1f0f
+figure = template('''
+<figure>{% for drawing in drawings %}{{ drawing }}{% endfor %}<figcaption>{{ caption }}</figcaption></figure>
+''')
 
 def figure_html(
     svg:Path,       # a file that matplotlib wrote
-    name:str,       # prefix of its ids, letters and dashes
+    name:str,       # prefix of its ids
     caption:str,    # below it
-) -> str:
+) -> Markup:
     "A figure of the page."
-    return f'<figure>{inline_svg(svg.read_text(), name, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>'
+    return figure(drawings=[inline_svg(svg.read_text(encoding='utf-8'), name, caption)], caption=caption)
 
 def figure_of(
     table:pd.DataFrame,  # HR@10 lines of a block
     caption:str,         # below the figure
     stem:Path,           # where the wide one is saved; its name makes ids
-) -> str:                # <figure> with a wide and a narrow drawing
+) -> Markup:             # <figure> with a wide and a narrow drawing
     "Save the figure and return it as HTML."
     data = table.drop(columns='metric')
     file = save_figure(hr_figure(table), stem, data)[0]
-    with tempfile.TemporaryDirectory() as folder: small = save_figure(hr_figure(table, width=4.1), Path(folder)/'narrow', data)[0].read_text()
-    drawings = ''.join(inline_svg(svg, f'{Path(stem).name}-{look}', caption, look) for svg, look in ((file.read_text(), 'wide'), (small, 'narrow')))
-    return f'<figure>{drawings}<figcaption>{html.escape(caption)}</figcaption></figure>'
+    drawn = dict(wide=file.read_text(encoding='utf-8'))
+    with tempfile.TemporaryDirectory() as folder:
+        small = save_figure(hr_figure(table, width=4.1), Path(folder)/'narrow', data)[0]
+        drawn['narrow'] = small.read_text(encoding='utf-8')
+    name = Path(stem).name
+    return figure(drawings=[inline_svg(svg, f'{name}-{look}', caption, look) for look, svg in drawn.items()], caption=caption)
 
 # %% ../nbs/34_report.ipynb #e4de4fe7
-style = '''
+style = template('''
 :root { color-scheme: light }
 * { box-sizing: border-box }
 body { margin: 0; background: #FFF; color: #1F2328; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
-main { max-width: 920px; margin: 0 auto; padding: 28px 20px 60px }
+main { max-width: 920px; margin: 0 auto; padding: 28px 20px 60px; overflow-wrap: break-word }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 6px } h2 { font-size: 22px; margin: 44px 0 8px } h3 { font-size: 16px; margin: 26px 0 4px }
 p { margin: 10px 0; max-width: 46em } p.small { max-width: 58em } .small, figcaption { font-size: 14px; color: #57606A } .lead { font-size: 18px }
 main table:not(.gt_table) { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; margin: 10px 0; display: block; overflow-x: auto } main table:not(.gt_table) :is(th, td) { padding: 4px 9px; border-bottom: 1px solid #EFEFEF; text-align: left }
@@ -501,7 +550,7 @@ main table.gt_table { font-family: inherit !important; font-variant-numeric: tab
   svg.wide { display: none } svg.narrow { display: block } .ci { display: block } dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: 6px }
   main table.gt_table { font-size: 11.5px !important } main .gt_table .gt_row, main .gt_table .gt_col_heading { padding-left: 2px !important; padding-right: 3px !important }
   main .gt_table .gt_col_heading { font-size: 10.5px !important } .gt_table .ci { font-size: 10.5px } main .gt_table b { font-weight: 700 }
-}'''
+}''')()
 
 # %% ../nbs/34_report.ipynb #cca2dea9
 dataset_names = {'ml-1m': 'MovieLens 1M', 'ml-100k': 'MovieLens 100K', 'ml-20m': 'MovieLens 20M',
@@ -518,20 +567,28 @@ def section_title(runs:list[Run]) -> str:
     sample = ', a sample'*bool(runs[0].config.get('sample_users'))
     return f'{dataset_names.get(dataset, dataset)}{sample}, {protocol_names.get(protocol, protocol)}{shuffled}{drawn}'
 
+# %% ../nbs/34_report.ipynb #cc0cee6e
+tables = template('''
+{% for title, table in shown %}<h3>{{ title }}</h3>{{ table }}{% endfor %}
+<details><summary>{{ names|join(', ') }}</summary>
+{%- for title, table in folded %}<h3>{{ title }}</h3>{{ table }}{% endfor %}
+</details>
+''')
+
 def metric_tables(
     table:pd.DataFrame,  # of a block
     tests:pd.DataFrame,  # of a block
     name:str,            # prefix of ids
     notebooks:dict={},   # row: its executed notebook, from the page
-) -> str:                # HR@10 in sight, and NDCG@10 where it is reported; the rest folded
+) -> Markup:             # HR@10 in sight, and NDCG@10 where it is reported; the rest folded
     "The tables of a block, one per metric."
     def one(m):
         part = table[table.metric == m]
-        return f'<h3>{metric_names(m)}</h3>' + html_table(part, 'row', f'{name}-{m.replace("@", "-")}', clear_best(part, tests), notebooks)
+        return metric_names(m), html_table(part, 'row', f'{name}-{m}', clear_best(part, tests), notebooks)
     metrics = table.metric.unique()
-    shown = [m for m in ('hr@10', 'ndcg@10') if m in metrics]
-    rest = [m for m in metrics if m not in shown]
-    return ''.join(map(one, shown)) + f'<details><summary>{", ".join(map(metric_names, rest))}</summary>{"".join(map(one, rest))}</details>'
+    first = [m for m in ('hr@10', 'ndcg@10') if m in metrics]
+    rest = [m for m in metrics if m not in first]
+    return tables(shown=list(map(one, first)), names=list(map(metric_names, rest)), folded=list(map(one, rest)))
 
 # %% ../nbs/34_report.ipynb #5f4558f7
 @dataclass(frozen=True, eq=False)
@@ -593,19 +650,35 @@ last_out_words = ('Not the same protocol as the published figures, which are rea
                   "The authors' own later run on MovieLens 1M has .3237 for HSTU-large and .3474 with MoL. The published BERT4Rec and GRU4Rec come from arXiv 2309.07602 and were trained against the whole catalogue, ours against sampled items.")
 elsewhere = "The published figures are for another data set: nothing here repeats them, so none is shown. Bold: the best of these trained models, where the paired test over users against the runner-up survives Holm's correction; with one seed a row, another training run may say otherwise."
 
+def words(b:Block) -> str:
+    "How the tables of a block are to be read."
+    return elsewhere if not b.comparable else last_out_words if b.last_out else how_judged
+
+# %% ../nbs/34_report.ipynb #940639d5
+section = template('''
+<h2>{{ title }}</h2>{{ figure }}{{ tables }}<p class="small">{{ words }}</p>
+<h3>What can be told apart</h3>{% for remark in remarks %}<p>{{ remark }}</p>{% endfor %}
+
+{% if square %}
+<details><summary>Every pair of rows</summary>
+<p class="small">Holm-adjusted p of the paired tests: above the diagonal HR@10, below it reciprocal rank.
+Each test flips signs 10,000 times, so no adjusted p is below {{ least }}.</p>{{ square }}</details>
+{% endif %}
+<h3>How each row was made</h3>{% for run in runs %}{{ run }}{% endfor %}
+
+''')
+
 def block_html(
     b:Block,
     figure:str='',   # <figure>, or nothing
-) -> str:
+) -> Markup:
     "Section of a block."
-    title = f'<h2>{html.escape(section_title(b.runs))}</h2>{figure}'
-    words = elsewhere if not b.comparable else last_out_words if b.last_out else how_judged
-    tables = metric_tables(b.shown, b.tests, b.name, b.notebooks)
-    told = '<h3>What can be told apart</h3>' + ''.join(f'<p>{html.escape(r)}</p>' for r in b.remarks)
-    if len(b.runs) > 1:
-        square = set_table(pairs_square(b.tests, [r.label for r in b.runs]), f'{b.name}-pairs')
-        told += f'<details><summary>Every pair of rows</summary><p class="small">Holm-adjusted p of the paired tests: above the diagonal HR@10, below it reciprocal rank. Each test flips signs 10,000 times, so no adjusted p is below {len(b.runs)*(len(b.runs) - 1)/20_002:.2g}.</p>{square}</details>'
-    return f'{title}{tables}<p class="small">{html.escape(words)}</p>{told}<h3>How each row was made</h3>{"".join(run_details(r) for run in b.runs for r in run.each)}'
+    rows = [r.label for r in b.runs]
+    square = set_table(pairs_square(b.tests, rows), f'{b.name}-pairs') if len(rows) > 1 else ''
+    return section(title=section_title(b.runs), figure=figure, words=words(b), remarks=b.remarks,
+                   tables=metric_tables(b.shown, b.tests, b.name, b.notebooks),
+                   square=square, least=f'{len(rows)*(len(rows) - 1)/20_002:.2g}',
+                   runs=[run_details(r) for run in b.runs for r in run.each])
 
 # %% ../nbs/34_report.ipynb #b748cd55
 verdict_words = {'reached': ('is reached', 'are reached'), 'agrees': ('agrees', 'agree'), 'higher': ('lies below ours', 'lie below ours'), 'lower': ('lies above ours', 'lie above ours'), 'not reproduced': ('is not', 'are not')}
@@ -623,48 +696,70 @@ def headline(
     return (f'{section_title(b.runs)}: of {len(hr)} published hit rates at 10 that we repeated, {listed(parts).replace(";", ",")}; '
             f'over all metrics {int((whole.verdict == good).sum())} of {len(whole)} {verdict_words[good][1]}.')
 
+# %% ../nbs/34_report.ipynb #adb58781
+document = template('''
+<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title><style>{{ style }}</style></head><body><main>{{ body }}</main></body></html>
+''')
+
+report_body = template('''
+<h1>Published and ours</h1>
+{% for line in lead %}<p class="lead">{{ line }}</p>{% endfor %}
+
+<p class="small">{{ foot }} The name of a row leads to the notebook that made it.
+Rebuild: <code class="ci">make report SCALE={{ scale }}</code></p>
+{% for section in sections %}{{ section }}{% endfor %}{{ more }}
+''')
+
 def page(
     parts:list,   # of (Block, figure as HTML)
     scale:str,    # smoke or quick
-    more:str='',  # further sections, as HTML
-) -> str:
+    more:str='',  # further sections: `Markup`; a plain string is escaped
+) -> Markup:
     "The whole report as one HTML file."
     lead = [headline(b) for b, _ in parts if b.comparable] or [headline(parts[0][0])]
     made = sorted(r.record['started'] for b, _ in parts for run in b.runs for r in run.each)
     days = ' to '.join(sorted({made[0][:10], made[-1][:10]}))
-    foot = f'Built from {len(made)} run records, started {days}. Published: {last_out_source}; under the global time split, {published_source}.'
-    body = ''.join(block_html(b, figure) for b, figure in parts)
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<title>molrec results, {html.escape(scale)}</title><style>{style}</style></head><body><main><h1>Published and ours</h1>'
-            + ''.join(f'<p class="lead">{html.escape(line)}</p>' for line in lead) +
-            f'<p class="small">{html.escape(foot)} The name of a row leads to the notebook that made it. Rebuild: <code class="ci">make report SCALE={html.escape(scale)}</code></p>{body}{more}</main></body></html>\n')
+    foot = (f'Built from {len(made)} run records, started {days}. '
+            f'Published: {last_out_source}; under the global time split, {published_source}.')
+    sections = [block_html(b, figure) for b, figure in parts]
+    body = report_body(lead=lead, foot=foot, scale=scale, sections=sections, more=more)
+    return document(title=f'molrec results, {scale}', style=style, body=body) + '\n'
 
 # %% ../nbs/34_report.ipynb #0a50eb0a
+fold = template('<details><summary>{{ names }}</summary>')
+
 def block_markdown(
     b:Block,
     brief:bool=False,   # HR@10 and NDCG@10 alone
 ) -> str:
     "Section of a block, for GitHub."
-    words = elsewhere if not b.comparable else last_out_words if b.last_out else how_judged
+    notebooks = {row: f'../{file}' for row, file in b.notebooks.items() if file}
     def one(m):
         part = b.shown[b.table.metric == m]
-        return markdown_table(cells(part, 'row', clear_best(part, b.tests), link=lambda row, text: f'[{text}](../{b.notebooks[row]})' if b.notebooks.get(row) else text))
+        return markdown_table(cells(part, 'row', clear_best(part, b.tests), notebooks))
     metrics = list(b.table.metric.unique())
-    shown = [m for m in ('hr@10', 'ndcg@10') if m in metrics]
-    rest = [m for m in metrics if m not in shown]
-    def titled(m, title=''): return f'**{title}{metric_names(m)}**\n\n{one(m)}'
-    more = [f'<details><summary>{", ".join(map(metric_names, rest))}</summary>', *map(titled, rest), '</details>']*(not brief)
-    return '\n\n'.join([*(titled(m, f'{section_title(b.runs)}, ') for m in shown), *more, words, *b.remarks])
+    first = [m for m in ('hr@10', 'ndcg@10') if m in metrics]
+    rest = [m for m in metrics if m not in first]
+    def titled(m, title=''): return f'**{markdown_text(title + metric_names(m))}**\n\n{one(m)}'
+    more = [fold(names=', '.join(map(metric_names, rest))), *map(titled, rest), '</details>']*(not brief)
+    tables = [titled(m, f'{section_title(b.runs)}, ') for m in first]
+    return '\n\n'.join([*tables, *more, words(b), *map(markdown_text, b.remarks)])
 
-def folded(b:Block) -> str: return f'<details><summary><b>{section_title(b.runs)}</b></summary>\n\n{block_markdown(b)}\n\n</details>'
+# %% ../nbs/34_report.ipynb #5e412b00
+bold_fold = template('<details><summary><b>{{ title }}</b></summary>')
+
+def folded(b:Block) -> str: return f'{bold_fold(title=section_title(b.runs))}\n\n{block_markdown(b)}\n\n</details>'
 
 def summary_markdown(
     blocks:list[Block],     # the first is shown
     tables:str,             # the file with all of it, beside this one
 ) -> str:
     "What the README shows."
-    others = ' '.join(headline(b) for b in blocks[1:] if b.comparable)
-    return f'{block_markdown(blocks[0], brief=True)}\n\n{others} [Every table]({tables}), with further cut-offs and the other data sets.'.replace('\n\n [', '\n\n[')
+    others = ' '.join(markdown_text(headline(b)) for b in blocks[1:] if b.comparable)
+    link = f'[Every table]({relative(tables)}), with further cut-offs and the other data sets.'
+    return f'{block_markdown(blocks[0], brief=True)}\n\n' + f'{others} {link}'.strip()
 
 # %% ../nbs/34_report.ipynb #a2ca4af8
 def write(path:Path, text:str) -> Path:
@@ -672,15 +767,20 @@ def write(path:Path, text:str) -> Path:
     with atomic_path(path) as aside: aside.write_bytes(text.encode())
     return path
 
+def block_name(
+    config:dict,    # of a run
+    first:str,      # the data set that is not named
+) -> str:
+    "Data set, protocol, and whether ties are shuffled or users drawn."
+    dataset = '' if config['dataset'] == first else slug(Path(config['dataset']).stem, 40) + '-'
+    ties, drawn = '-shuffled'*(config['tie_order'] == 'shuffled'), '-drawn'*bool(config.get('holdout_users'))
+    return dataset + config['protocol'] + ties + drawn
+
 def make_blocks(runs:list[Run]) -> list[Block]:
-    "Blocks of a report, named by protocol, by that ties are shuffled or users drawn, and, after the first data set, by data set; a name that comes twice is numbered."
-    made, groups = [], blocks(runs)
-    first = groups[0][0].config['dataset']
-    names = [f"{Path(c['dataset']).stem}-"*(c['dataset'] != first) + c['protocol'] + '-shuffled'*(c['tie_order'] == 'shuffled') + '-drawn'*bool(c.get('holdout_users')) for c in (g[0].config for g in groups)]
-    for i, (group, name) in enumerate(zip(groups, names)):
-        again = names[:i].count(name)
-        made.append(make_block(group, name + f'-{again + 1}'*(again > 0)))
-    return made
+    "Blocks of a report, each with a name of its own."
+    groups = blocks(runs)
+    names = unique([block_name(g[0].config, groups[0][0].config['dataset']) for g in groups])
+    return [make_block(group, name) for group, name in zip(groups, names)]
 
 # %% ../nbs/34_report.ipynb #9ff1bec7
 trial_words = 'Runs in this folder whose settings are not those of a published row: tried with other settings, or before the row was changed. They stand in no table above.'
@@ -699,29 +799,30 @@ def asides(trials:list[Run], bad:dict) -> list[tuple]:
     "Title, words and table of what stands beside the tables."
     return [*[('Trials', trial_words, trial_lines(trials))]*bool(trials), *[('Passed over', bad_words, bad_lines(bad))]*bool(bad)]
 
+aside = template('<h2>{{ title }}</h2><p class="small">{{ words }}</p>{{ table }}')
+
 def aside_markdown(trials:list[Run], bad:dict) -> list[str]:    # as `sort_records` gives them
     "Folded sections for GitHub."
-    plain = lambda t: t.map(lambda text: html.escape(text, quote=False).replace('|', '\\|'))
-    return [f'<details><summary><b>{title}</b></summary>\n\n{words}\n\n{markdown_table(plain(t))}\n\n</details>' for title, words, t in asides(trials, bad)]
+    return [f'{bold_fold(title=title)}\n\n{words}\n\n{markdown_table(t)}\n\n</details>' for title, words, t in asides(trials, bad)]
 
-def aside_html(trials:list[Run], bad:dict) -> str:              # as `sort_records` gives them
+def aside_html(trials:list[Run], bad:dict) -> Markup:           # as `sort_records` gives them
     "Sections of the page."
-    def table(t, name): return set_table(t.map(html.escape), name, tuple(c for c in t if c != 'HR@10'))
-    return ''.join(f'<h2>{title}</h2><p class="small">{words}</p>{table(t, title.lower().replace(" ", "-"))}' for title, words, t in asides(trials, bad))
+    def table(t, name): return set_table(t, name, tuple(c for c in t if c != 'HR@10'))
+    return Markup('').join(aside(title=title, words=words, table=table(t, title.lower())) for title, words, t in asides(trials, bad))
 
 # %% ../nbs/34_report.ipynb #b90ff5b9
 def build_report(
     runs_dir:str|Path,      # folder of run folders
     out_dir:str|Path,       # gets tables/, figures/ and results.html
     scale:str='quick',      # whose runs: smoke or quick
-    more:str='',            # further sections of the page, as HTML
+    more:str='',            # further sections of the page: `Markup`; a plain string is escaped
     rows:set|None=None,     # `config_hash` of every row to be reported; `None`: every run is a row
 ) -> dict:                  # name: Path of each file written
     "Tables, figures and the page, from the records alone."
     found, trials, bad = sort_records(runs_dir, scale, rows)
     runs = [r for r in found if not r.config.get('tie_seed')]  # other draws of the ties are for the page on protocol
     if not runs: raise DataError(f'no records of scale {scale!r} in {runs_dir}: `make report SCALE={scale}` makes them')
-    out, name, made, parts = Path(out_dir), 'results' if scale == 'quick' else f'results-{scale}', make_blocks(runs), []
+    out, name, made, parts = Path(out_dir), 'results' if scale == 'quick' else f'results-{slug(scale)}', make_blocks(runs), []
     files = {}
     for i, b in enumerate(made):
         stem = name if i == 0 else f'{name}-{b.name}'

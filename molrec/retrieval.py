@@ -36,6 +36,7 @@ from .index import BruteForce, Combined, HIndexer
 from .lists import kinds
 from .metrics import bootstrap_ci
 from .mol import MoL
+from .pages import literal, markdown_text, relative
 from .plots import method_style, rows_axis, save_figure, theme
 from .quantize import quantize
 from .train import Recommender, encode
@@ -399,7 +400,7 @@ def recall_figure(
         fig, axes = panels(len(parts), width=8.6, height=2.9)
         for ax, (corpus, part) in zip(axes, parts):
             recall_panel(ax, part, low)
-            ax.set_title(corpus_title(*corpus), fontsize=9)
+            ax.set_title(literal(corpus_title(*corpus)), fontsize=9)
         for ax in axes[::3]: ax.set_ylabel(f'recall@{table.k.iloc[0]} of MoL alone')
         for ax in axes[-3:]: ax.set_xlabel('items scored by MoL')
         key(fig, 4 if len(axes) > 2 else 3)
@@ -576,7 +577,9 @@ def heads_text(folder:Path) -> str:
     lines = []
     for t in (read_record(folder, f.stem)[0] for f in sorted(folder.glob('heads-*.csv'))):
         few = t[t.k_prime == t.k_prime.min()]
-        lines += [f"| {r.corpus} | {r.head} | {r.recall:.3f} | " + ('' if r.head == few['head'].iloc[0] else f'{r.first_minus_this:+.3f} [{r.low:+.3f}, {r.high:+.3f}]') + ' |' for r in few.itertuples()]
+        def gain(r): return '' if r.head == few['head'].iloc[0] else f'{r.first_minus_this:+.3f} [{r.low:+.3f}, {r.high:+.3f}]'
+        names = [f'| {markdown_text(r.corpus)} | {markdown_text(r.head)} |' for r in few.itertuples()]
+        lines += [f'{name} {r.recall:.3f} | {gain(r)} |' for name, r in zip(names, few.itertuples())]
     if not lines: return ''
     rows = '\n'.join(lines)
     return (f"Where the head of stage 1 comes from: relative recall with {few.k_prime.iloc[0]} candidates, int8, and what training together gains over the other heads, query by query, with a 95 % interval.\n\n"
@@ -596,7 +599,9 @@ def build_pages(
         for file in sorted(folder.glob(f'{name}*.json')):
             t, about = read_record(folder, file.stem)
             parts.append((file.stem, f"{words(t)} {hardware_words(about['environment'])}."))
-    body = '\n\n'.join([f'![{name}]({name}.png)\n\n{words} ([numbers]({name}.csv))' for name, words in parts] + [heads_text(folder)])
+    def shown(name): return f'![{markdown_text(name)}]({relative(name)}.png)'
+    texts = [f'{shown(name)}\n\n{markdown_text(words)} ([numbers]({relative(name)}.csv))' for name, words in parts]
+    body = '\n\n'.join([*texts, heads_text(folder)])
     with atomic_path(folder/'README.md') as aside: aside.write_text(f'# Recall and throughput\n\nMade by `make report` from the records in this folder.\n\n{body}\n', encoding='utf-8')
     return [folder/'README.md']
 
