@@ -494,12 +494,13 @@ def search(
     k:int=20,               # length of each list
     index:str='auto',       # by which search
     with_seen:bool=False,   # keep what is in the history
-    runs:str|None=None,     # folder of all runs; None: reports/runs of the checkout
+    runs:str|None=None,     # folder of all runs; None: those of this place
+    at:str|None=None,       # when it is asked: seconds since 1970 or a date; None: a usual gap after the last event
 ):                          # DataFrame
     "`molrec search`: what a run would show to somebody."
     if bool(users) == bool(history): raise ConfigError('search: wanted --user ID, or --history TITLE (as often as there are titles), and not both')
     from molrec.lists import recommend  # late: torch takes seconds to import
-    table = recommend(find_run(name, runs), users or None, history or None, k, index, with_seen, say)
+    table = recommend(find_run(name, runs), users or None, history or None, k, index, with_seen, say, at)
     for user, part in table.groupby('user', sort=False): print(f'\n{"user " + str(user) if users else "for this history"}\n{list_text(part)}')
     return table
 
@@ -766,6 +767,7 @@ def add_search(p) -> None:
     p.add_argument('--history', action='append', metavar='TITLE', help='what somebody new has taken, oldest first; repeat it for each title')
     p.add_argument('-k', type=int, default=20, help='length of a list (default: 20)')
     p.add_argument('--index', default='auto', help='auto, brute-force, per-component, component-mean, combined, exact or h-indexer (default: h-indexer if the run has a head, else a search that misses nothing)')
+    p.add_argument('--at', metavar='TIME', help='when it is asked, for a model that reads times: seconds since 1970 or a date as in 2024-01-31T12:00 (default: a usual gap of the user after the last event)')
     p.add_argument('--with-seen', action='store_true', help='keep what is in the history')
     add_runs(p)
 
@@ -838,7 +840,7 @@ def dispatch(
     if a.command == 'report': report(a.scale, a.only_results, a.runs, a.out)
     if a.command == 'runs': runs_command(a.name, a.runs)
     if a.command == 'evaluate': evaluate(a.lists, a.truth, tuple(a.k or (10,)), a.train, a.items, a.columns)
-    if a.command == 'search': search(a.run, a.user, a.history, a.k, a.index, a.with_seen, a.runs)
+    if a.command == 'search': search(a.run, a.user, a.history, a.k, a.index, a.with_seen, a.runs, a.at)
     if a.command == 'plan': plan(a.items, a.storage, a.stage1, a.head_width, a.mol, a.dim)
     if a.command == 'retrieval': retrieval(a.scale)
     if a.command == 'bench': bench(a.what, a.out, a.quick)

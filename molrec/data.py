@@ -9,9 +9,9 @@ __all__ = ['rating_columns', 'absent_1m', 'movielens_terms', 'movielens_citation
            'read_amazon_ratings', 'Source', 'Entry', 'grouplens', 'amazon', 'rows_sha256', 'check_known', 'download',
            'pip_wheel', 'from_source', 'fill_cache', 'show_terms', 'cached', 'file_of', 'own_folder', 'cached_table',
            'unknown_set', 'is_path', 'known_rows', 'load', 'where_own', 'load_items', 'dataset_table',
-           'drop_rare_items', 'drop_rare_users', 'k_core', 'latest', 'Sequences', 'time_ranks', 'histories', 'Holdout',
-           'Split', 'leave_last_one_out', 'calendar_holdout', 'global_time', 'split', 'split_table', 'PackedBatch',
-           'pack_pairs', 'as_tensor', 'pack_history', 'next_times', 'PackedBatches']
+           'drop_rare_items', 'drop_rare_users', 'k_core', 'latest', 'Sequences', 'time_ranks', 'histories', 'Query',
+           'Holdout', 'Split', 'leave_last_one_out', 'calendar_holdout', 'global_time', 'split', 'split_table',
+           'PackedBatch', 'pack_pairs', 'as_tensor', 'pack_history', 'next_times', 'PackedBatches']
 
 # %% ../nbs/01_data.ipynb #05adbead
 import contextlib, difflib, gzip, hashlib, io, json, os, shutil, subprocess, sys, tempfile, warnings, zipfile, zlib
@@ -511,6 +511,21 @@ def histories(
 
 # %% ../nbs/01_data.ipynb #25240d78
 @dataclass(frozen=True, eq=False)
+class Query:
+    "What is asked for some people: what they did, and when they ask."
+    history:Sequences           # all that each did, oldest first, B sequences of at least one item
+    at:np.ndarray|None=None     # when each asks, seconds, (B,), int64; None: at their last event
+    users:np.ndarray|None=None  # dense ids of those that the model knows, (B,), int64; None: strangers
+
+    def __len__(self): return len(self.history)
+    def select(
+        self,
+        rows:np.ndarray,    # numbers of people, (B',), int64
+    ) -> 'Query':
+        "Some of the people."
+        return Query(self.history.select(rows), *(None if a is None else a[rows] for a in (self.at, self.users)))
+
+@dataclass(frozen=True, eq=False)
 class Holdout:
     "What is shown and what is asked, for the users of one evaluation."
     users:np.ndarray     # (B,), int64, ascending
@@ -518,6 +533,11 @@ class Holdout:
     targets:Sequences    # what each user did next, B sequences of at least one item
 
     def __len__(self): return len(self.users)
+    @property
+    def query(self) -> Query:
+        "What a model is asked in this evaluation: at the time of the first target, as the published figures do."
+        times = self.targets.times
+        return Query(self.history, None if times is None else times[self.targets.offsets[:-1]], self.users)
 
 # %% ../nbs/01_data.ipynb #2044c459
 @dataclass(frozen=True, eq=False)
@@ -685,20 +705,20 @@ def as_tensor(a:np.ndarray|None): return None if a is None else torch.from_numpy
 
 # %% ../nbs/01_data.ipynb #56ce011d
 def pack_history(
-    histories:Holdout|Sequences,  # a holdout stands for its histories
-    max_length:int,               # items per sequence, at most; the latest
-) -> PackedBatch:                 # `targets` is None; outputs at `.last` are the queries, (S, ...)
+    asked:Query|Holdout|Sequences,  # a holdout stands for its query, histories alone for one at their last event
+    max_length:int,                 # items per sequence, at most; the latest
+) -> PackedBatch:                   # `targets` is None; outputs at `.last` are the queries, (S, ...)
     "Histories as encoder input."
-    seen = (histories.history if isinstance(histories, Holdout) else histories).truncate(max_length)
+    query = asked.query if isinstance(asked, Holdout) else Query(asked) if isinstance(asked, Sequences) else asked
+    seen = query.history.truncate(max_length)
     if len(seen) and seen.lengths.min() == 0: raise DataError(f'user {seen.users[seen.lengths.argmin()]}: empty history, nothing to encode')
-    return PackedBatch(*map(as_tensor, (seen.users, seen.offsets, seen.items, None, seen.times, next_times(histories, seen))))
+    return PackedBatch(*map(as_tensor, (seen.users, seen.offsets, seen.items, None, seen.times, next_times(seen, query.at))))
 
-def next_times(histories, seen):
-    "The next event's time; after the last one, that of the first target, or where nothing is asked its own."
+def next_times(seen:Sequences, at:np.ndarray|None) -> np.ndarray|None:  # seconds, (T,); None: no times
+    "The next event's time; after the last one, when it is asked."
     if seen.times is None: return None
     times, last = np.append(seen.times[1:], 0), seen.offsets[1:] - 1
-    asked = histories.targets if isinstance(histories, Holdout) else None
-    times[last] = seen.times[last] if asked is None else asked.times[asked.offsets[:-1]]
+    times[last] = seen.times[last] if at is None else at
     return times
 
 # %% ../nbs/01_data.ipynb #4f4ac1e3

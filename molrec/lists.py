@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['last_article', 'kinds', 'plain', 'year_of', 'names', 'titled', 'item_table', 'fitting', 'nearest_titles',
-           'find_titles', 'find_items', 'as_sequences', 'history_query', 'full_histories', 'find_users', 'make_index',
-           'check_index', 'as_lists', 'asked_by_users', 'model_and_items', 'recommend']
+           'find_titles', 'find_items', 'as_sequences', 'evenly', 'history_query', 'full_histories', 'find_users',
+           'make_index', 'check_index', 'as_lists', 'usual_time', 'moment', 'asking', 'asked_by_users', 'reads_time',
+           'asked_by_hand', 'model_and_items', 'gap_of', 'recommend', 'answered']
 
 # %% ../nbs/15_lists.ipynb #134d79e7
 import difflib, functools, re, unicodedata
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor
 
 from .core import Config, ConfigError, DataError
-from .data import Sequences, Split, catalogue, histories, load_items, own_folder, pack_history
+from .data import Query, Sequences, Split, catalogue, histories, load_items, own_folder
 from .index import BruteForce, Combined, ComponentMean, Exact, HIndexer, PerComponent
 from .mol import MoL
 from .records import has_items, read_items, read_record
-from .train import Recommender, described, filtered, interactions_of, load_model, load_run
+from .train import Recommender, described, encode, filtered, interactions_of, load_model, load_run, median_gap_s
 
 # %% ../nbs/15_lists.ipynb #6f429122
 def plain(
@@ -135,22 +136,30 @@ def find_items(
 
 # %% ../nbs/15_lists.ipynb #34c859e7
 def as_sequences(
-    lists:Sequence,     # one list of dense item ids for each query, oldest first
+    lists:Sequence,         # one list of dense item ids for each query, oldest first
+    times:Sequence|None=None,   # one list of seconds for each; None: not known
 ) -> Sequences:
     "Lists of items end to end."
-    lists = [np.asarray(l, dtype=np.int64) for l in lists]
+    def flat(parts): return np.concatenate([np.asarray(p, dtype=np.int64) for p in parts]) if len(parts) else np.empty(0, dtype=np.int64)
     offsets = np.cumsum([0] + [len(l) for l in lists], dtype=np.int64)
-    return Sequences(np.arange(len(lists)), offsets, np.concatenate(lists) if lists else np.empty(0, dtype=np.int64))
+    return Sequences(np.arange(len(lists)), offsets, flat(lists), None if times is None else flat(times))
 
-@torch.no_grad()
+def evenly(
+    history:Sequences,      # without times
+    gap_s:float,            # between two events, seconds
+) -> Sequences:             # with times, each sequence from 0
+    "Histories whose events are one gap apart."
+    place = np.arange(len(history.items)) - np.repeat(history.offsets[:-1], history.lengths)
+    return Sequences(history.users, history.offsets, history.items, np.round(place*gap_s).astype(np.int64))
+
 def history_query(
-    model:Recommender,      # in evaluation mode
-    lists:Sequence,         # one list of dense item ids for each query, oldest first
+    model:Recommender,          # in evaluation mode
+    asked:Query|Sequence,       # a query, or one list of dense item ids for each person, oldest first
     max_length:int|None=None,   # items of each, the latest; None: what the encoder takes, 200 if it takes any number
-) -> Tensor:                # (B, D)
-    "The query of somebody who did this."
-    batch = pack_history(as_sequences(lists), max_length or getattr(model.encoder, 'max_length', 200))
-    return model.encoder(batch)[batch.last]
+) -> Tensor:                    # (B, D)
+    "The queries of people who did this, encoded as in an evaluation."
+    query = asked if isinstance(asked, Query) else Query(as_sequences(asked))
+    return encode(model, query, max_length or getattr(model.encoder, 'max_length', 200))
 
 # %% ../nbs/15_lists.ipynb #82c9bc9e
 def full_histories(
@@ -199,31 +208,82 @@ def as_lists(
     shown = items[[col for col in ('item_id', 'title', 'year', 'genres') if col in items]].iloc[ids.flatten().numpy()[kept]]
     return pd.concat([pd.DataFrame(dict(user=user, rank=rank))[kept].reset_index(drop=True), shown.reset_index(drop=True)], axis=1).assign(score=scores.flatten().numpy()[kept])
 
+# %% ../nbs/15_lists.ipynb #7e59c72e
+def usual_time(
+    history:Sequences,  # with times or without
+) -> np.ndarray|None:   # seconds, one for each sequence; None: no times
+    "When people ask who do not say: after their last event, by the median of their gaps."
+    if history.times is None: return None
+    gaps = [np.diff(history.times[a:b]) for a, b in zip(history.offsets[:-1], history.offsets[1:])]
+    usual = np.array([np.median(g) if len(g) else 0 for g in gaps])
+    return history.times[history.offsets[1:] - 1] + usual.astype(np.int64)
+
 # %% ../nbs/15_lists.ipynb #6ccae4d7
+def moment(
+    text:str|int|None,  # seconds since 1970, or a date as in 2024-01-31T12:00; None: not said
+) -> int|None:          # seconds
+    "A time of asking as it is typed."
+    if text is None or isinstance(text, int): return text
+    if re.fullmatch(r'\d{1,12}', text.strip()): return int(text)
+    try: return int(pd.Timestamp(text.strip()).timestamp())
+    except ValueError: raise ConfigError(f'at: got {text!r}, wanted seconds since 1970 or a date as in 2024-01-31T12:00') from None
+
+def asking(history:Sequences, at:int|None) -> np.ndarray|None:
+    "When each person asks: as said, or at their usual time."
+    return usual_time(history) if at is None or history.times is None else np.full(len(history), at)
+
 def asked_by_users(
     users:Sequence,         # ids as the source has them, or their digits
     c:Config,               # of the run
     items:pd.DataFrame,     # as `item_table` gives it
     say:Callable,           # is told how much is known of each
-) -> tuple:                 # ids, dense ids (B,), histories
+    at:int|None=None,       # when they ask, seconds; None: at their `usual_time`
+) -> tuple:                 # ids; `Query`
     "What is known of users."
     everything, user_ids = full_histories(c)
-    dense = find_users(users, user_ids)
+    dense = np.array(find_users(users, user_ids))
     for u in dense:
         last = items.get('title', items.item_id).iloc[everything[u][-3:]]
         say(f'user {user_ids[u]}: {len(everything[u])} items, the latest {"; ".join(map(str, last))}')
-    return user_ids[dense], torch.tensor(dense), [everything[u] for u in dense]
+    history = everything.select(dense)
+    return user_ids[dense], Query(history, asking(history, at), dense)
+
+def reads_time(model:Recommender) -> bool: return bool(getattr(model.encoder, 'use_time', False))
+
+def asked_by_hand(
+    history:Sequence,       # titles or ids, oldest first
+    items:pd.DataFrame,     # as `item_table` gives it
+    gap_s:float|None,       # between two events, seconds; None: the model reads no times, or nothing is known of them
+    say:Callable,           # is told what was assumed
+) -> Query:
+    "The query of somebody new, who names items and not when."
+    asked = as_sequences([find_items(history, items, say)])
+    if gap_s is None: return Query(asked)
+    say(f'no times are known: events are taken to be {gap_s:,.0f} s apart, the median of the training data')
+    asked = evenly(asked, gap_s)
+    return Query(asked, usual_time(asked))
 
 # %% ../nbs/15_lists.ipynb #f594a7c7
 def model_and_items(
     run:str|Path,       # folder of a recorded run
     with_data:bool,     # are its data needed too?
     say:Callable,       # is told what a reader should know
-) -> tuple:             # Config, model, items as `titled` gives them
+) -> tuple:             # Config, model, items as `titled` gives them, and `gap_of` the run
     "A model with its items; the data are read where they are asked about, or where an older record has no items."
-    known = has_items(Path(run), read_record(run))
+    record = read_record(run)
+    known = has_items(Path(run), record)
     c, model, s = load_run(run) if with_data or not known else (*load_model(run)[:2], None)
-    return c, model, titled(c, read_items(run, read_record(run)), say) if known else item_table(c, s)
+    items = titled(c, read_items(run, record), say) if known else item_table(c, s)
+    return c, model, items, gap_of(model, record, s)
+
+def gap_of(
+    model:Recommender,      # of a run
+    record:dict,            # of the same run
+    s:Split|None,           # its data, where they were read
+) -> float|None:            # seconds; None: the model reads no times, or nothing is known of them
+    "How far apart events are, for somebody who does not say."
+    if not reads_time(model): return None
+    return record['split'].get('median_gap_s') or (s and median_gap_s(s))
 
 def recommend(
     run:str|Path,                   # folder of a recorded run, with its weights
@@ -233,14 +293,28 @@ def recommend(
     index:str='auto',               # one of `kinds`, or auto
     with_seen:bool=False,           # keep what is in the history, as a run with repeats: allow does anyway
     say:Callable=lambda remark: None,   # is told what a reader should know
+    at:str|int|None=None,           # when it is asked: seconds since 1970 or a date; None: a usual gap after the last event
 ) -> pd.DataFrame:                  # user, rank, item_id, title and more where known, score
     "What a run would show to users of its data set, or to somebody with this history."
     if (users is None) == (history is None): raise ConfigError('recommend: wanted users or a history, and not both')
+    if history is not None and not len(history): raise ConfigError('history: empty, wanted at least one item')
     if k < 1: raise ConfigError(f'k: got {k}, wanted at least 1')
     check_index(index)
-    c, model, items = model_and_items(run, users is not None, say)
+    at, (c, model, items, gap_s) = moment(at), model_and_items(run, users is not None, say)
     if 'title' not in items: say(f'{Path(c.dataset).stem} has no titles: items are shown by their ids')
-    whose, known, lists = asked_by_users(users, c, items, say) if users is not None else (['new'], None, [find_items(history, items, say)])
-    if not all(len(l) for l in lists): raise ConfigError('history: empty, wanted at least one item')
-    found = make_index(model, index).search(history_query(model, lists, c.max_length), k, exclude=None if with_seen or c.repeats == 'allow' else [torch.tensor(l) for l in lists], users=known)
-    return as_lists(*found, items, whose)
+    if users is not None: whose, query = asked_by_users(users, c, items, say, at)
+    else: whose, query = ['new'], asked_by_hand(history, items, gap_s, say)
+    return as_lists(*answered(make_index(model, index), model, query, k, c, with_seen), items, whose)
+
+def answered(
+    index,                  # over the items of the model
+    model:Recommender,      # in evaluation mode
+    query:Query,
+    k:int,                  # length of each list
+    c:Config,               # of the run
+    with_seen:bool=False,   # keep what is in the histories
+) -> tuple[Tensor, Tensor]: # scores and dense ids, (B, k)
+    "The lists that answer a query: what an evaluation of the same query ranks."
+    seen = None if with_seen or c.repeats == 'allow' else [torch.as_tensor(query.history[i]) for i in range(len(query))]
+    users = None if query.users is None else torch.as_tensor(query.users)
+    return index.search(history_query(model, query, c.max_length), k, exclude=seen, users=users)

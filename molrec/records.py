@@ -78,7 +78,7 @@ def declared_fields() -> dict:  # path: Field; an object comes before what is in
     text, maybe_text, part = Field('text'), Field('text', null=True), Field('part')
     some, count, amount = Field('whole', 1), Field('whole', 0), Field('number', 0)
     return {'id': text, 'command?': text, 'seed': Field('whole'), 'config_hash': text, 'config': part, **setting_fields(),
-            'split': part, 'split.fingerprint': text, 'split.n_interactions_train': count, 'split.n_valid_users?': count,
+            'split': part, 'split.fingerprint': text, 'split.n_interactions_train': count, 'split.n_valid_users?': count, 'split.median_gap_s?': Field('number', 0, null=True),
             **dict.fromkeys(('split.n_users', 'split.n_items', 'split.n_test_users', 'split.n_test_targets'), some),
             'code': part, 'code.version?': maybe_text, 'code.commit?': maybe_text, 'code.dirty?': Field('flag', null=True),
             'environment': part, **dict.fromkeys(('environment.python', 'environment.torch', 'environment.cpu'), text),

@@ -10,9 +10,9 @@ __all__ = ['needs', 'head_teachers', 'make_similarity', 'make_encoder', 'Recomme
            'validate', 'fit', 'some_users', 'filtered', 'cuts_text', 'parts_text', 'check_parts', 'interactions_of',
            'identified', 'prepare', 'repeats_text', 'protocol_text', 'items_text', 'check_data', 'ranks_table',
            'items_table', 'described', 'known_items', 'published_way', 'other_epochs', 'cut_note', 'threads_note',
-           'record_in', 'run', 'a_folder', 'make_record', 'describe', 'read_weights', 'weights_of', 'check_tensors',
-           'Sizes', 'load_weights', 'load_model', 'load_run', 'training_queries', 'teacher_scores', 'next_item_loss',
-           'teacher_loss', 'fit_head']
+           'record_in', 'run', 'a_folder', 'make_record', 'median_gap_s', 'describe', 'read_weights', 'weights_of',
+           'check_tensors', 'Sizes', 'load_weights', 'load_model', 'load_run', 'training_queries', 'teacher_scores',
+           'next_item_loss', 'teacher_loss', 'fit_head']
 
 # %% ../nbs/07_train.ipynb #ba23d35d
 import contextlib, dataclasses, itertools, json, math, time, warnings
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .core import Config, ConfigError, DataError, atomic_path, choices, closed_form, code_version, config_hash, digest, environment, file_sha256, is_learned, make_config, peak_memory_mib, run_id, write_json
-from .data import Holdout, PackedBatch, PackedBatches, Sequences, Split, catalogue, drop_rare_items, drop_rare_users, k_core, latest, load, load_items, own_folder, pack_history, split, where_own
+from .data import Holdout, PackedBatch, PackedBatches, Query, Sequences, Split, catalogue, drop_rare_items, drop_rare_users, k_core, latest, load, load_items, own_folder, pack_history, split, where_own
 from .doors import content_sha256, read_interactions
 from .bert4rec import BERT4Rec
 from .encoders import SVD, Popularity, SASRec, item_factors, sequence_of
@@ -106,17 +106,18 @@ def examples(encoder, batch:PackedBatch) -> tuple:
 @torch.no_grad()
 def encode(
     model:Recommender,  # in evaluation mode
-    holdout:Holdout,    # whose histories are encoded
+    asked:Query|Holdout,    # whose histories are encoded; a holdout stands for its query
     max_length:int,     # items per history, the latest
     block:int=256,      # users encoded at once
 ) -> Tensor:            # query embeddings, (B, D)
     "The query after each user's visible history."
-    order = np.argsort(np.minimum(holdout.history.lengths, max_length), kind='stable')
+    query = asked.query if isinstance(asked, Holdout) else asked
+    order = np.argsort(np.minimum(query.history.lengths, max_length), kind='stable')
     place = place_of(model)
-    out = torch.empty(len(holdout), model.encoder.dim, device=place)
+    out = torch.empty(len(query), model.encoder.dim, device=place)
     for i in range(0, len(order), block):
         rows = order[i:i+block]
-        batch = pack_history(Holdout(holdout.users[rows], holdout.history.select(rows), holdout.targets.select(rows)), max_length).to(place)
+        batch = pack_history(query.select(rows), max_length).to(place)
         out[rows] = model.encoder(batch)[batch.last]
     return out
 
@@ -678,10 +679,16 @@ def make_record(c, s, state, folder, started, command):
                 history=book['history'], test_hr10_by_epoch=[[epoch, m['hr@10']] for epoch, m in book['test_by_epoch']], metrics=dict(valid=summary(valid), test=summary(test)),
                 published_way=published_way(book['test_by_epoch']), other_epochs=other_epochs(state, s, c))
 
+def median_gap_s(s:Split) -> float|None:    # seconds; None: no times, or no two events
+    "How far apart two events of a training sequence are, in the middle."
+    if s.train.times is None: return None
+    gaps = np.diff(s.train.times)[np.diff(np.repeat(np.arange(len(s.train)), s.train.lengths)) == 0]
+    return float(np.median(gaps)) if len(gaps) else None
+
 def describe(s):
     "The split in numbers, with its fingerprint."
     return dict(fingerprint=s.fingerprint, protocol=s.protocol, tie_order=s.tie_order, n_users=s.n_users, n_items=s.n_items, n_interactions_train=len(s.train.items),
-                n_valid_users=len(s.valid), n_test_users=len(s.test), n_test_targets=len(s.test.targets.items))
+                n_valid_users=len(s.valid), n_test_users=len(s.test), n_test_targets=len(s.test.targets.items), median_gap_s=median_gap_s(s))
 
 # %% ../nbs/07_train.ipynb #d2716147
 def read_weights(

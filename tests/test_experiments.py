@@ -330,3 +330,23 @@ def test_a_checkpoint_gives_the_recorded_result(file, tmp_path):
     except DataError as e: pytest.skip(f'the data cannot be had here: {e}')
     hr = (evaluate(model, split.test, config.max_length).ranks <= 10).mean()
     assert abs(hr - record['metrics']['test']['hr@10']) < 2e-3, 'ranks on another processor may differ by rounding, not by more'
+
+
+@pytest.mark.parametrize('file', sorted((ROOT/'reports'/'checkpoints').glob('*.safetensors')), ids=lambda p: p.stem[-12:])
+def test_what_is_served_is_what_was_recorded(file):
+    "The query of the recorded evaluation, put to an index: the place of each test item in the list is its recorded rank, ties against the model."
+    from molrec.lists import answered, make_index
+    from molrec.records import read_pairs
+    from molrec.train import load_run
+    run = ROOT/'reports'/'runs'/file.stem
+    try: config, model, split = load_run(run)
+    except DataError as e: pytest.skip(f'the data cannot be had here: {e}')
+    rows = torch.randperm(len(split.test), generator=torch.Generator().manual_seed(0))[:60].numpy()
+    scores, ids = answered(make_index(model, 'brute-force'), model, split.test.query.select(rows), split.n_items, config)
+    targets = torch.as_tensor(split.test.targets.items[split.test.targets.offsets[rows]])
+    own = scores.gather(1, (ids == targets[:, None]).int().argmax(1, keepdim=True))
+    served = (scores >= own).sum(1).numpy()
+    recorded = read_pairs(run/'ranks.parquet')['rank'].to_numpy()[rows]
+    off = abs(served - recorded) > 1 + recorded*.02     # near-ties, on another processor
+    assert off.sum() <= 1, (served[off], recorded[off])
+    assert abs((served <= 10).mean() - (recorded <= 10).mean()) < .04
