@@ -821,7 +821,7 @@ def build_report(
     "Tables, figures and the page, from the records alone."
     found, trials, bad = sort_records(runs_dir, scale, rows)
     runs = [r for r in found if not r.config.get('tie_seed')]  # other draws of the ties are for the page on protocol
-    if not runs: raise DataError(f'no records of scale {scale!r} in {runs_dir}: `make report SCALE={scale}` makes them')
+    if not runs: raise DataError(f'no records of scale {scale!r} in {runs_dir}: `molrec run`, or in a checkout `make report SCALE={scale}`, makes them')
     out, name, made, parts = Path(out_dir), 'results' if scale == 'quick' else f'results-{slug(scale)}', make_blocks(runs), []
     files = {}
     for i, b in enumerate(made):
