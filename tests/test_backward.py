@@ -1,5 +1,5 @@
 "Every backward pass that is written by hand against autograd of the plain form in fp64, where such formulas go wrong: floors, emptied groups, saturated values, absent parts."
-import copy, itertools, math, os
+import copy, importlib, importlib.util, itertools, math, os
 from unittest.mock import patch
 
 import pytest
@@ -16,6 +16,11 @@ from molrec.native import build
 from molrec.similarity import FM, MLP, Dot, Head, NeuralFM
 
 ON_GPU = torch.cuda.is_available()
+if importlib.util.find_spec('triton') and not ON_GPU:
+    with patch.dict(os.environ):    # now, at collection: a later one would take Triton away from tests that hold it
+        from molrec.kernels.backend import interpret
+        interpret()
+        import molrec.kernels.mol_loss
 
 
 @pytest.fixture(autouse=True)
@@ -307,13 +312,9 @@ def interpreter_on(monkeypatch):
 
 
 def kernel_page(name):
-    "The module, in the interpreter where there is no GPU."
-    import importlib
+    "The module; where there is no GPU it was imported for the interpreter, when tests were collected."
     pytest.importorskip('triton', reason='Triton exists for Linux only')
-    with patch.dict(os.environ):
-        from molrec.kernels.backend import interpret
-        if not ON_GPU: interpret()
-        return importlib.import_module(f'molrec.kernels.{name}')
+    return importlib.import_module(f'molrec.kernels.{name}')
 
 
 @pytest.mark.parametrize('kind', ['faint', 'nobody'])

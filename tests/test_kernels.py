@@ -15,6 +15,7 @@ with patch.dict(os.environ):
     from molrec.kernels.resources import resources
     from molrec.kernels.roofline import gpus
     if not ON_GPU: interpret()
+    import _kernels_without_care as careless     # here and not later: its Triton must be the one that `Hostile` watches
     from triton.runtime import interpreter
     modules = {name: importlib.import_module(f'molrec.kernels.{name}') for name in pages}
 
@@ -113,7 +114,6 @@ def test_neither_order_nor_surroundings_matter(name, label, seed, monkeypatch):
 @without_gpu
 def test_the_hostile_launcher_sees_what_it_should():
     "A kernel without a mask writes beyond its output; one that reads beyond its input meets NaN; one that counts on order gives it away."
-    import _kernels_without_care as careless
     with pytest.raises(AssertionError, match='wrote outside'): hostile_launch(careless.no_mask, torch.zeros(10), 10)
     out = torch.zeros(1)
     hostile_launch(careless.reads_beyond, torch.ones(5), out, 5)
@@ -125,6 +125,7 @@ def test_the_hostile_launcher_sees_what_it_should():
 def hostile_launch(kernel, *args, seed=0, grid=(3,)):
     "Arguments after a launch by `Hostile`."
     hostile = Hostile(seed)
+    assert isinstance(kernel, interpreter.InterpretedFunction), 'another Triton would run it without guards, and it writes where it should not'
     with patch.object(interpreter.GridExecutor, '__call__', lambda executor, *a, **k: hostile.launch(executor, *a, **k)): kernel[grid](*args)
     assert hostile.launches == 1
     return args
