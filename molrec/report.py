@@ -421,7 +421,7 @@ def markdown_table(
     text:pd.DataFrame,  # as `cells` gives it; headers are ours
 ) -> str:
     "Pipes and dashes; numbers to the right."
-    left = {text.columns[0], 'row with MoL', 'negatives', 'verdict'}
+    left = {text.columns[0], 'row with MoL', 'negatives', 'verdict', 'data', 'protocol', 'run', 'reason'}
     rule = [':--' if c in left else '--:' for c in text]
     rows = [map(markdown_cell, r) for r in text.values.tolist()]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [text.columns, rule, *rows])
