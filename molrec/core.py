@@ -8,9 +8,9 @@ __all__ = ['more_space', 'other_path', 'remedies', 'disk_errors', 'choices', 'cl
            'neighbour', 'atomic_path', 'unwritable', 'write_json', 'digest', 'file_sha256', 'cache_dir', 'setting',
            'is_encoder', 'is_similarity', 'is_learned', 'draws_negatives', 'has_embedder', 'is_repeated', 'is_uid',
            'is_joint', 'Config', 'range_text', 'outside', 'brief', 'check_setting', 'check_heads', 'check_mol',
-           'check_config', 'check_yaml', 'UniqueKeys', 'yaml_value', 'make_config', 'parse_overrides', 'read_yaml',
-           'read_row', 'load_config', 'canonical', 'is_said', 'config_hash', 'run_id', 'version_of', 'cpu_name',
-           'environment', 'git', 'code_version', 'peak_memory_mib']
+           'check_config', 'check_yaml', 'UniqueKeys', 'yaml_value', 'make_config', 'parse_overrides', 'nearest_file',
+           'read_yaml', 'read_row', 'load_config', 'canonical', 'is_said', 'config_hash', 'run_id', 'version_of',
+           'cpu_name', 'environment', 'git', 'code_version', 'peak_memory_mib']
 
 # %% ../nbs/00_core.ipynb #e3e38146
 import contextlib, dataclasses, difflib, hashlib, json, math, os, platform, re, resource, subprocess, sys, uuid
@@ -424,13 +424,19 @@ def parse_overrides(
     return {key: value(key, text) for key, text in pairs}
 
 # %% ../nbs/00_core.ipynb #e41967e0
+def nearest_file(path:Path) -> str:
+    "What to add to an error about a file that is not there."
+    there = sorted(p.name for p in path.parent.glob(f'*{path.suffix}')) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, there, 1, .3)
+    return f'; the nearest there is {near[0]}' if near else ''
+
 def read_yaml(
     path:str|Path,  # of a mapping
 ) -> dict:
     "A YAML mapping, with errors that name the file."
     try:
         with open(path, encoding='utf-8') as f: content = yaml_value(f.read(2**16 + 1))
-    except FileNotFoundError: raise ConfigError(f'{path}: no such file') from None
+    except FileNotFoundError: raise ConfigError(f'{path}: no such file{nearest_file(Path(path))}') from None
     except OSError as e: raise ConfigError(f'{path}: cannot be read: {e.strerror}') from None
     except (yaml.YAMLError, UnicodeDecodeError) as e: raise ConfigError(f'{path}: not a page of settings: {" ".join(str(e).split())}') from None
     if not isinstance(content, dict): raise ConfigError(f'{path}: holds {type(content).__name__}, wanted keys and values')
