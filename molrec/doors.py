@@ -295,7 +295,7 @@ def float32_rounded(
     distinct = np.unique(values)
     if len(distinct) < 8 or distinct[0] < 2**24: return False
     step = int(np.gcd.reduce(np.diff(distinct)))
-    return step % 64 == 0 and step % 60 != 0 and bool((distinct.astype(np.float32) == distinct).all())
+    return step == np.spacing(np.float32(distinct[0])) and bool((distinct.astype(np.float32) == distinct).all())
 
 def written_dates(
     values:np.ndarray,      # whole numbers, (rows,), int64

@@ -204,7 +204,8 @@ def test_times_that_lost_their_last_bits_are_refused(tmp_path):
     with pytest.raises(DataError, match='rounded by a 32-bit float'): load(written(tmp_path, log([(1, i, t) for i, t in enumerate(rounded)])))
     with pytest.raises(DataError, match='holds float, which rounds'): load(frame(seconds.astype(np.float32)))
     with pytest.raises(DataError, match='a length of time'): load(frame(pd.to_timedelta(seconds, 's')))
-    for exact in (seconds, np.arange(50)*DAY + 1_600_000_000, np.arange(50)*3600 + 1_600_000_000): assert len(load(frame(exact))) == 50
+    whole_days = np.r_[np.arange(49)*DAY + 1_600_000_000, 1_700_000_000]     # all of them 32-bit floats, and meant so
+    for exact in (seconds, np.arange(50)*DAY + 1_600_000_000, np.arange(50)*3600 + 1_600_000_000, whole_days): assert len(load(frame(exact))) == 50
 
 
 def test_fractions_of_a_second_decide_what_came_first(tmp_path):
