@@ -186,13 +186,13 @@ def test_a_run_has_several_names(world, said, form):
 
 
 @pytest.mark.parametrize('words, part', [
-    (('no-such-run', '--user', 1), "'no-such-run': no such run; the nearest are "), (('ring', '--user', 1), "'ring' fits 2 runs"), (('RUN',), 'wanted --user ID, or --history TITLE'),
+    (('no-such-run', '--user', 1), "'no-such-run': no such run; the nearest are "), (('own-', '--user', 1), "'own-' fits 3 runs"), (('RUN',), 'wanted --user ID, or --history TITLE'),
     (('RUN', '--user', 1, '--history', 'alien'), 'and not both'), (('RUN', '--user', 61), 'user 61: not among the 60 users'), (('RUN', '--history', 'the martix'), 'the nearest are Matrix, The (1999)'),
-    (('RUN', '--user', 1, '-k', 0), 'k: got 0'), (('RUN', '--user', 1, '--index', 'faiss'), "index: got 'faiss'"), (('untitled', '--history', 'alien'), 'item alien: not among the 30 items')])
-def test_a_mistake_is_one_line_and_status_2(world, said, words, part):
-    runs, (name, *_) = world
-    status, out, err = said('search', *(name if w == 'RUN' else w for w in words), '--runs', runs)
-    assert status == 2 and len(err) == 1 and err[0].startswith('molrec: ') and part in err[0], (out, err)
+    (('RUN', '--user', 1, '-k', 0), 'k: got 0'), (('RUN', '--user', 1, '--index', 'faiss'), "index: got 'faiss'"), (('UNTITLED', '--history', 'alien'), 'item alien: not among the 30 items')])
+def test_a_mistake_is_one_line_and_status_1(world, said, words, part):
+    runs, names = world
+    status, out, err = said('search', *({'RUN': names[0], 'UNTITLED': names[-1]}.get(w, w) for w in words), '--runs', runs)
+    assert status == 1 and len(err) == 1 and err[0].startswith('molrec: ') and part in err[0], (out, err)
 
 
 def test_absent_weights_are_one_line_that_says_how_to_get_them(world, said, tmp_path):
@@ -200,7 +200,7 @@ def test_absent_weights_are_one_line_that_says_how_to_get_them(world, said, tmp_
     (tmp_path/name).mkdir()
     (tmp_path/name/'record.json').write_bytes((runs/name/'record.json').read_bytes())
     status, _, err = said('search', tmp_path/name, '--user', 1)
-    assert status == 2 and len(err) == 1 and 'train' in err[0]
+    assert status == 1 and len(err) == 1 and 'train' in err[0]
 
 
 # -- molrec plan --
@@ -228,7 +228,7 @@ def test_plan_says_whether_it_fits(said):
 @pytest.mark.parametrize('words, part', [(('--items', 0), 'items: got 0'), (('--items', 5, '--mol', '8x4'), "mol: got '8x4'"), (('--items', 5, '--storage', 'zip'), 'storage'), (('--items', 5, '--stage1', 'zip'), 'zip')])
 def test_a_plan_that_cannot_be_is_one_line(said, words, part):
     status, _, err = said('plan', *words)
-    assert status == 2 and len(err) == 1 and part in err[0]
+    assert status == 1 and len(err) == 1 and part in err[0]
 
 
 # -- the page that shows a list --
