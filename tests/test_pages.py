@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from nbconvert.filters import markdown2html
 from test_report import make_run
 
+from molrec.records import seal, sealed
 from molrec import bench, bench_kernels, insights, plots, protocol, report, retrieval
 
 BITS = ['"', "'", '<', '>', '&', '&lt;', '&#39;', '</script>', '<script>alert(1)</script>', '</style>', '</td>', '<b>',
@@ -93,9 +94,10 @@ def train(folder, row, dataset, similarity, **more):
     way = {'epoch': 4, 'metrics': {m: .2 for m in report.report_metrics['leave-last-one-out']}}
     run = make_run(folder, row, similarity=similarity, loss='sampled-softmax', users=60, dataset=dataset,
                    protocol='leave-last-one-out', history=history, published_way=way, **more)
-    items = pd.DataFrame(dict(item_id=np.arange(3_000), trained=3_000 - np.arange(3_000), shown=1))
+    items = pd.DataFrame(dict(item_id=np.arange(3_416), trained=3_416 - np.arange(3_416), shown=1))
     items.to_parquet(run/'items.parquet', index=False)
     (run/'run.ipynb').write_text('{}')
+    seal(run)
 
 
 @pytest.fixture(scope='module')
@@ -115,7 +117,7 @@ def rename(runs, row, dataset):
         if record['config']['dataset'] == 'plain': record['config']['dataset'] = dataset
         record['command'], record['code']['commit'] = f'molrec run {dataset}', row
         record['environment']['cpu'] = f'cpu {row}'
-        file.write_text(json.dumps(record))
+        file.write_text(json.dumps(sealed(record, file.parent)))
 
 
 def svg_alone(fig, stem, data):
