@@ -44,14 +44,16 @@ def test_recall_writes_its_record_its_figure_and_the_heads(trained, tmp_path):
     assert '![recall](recall.png)' in (tmp_path/'README.md').read_text()
 
 
-def test_recall_with_ids_that_are_text(trained, tmp_path):
-    "Ids as the Amazon readers give them: the notebook and its figures need no numbers."
+def test_ids_that_are_text(trained, tmp_path):
+    "Ids as the Amazon readers give them: neither notebook, and no figure of theirs, needs numbers."
     rows = pd.read_parquet(trained[0].parent/'ring'/'interactions.parquet')
     rows.assign(user_id='A' + rows.user_id.astype(str), item_id='00' + rows.item_id.astype(str)).to_parquet(tmp_path/'text.parquet')
     made = run(Config(dataset=str(tmp_path/'text.parquet'), similarity='mol', head_width=8, **SMALL), tmp_path/'runs', progress=False)['id']
     (tmp_path/'out').mkdir()
     executed('recall', tmp_path/'out', (tmp_path/'runs', made), n_queries=20, k=5, name='recall-text')
     assert retrieval.read_record(tmp_path/'out', 'recall-text')[0].recall.between(0, 1).all()
+    executed('throughput', tmp_path/'out', (tmp_path/'runs', made), largest=10_000, rounds=1, suffix='-text', parts='pools')
+    assert (retrieval.read_record(tmp_path/'out', 'pools-text')[0].n_items == 10_000).any()
 
 
 def test_recall_of_a_corpus_that_was_grown(trained, tmp_path):
