@@ -233,9 +233,9 @@ def search_calls(
     k:int,              # results per query
 ) -> dict:              # (method, k'; 0: all items) to call
     "Searches of one batch: MoL over everything, both stages, and the first alone."
-    from molrec.bench_search import brute_force_over
-    brute = brute_force_over(index, arithmetic='bf16', max_scores=2**27)
-    stage, asked = index.stage_of(None)[0], index.query_vectors(index.request(queries))
+    from molrec.index import BruteForce, request_of, stage_over  # late: it needs no kernel
+    brute = BruteForce.over(index, arithmetic='bf16', max_scores=2**27)
+    stage, asked = stage_over(index.state, index.settings), index.query_vectors(request_of(index.state.items, index.precise, queries))
     calls = {('MoL over everything', 0): lambda: brute.search(queries, k)[0]}
     for kp in k_primes: calls |= {('h-indexer', kp): lambda kp=kp: index.change(k_prime=kp).search(queries, k)[0], ('its first stage', kp): lambda kp=kp: stage.candidates(asked, kp)}
     return calls

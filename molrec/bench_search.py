@@ -11,8 +11,7 @@ __all__ = ['packages', 'lists', 'recipes', 'graph_most', 'probes', 'knobs', 'mak
            'write_bench', 'stage1', 'Mixture', 'teach', 'plain_scores', 'scoring_calls', 'score_gaps', 'scoring_rows',
            'setting_text', 'smallest_k_prime', 'search_rows', 'blocks_ahead', 'filled', 'settled_mib', 'cost_at',
            'slope', 'growth_costs', 'growth_rows', 'search_bars', 'search_text', 'scoring_panel', 'recall_panel',
-           'growth_panel', 'search_figure', 'search', 'brute_force_over', 'large_rows', 'write_large',
-           'hundred_million']
+           'growth_panel', 'search_figure', 'search', 'large_rows', 'write_large', 'hundred_million']
 
 # %% ../nbs/32_bench_search.ipynb #d2a5c1ef
 import ctypes, gc, importlib, os, time
@@ -567,13 +566,15 @@ def search_rows(
     least:float=20,     # bar on h-indexer: times faster than brute force
 ) -> list[dict]:
     "Every index at every setting, in turn."
-    indexes = {m: cls.build(model, items, **(dict(arithmetic='bf16') if m == 'brute-force' else {})) for m, (cls, _) in families.items()}
+    indexes = {m: cls.build(model, items, arithmetic='bf16') for m, (cls, _) in families.items()}
     truth = indexes['brute-force'].search(queries, k)[0]
     within = {m: [s for s in settings if max(s.values(), default=0) <= len(items)] for m, (_, settings) in families.items()}
     within['h-indexer'] = [smallest_k_prime(indexes['h-indexer'], queries, truth, within['h-indexer'])]
-    runs = {(m, setting_text(s)): lambda i=indexes[m], s=s: i.change(**s).search(queries, k) for m in indexes for s in within[m]}
+    runs = {(m, setting_text(s)): lambda i=indexes[m], s=s: i.change(**s).answer(queries, k) for m in indexes for s in within[m]}
     quality = {}
-    for run, call in runs.items(): quality[run] = dict(recall=relative_recall(call()[0], truth), scored=indexes[run[0]].scored.float().mean().item())
+    for run, call in runs.items():
+        found = call()
+        quality[run] = dict(recall=relative_recall(found.scores, truth), scored=found.scored.float().mean().item())
     times, rows, brute = in_rounds(runs, rounds), [], None
     for (m, setting), t in times.items():
         rows.append(row('search', families[m][0].__name__, m, 1e3*t, 'ms', brute, least if m == 'h-indexer' else None, setting=setting, **quality[m, setting]))
@@ -606,7 +607,7 @@ def filled(
     try:
         blocks = blocks_ahead(corpus, n, block, ahead)
         index = HIndexer.build(model, next(blocks).to(device), **settings)
-        if n > block: index.columns.reserve(n)  # room for all, so that nothing is copied again
+        if n > block: index.reserve(n)  # address space for all, so that nothing is copied again
         for x in blocks: index.add(torch.arange(len(index), len(index) + len(x)), x.to(device))
     finally: torch.set_num_threads(threads)
     return index
@@ -637,7 +638,7 @@ def cost_at(
     before = settled_mib()
     index = filled(mol, corpus, n, storage=storage, k_prime=max(k, n//share))
     times = in_turn(dict(search=lambda: index.search(queries, k)), rounds)['search'][:, 0]
-    return dict(n=n, k_prime=index.k_prime, seconds=times.tolist(), resident_mib=settled_mib() - before, planned_mib=n*sum(plan(n, mol, storage, index.stage1).values())/2**20)
+    return dict(n=n, k_prime=index.settings.k_prime, seconds=times.tolist(), resident_mib=settled_mib() - before, planned_mib=n*sum(plan(n, mol, storage, index.settings.stage1).values())/2**20)
 
 # %% ../nbs/32_bench_search.ipynb #73d5a401
 def slope(
@@ -769,17 +770,6 @@ def search(
     table = pd.DataFrame(rows).assign(quick=quick, **where(load))
     return write_bench('search', table, search_figure(table), [search_text(table), search_bars(table)], note(table, f'N = {n:,}, D = {corpus.dim}, {n_queries} queries, MoL 8x4x64'), Path(out))
 
-# %% ../nbs/32_bench_search.ipynb #72f4aae0
-def brute_force_over(
-    index:HIndexer,
-    **settings,     # of the brute force
-) -> BruteForce:
-    "Brute force over the items that another index holds, without a copy."
-    brute = BruteForce(index.similarity, storage=index.storage, **settings)
-    brute.columns, brute.dim = index.columns, index.dim
-    brute.refresh()
-    return brute
-
 # %% ../nbs/32_bench_search.ipynb #c25d59ca
 def large_rows(
     index:HIndexer,
@@ -837,10 +827,10 @@ def hundred_million(
     before, began = settled_mib(), time.perf_counter()
     print(f'[1/3] {n:,} items, {block:,} at a time', flush=True)
     index = filled(model, corpus, n, block, storage='compact-int8', arithmetic='bf16')
-    build_s, planned = time.perf_counter() - began, sum(plan(n, index.similarity, 'compact-int8', index.stage1, getattr(index.head, 'width', 0)).values())
+    build_s, planned = time.perf_counter() - began, sum(plan(n, index.similarity, 'compact-int8', index.settings.stage1, getattr(index.head, 'width', 0)).values())
     reference = 'brute force' if n <= 10**7 else f"k' {wide:,}"
     print(f'[2/3] {n_truth} queries by {reference}', flush=True)
-    asked = brute_force_over(index, arithmetic='bf16', max_scores=2**18) if n <= 10**7 else index.change(k_prime=wide)
+    asked = BruteForce.over(index, arithmetic='bf16', max_scores=2**18) if n <= 10**7 else index.change(k_prime=wide)
     truth = asked.search(corpus.queries(max(batches), 0)[:n_truth], k)[0] if n_truth else None
     print(f'[3/3] searches, {rounds} rounds in turn', flush=True)
     rows = large_rows(index, corpus, batches, k_primes, k, rounds, truth)
