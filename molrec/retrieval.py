@@ -330,7 +330,7 @@ def index_rows(
     calls = {('brute-force', len(task.items)): search_call(BruteForce.build(task.model, task.items), task, truth.shape[1])}
     calls = {key: (lambda call=call: call()[1]) for key, call in calls.items()}
     for index, name in [(make_method(m, task), m) for m in methods]:
-        calls |= {(name, p): (lambda p=p, index=index: ask(index, task, p, truth.shape[1])) for p in k_primes if results <= p <= len(task.items)}
+        calls |= {(name, p): (lambda p=p, index=index: ask(index, task, p, truth.shape[1]).ids) for p in k_primes if results <= p <= len(task.items)}
     return [pareto_row(task, *key, relative_recall(calls[key](), truth), t[:, 0]) for key, t in in_turn(calls, rounds).items()]
 
 # %% ../nbs/33_retrieval.ipynb #6040f39c
