@@ -73,7 +73,7 @@ def output_of(
     return text
 
 # %% ../nbs/00a_native.ipynb #3d069fb3
-flags = ('-O3', '-march=native', '-fno-math-errno', '-fno-trapping-math', '-shared', '-fPIC')
+flags = ('-O3', '-march=native', '-fno-math-errno', '-fno-trapping-math', '-fno-strict-aliasing', '-shared', '-fPIC')
 stuck = {}  # path of a compiler to why it is not asked again in this process
 
 def ask(
