@@ -9,7 +9,7 @@ __all__ = ['margin', 'room', 'most_sampled', 'scan_source', 'kinds', 'forms', 's
            'Lists', 'lists_native', 'cut_native', 'scan_native', 'dense_native', 'exact_rows', 'best_rows', 'hint_size',
            'hint_rank', 'cut_torch', 'exact_torch', 'with_scores', 'hint_native', 'exact_native', 'stacked', 'Stage1',
            'way_to_scan', 'way_to_cut', 'candidates', 'check_queries', 'scan', 'sample_scores', 'exactly',
-           'sampled_thresholds', 'among', 'mended']
+           'sampled_thresholds', 'among', 'mended', 'scan_worth']
 
 # %% ../nbs/11_h_indexer.ipynb #c267f966
 import math, os, time
@@ -659,6 +659,28 @@ int cut(uint64_t *list, int64_t stride, int64_t capacity, int64_t parts, const i
 }
 '''
 
+# %% ../nbs/11_h_indexer.ipynb #768b8427
+scan_source += r'''
+int read_once(const uint64_t *x, int64_t lo, int64_t hi, uint64_t *sum) {
+    uint64_t all = 0;
+    for (int64_t i = lo; i < hi; i++) all += x[i];
+    *sum = all;
+    return 0;
+}
+enum { TRIED = 12 };                                    // sums in registers
+int products(void) { return TRIED*LANES*(KIND == 2 ? 4 : KIND == 1 ? 2 : 1)/SPREAD; }
+int multiply(const uint32_t *x, int64_t steps, ints *out) {     // x: 1,024 words; out: TRIED + 3
+    ints sum[TRIED] = {{0}}, q[3] = {out[TRIED], out[TRIED + 1], out[TRIED + 2]};
+    for (int64_t i = 0; i < steps; i++)
+        for (int r = 0; r < TRIED/3; r++) {
+            ints one = (ints){0} + (int32_t)x[(4*i + r) & 1023];
+            for (int g = 0; g < 3; g++) sum[3*r + g] = ADD(sum[3*r + g], one, q[g]);
+        }
+    for (int j = 0; j < TRIED; j++) out[j] = sum[j];
+    return 0;
+}
+'''
+
 # %% ../nbs/11_h_indexer.ipynb #fbed36b4
 kinds = dict(fp32=0, bf16=1, int8=2)
 forms = ('auto', 'plain', 'neon', 'avx2', 'avxvnni', 'avx512')
@@ -1011,3 +1033,17 @@ def mended(
     rows[bad] = -1
     rows[bad, :wanted] = exact.rows[:, :wanted]
     return Candidates(rows, found.count.index_fill(0, bad, wanted), len(bad))
+
+# %% ../nbs/11_h_indexer.ipynb #43bfd6e7
+def scan_worth(
+    n:int=20_000,   # rows of 64 bytes
+    rounds:int=3,   # timings, in turn
+) -> tuple:         # form of the loop, None if there is none; times faster than torch for 64 queries
+    "Which loop runs here, and what it is worth."
+    x, q = (quantize(torch.randn(m, 64, generator=torch.Generator().manual_seed(0))) for m in (n, 64))
+    if not (library := scan_library(x)): return None, 1.
+    t, times = torch.full((64,), 1e9), ([], [])
+    for _ in range(rounds):
+        for call, taken in zip((lambda: passing(q, x, t, None), lambda: lists_native(library, q, x, t, None, spare)), times):
+            began = time.perf_counter(); call(); taken.append(time.perf_counter() - began)
+    return forms[library.form()], float(np.median(times[0])/np.median(times[1]))
