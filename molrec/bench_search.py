@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['packages', 'lists', 'recipes', 'graph_most', 'probes', 'knobs', 'makers', 'peer_labels', 'asked_for', 'bar_size',
-           'highest', 'top', 'scoring_forms', 'families', 'clustered', 'exact_top', 'overlap', 'kept', 'Peer', 'tune',
-           'development', 'faiss_parameters', 'faiss_peer', 'usearch_peer', 'torch_peer', 'own_peer', 'build',
-           'arithmetic_alone', 'copying', 'stage1_bytes', 'in_rounds', 'bound_rows', 'stage1_rows', 'verdict',
-           'stage1_bars', 'stage1_text', 'share_axis', 'overlap_panel', 'stage1_figure', 'load_before', 'where', 'note',
-           'write_bench', 'stage1', 'Mixture', 'teach', 'plain_scores', 'scoring_calls', 'score_gaps', 'scoring_rows',
-           'setting_text', 'smallest_k_prime', 'search_rows', 'blocks_ahead', 'filled', 'settled_mib', 'cost_at',
-           'slope', 'growth_costs', 'growth_rows', 'search_bars', 'search_text', 'scoring_panel', 'recall_panel',
-           'growth_panel', 'search_figure', 'search', 'large_rows', 'write_large', 'hundred_million']
+           'highest', 'top', 'corpora', 'grid', 'quick_grid', 'grid_looks', 'scoring_forms', 'families', 'clustered',
+           'exact_top', 'overlap', 'kept', 'Peer', 'tune', 'development', 'faiss_parameters', 'faiss_peer',
+           'usearch_peer', 'torch_peer', 'own_peer', 'build', 'arithmetic_alone', 'copying', 'stage1_bytes',
+           'in_rounds', 'bound_rows', 'stage1_rows', 'verdict', 'stage1_bars', 'stage1_text', 'share_axis',
+           'overlap_panel', 'stage1_figure', 'load_before', 'where', 'note', 'write_bench', 'stage1', 'heavy_tailed',
+           'gaussian', 'reading', 'multiplying', 'Place', 'place_of', 'grid_cell', 'grid_bars', 'grid_figure',
+           'grid_pieces', 'grid_piece', 'stage1_grid', 'forms_here', 'Mixture', 'teach', 'plain_scores',
+           'scoring_calls', 'score_gaps', 'scoring_rows', 'setting_text', 'smallest_k_prime', 'search_rows',
+           'blocks_ahead', 'filled', 'settled_mib', 'cost_at', 'slope', 'growth_costs', 'growth_rows', 'search_bars',
+           'search_text', 'scoring_panel', 'recall_panel', 'growth_panel', 'search_figure', 'search', 'large_rows',
+           'write_large', 'hundred_million']
 
 # %% ../nbs/32_bench_search.ipynb #d2a5c1ef
 import ctypes, gc, importlib, os, time
@@ -34,7 +37,7 @@ from .bench import digits, in_a_process, in_turn, machine, markdown, matmul_rate
 from .candidates import ItemTable, mol_library, score_rows
 from .core import ConfigError, atomic_path, environment, peak_memory_mib, version_of, write_json
 from .corpus import cut
-from .h_indexer import Stage1
+from .h_indexer import Stage1, in_c, scan_worth, share
 from .index import BruteForce, Combined, ComponentMean, HIndexer, PerComponent, plan, relative_recall
 from .mol import MoL
 from .plots import method_style, nice_log, rows_axis, save_figure, theme
@@ -428,6 +431,159 @@ def stage1(
     table = pd.DataFrame(rows).assign(quick=quick, **where(load))
     what = note(table, f'N = {n:,}, width {width}, {n_queries} queries', ('faiss', 'usearch'))
     return write_bench('stage1', table, stage1_figure(table), [stage1_text(table), stage1_bars(table)], what, Path(out))
+
+# %% ../nbs/32_bench_search.ipynb #3b281735
+def heavy_tailed(
+    n:int,              # vectors to draw
+    width:int,          # w
+    seed:int=0,         # of the draw
+    n_clusters:int=300, # centres; the same ones for every `seed`
+) -> Tensor:            # (n, w), fp32
+    "Clusters whose sizes fall as 1/rank, along directions whose weight falls as 1/sqrt(rank)."
+    centres = torch.randn(n_clusters, width, generator=torch.Generator().manual_seed(n_clusters))
+    draw, spectrum = torch.Generator().manual_seed(seed), torch.arange(1, width + 1)**-.5
+    z = torch.multinomial(1/torch.arange(1., n_clusters + 1), n, replacement=True, generator=draw)
+    return torch.randn(n, width, generator=draw).mul_(.5).add_(centres[z]).mul_(spectrum)
+
+def gaussian(n:int, width:int, seed:int=0) -> Tensor: return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+corpora = dict(gaussian=gaussian, clustered=heavy_tailed)
+
+# %% ../nbs/32_bench_search.ipynb #e35b2189
+def reading(stage:Stage1):
+    "A call that reads the bytes of a table once, values and scales."
+    def read():
+        for t in stage.rows.tensors('').values():
+            words, sums = t.flatten().view(torch.int64), torch.zeros(torch.get_num_threads(), dtype=torch.int64)
+            in_c(stage.library.read_once, lambda i, parts: [words, *share(len(words), i, parts), sums[i:i + 1]])
+    return read
+
+def multiplying(
+    stage:Stage1,
+    steps:int=20_000,   # of a part
+):                      # a call, and how many pairs of numbers it multiplies
+    "A call that only multiplies."
+    parts = torch.get_num_threads()
+    x, out = torch.ones(1024, dtype=torch.int32), torch.zeros(parts, 15*16 + 16, dtype=torch.int32)
+    at = -out.data_ptr() % 64//4        # vectors begin at multiples of their length
+    return lambda: in_c(stage.library.multiply, lambda i, n: [x, steps, out[i, at:]]), parts*steps*stage.library.products()
+
+# %% ../nbs/32_bench_search.ipynb #87fbb564
+grid = dict(items=(30_000, 300_000, 1_000_000, 10_000_000), widths=(32, 64, 128), queries=(1, 2, 4, 8, 64), candidates=(100, 1_000, 10_000, 100_000))
+quick_grid = dict(items=(30_000, 300_000), widths=(64,), queries=(1, 8, 64), candidates=(100, 10_000))
+
+@dataclass
+class Place:
+    "What one corpus of one size is searched with."
+    vectors:Tensor      # (N, w), fp32
+    queries:Tensor      # (B, w), fp32
+    held_out:Tensor     # for the probes, (b, w), fp32
+    exact:Stage1
+    sampled:Stage1
+    flat:Peer
+    ivf:Peer
+
+def place_of(corpus:str, n:int, width:int, most:int=64) -> Place:  # a key of `corpora`, N, w, B
+    "A corpus with its indexes."
+    vectors, queries, held_out = (corpora[corpus](m, width, seed=seed) for seed, m in enumerate((n, most, 16)))
+    rows = quantize(vectors)
+    stages = [Stage1(rows, threshold=t) for t in ('exact', 'sampled')]
+    return Place(vectors, queries, held_out, *stages, *(build(m, vectors) for m in ('faiss-flat', 'faiss-ivf')))
+
+def grid_cell(place:Place, B:int, k_prime:int, rounds:int=3) -> dict:
+    "One row of the grid: medians in ms of calls in turn, and overlaps with Flat."
+    queries = place.queries[:B]
+    calls = {name: lambda s=stage: s.candidates(queries, k_prime).rows for name, stage in (('exact', place.exact), ('sampled', place.sampled))}
+    calls |= {name: lambda p=peer: p.candidates(queries, k_prime) for name, peer in (('flat', place.flat), ('ivf', place.ivf))}
+    truth = calls['flat']().long()
+    shares = {f'{name}_overlap': overlap(calls[name](), truth) for name in ('exact', 'sampled', 'ivf')}
+    if place.exact.library: calls = dict(read=reading(place.exact)) | calls
+    times = in_rounds(calls, rounds, fast_s=.05, more=4)
+    multiply, pairs = multiplying(place.exact) if place.exact.library else (lambda: None, np.nan)
+    rate = pairs/np.median(in_rounds(dict(multiply=multiply), 5)['multiply'])
+    bound = dict(arithmetic_ms=1e3*B*place.vectors.numel()/rate)
+    return {f'{name}_ms': 1e3*float(np.median(t)) for name, t in times.items()} | bound | shares | dict(probes=place.ivf.chosen[k_prime], n=min(map(len, times.values())))
+
+# %% ../nbs/32_bench_search.ipynb #c29939e0
+def grid_bars(
+    t:pd.DataFrame,     # the grid so far
+) -> pd.DataFrame:      # columns 'asked for', 'of', 'met', 'worst', 'where'
+    "Every goal with the share of cells that meet it, and the worst."
+    key = ['corpus', 'items', 'width', 'k_prime']
+    t = t.assign(peer_ms=t.ivf_ms.where(t.ivf_overlap >= .98))
+    one, many, wide = t[t.queries == 1], t[t.queries == t.queries.max()], t.pivot_table(index=key, columns='queries', values='exact_ms')
+    rows = []
+    def line(text, cells, values, least):
+        values = values.dropna()
+        if not len(values): return
+        at = cells.loc[values.idxmin()] if isinstance(cells, pd.DataFrame) else cells
+        rows.append({'asked for': text, 'cells': len(values), 'met': int((values >= least).sum()), 'worst': digits(values.min()),
+                     'where': f'{at.corpus}, {at["items"]:,} items of {at.width}, {at.queries} queries, k\' {at.k_prime:,}'})
+    large, middle = one[one['items'] >= 10**6], one[one['items'] == 300_000]
+    line('one query from a million items on: 70 % of the bandwidth of a plain read', large, large.read_ms/large.exact_ms, .7)
+    line('one query of 300,000 items: half of that bandwidth', middle, middle.read_ms/middle.exact_ms, .5)
+    line('never slower than Flat', t, t.flat_ms/t.exact_ms, 1)
+    line('never slower than IVF at overlap .98', t, t.peer_ms/t.exact_ms, 1)
+    line('never slower than the sampled threshold', t, t.sampled_ms/t.exact_ms, 1)
+    line('64 queries: five times Flat', many, many.flat_ms/many.exact_ms, 5)
+    line('64 queries: 60 % of the arithmetic bound', many, many.arithmetic_ms/many.exact_ms, .6)
+    halves = t.merge(t[[*key, 'queries', 'exact_ms']].assign(queries=t.queries*2), on=[*key, 'queries'], suffixes=('', '_half'))
+    line('two calls of half the queries are not cheaper than one', halves, 2*halves.exact_ms_half/halves.exact_ms, 1)
+    return pd.DataFrame(rows)
+
+# %% ../nbs/32_bench_search.ipynb #12f468bb
+grid_looks = dict(read=('#444444', ':'), exact=('#D55E00', '-'), sampled=('#E69F00', '--'), flat=('#0072B2', '-'), ivf=('#56B4E9', '-'))
+
+def grid_figure(
+    t:pd.DataFrame,     # the grid so far
+) -> Figure:
+    "Latency against items for one query and for most, k' = 1,000 or the nearest, width 64 or the nearest."
+    width, k = (min(t[c].unique(), key=lambda v: abs(np.log(v/want))) for c, want in (('width', 64), ('k_prime', 1000)))
+    t, names = t[(t.width == width) & (t.k_prime == k)], list(t.corpus.unique())
+    with mpl.rc_context(theme):
+        fig = Figure(figsize=(7.2, 2.4*len(names) + .6), layout='constrained')
+        axes = fig.subplots(len(names), 2, sharex=True, squeeze=False)
+        for axs, corpus in zip(axes, names):
+            for ax, B in zip(axs, (t.queries.min(), t.queries.max())):
+                part = t[(t.corpus == corpus) & (t.queries == B)].sort_values('items')
+                for name, (color, ls) in grid_looks.items(): ax.plot(part['items'], part[f'{name}_ms'], color=color, ls=ls, marker='.', label=name)
+                ax.set_xscale('log'); ax.set_yscale('log'); ax.set_ylabel(f'ms, {B} queries' if B > 1 else 'ms, one query'); ax.set_xlabel(f"items, {corpus}, width {width}, k' = {k:,}")
+        axes[0, 0].legend(frameon=False, fontsize=7)
+    return fig
+
+# %% ../nbs/32_bench_search.ipynb #b56c71a3
+def grid_pieces(quick:bool) -> list[tuple]:  # corpus, N, w: small ones first
+    "What the grid is made of."
+    g = quick_grid if quick else grid
+    return [(corpus, n, width) for n in g['items'] for width in g['widths'] for corpus in corpora if n*width <= 640_000_000]
+
+def grid_piece(corpus:str, n:int, width:int, g:dict) -> pd.DataFrame:
+    "All cells of one corpus of one size."
+    place, rows = place_of(corpus, n, width, max(g['queries'])), []
+    for k_prime in (k for k in g['candidates'] if k < n):
+        tune(place.ivf, place.held_out, exact_top(place.vectors, place.held_out, k_prime))
+        rows += [dict(corpus=corpus, items=n, width=width, queries=B, k_prime=k_prime) | grid_cell(place, B, k_prime) for B in g['queries']]
+    return pd.DataFrame(rows)
+
+def stage1_grid(
+    out:Path='reports/bench',   # folder for the results, made if absent
+    quick:bool=False,           # few sizes
+    budget_s:float=90,          # begin no piece after that many seconds
+    pieces:list|None=None,      # as `grid_pieces` gives them; None: those of `quick`
+) -> pd.DataFrame:              # one row per cell
+    "`molrec bench stage1-grid`: goes on where the last call ended."
+    began, out, load = time.perf_counter(), Path(out), load_before()
+    name, g = 'stage1-grid' + '-quick'*quick, quick_grid if quick else grid
+    table = pd.read_csv(out/f'{name}.csv') if (out/f'{name}.csv').exists() else pd.DataFrame(columns=['corpus', 'items', 'width'])
+    done = set(zip(table.corpus, table['items'], table.width))
+    left = [p for p in pieces or grid_pieces(quick) if p not in done]
+    while left and time.perf_counter() - began < budget_s:
+        print(f'{left[0]}; {len(left)} pieces left', flush=True)
+        made = grid_piece(*left.pop(0), g).assign(form=forms_here(), quick=quick, **where(load))
+        table = pd.concat([table, made], ignore_index=True) if len(table) else made
+        write_bench(name, table, grid_figure(table), [grid_bars(table)], note(table, f'{len(table)} cells, {len(left)} pieces left', ('faiss',)), out)
+    return table
+
+def forms_here() -> str: return scan_worth(1000, 1)[0] or 'torch'
 
 # %% ../nbs/32_bench_search.ipynb #dcd32c15
 class Mixture:

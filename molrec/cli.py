@@ -653,16 +653,18 @@ def check_kept() -> Check:
 # %% ../nbs/36_cli.ipynb #3ba4b4ee
 def check_compiled() -> list[Check]:
     "Whether the loops of the h-indexer and of attention are compiled here, or run in torch."
-    from molrec.h_indexer import scan_source
+    from molrec.h_indexer import scan_worth
     from molrec.encoders import softmax_library
     from molrec.hstu import silu_library
-    from molrec.native import build, problems
-    there = dict(scan=build('scan', scan_source, W=16, KIND=2), softmax=softmax_library(), hstu=silu_library())
+    from molrec.native import problems
+    try: form, worth = scan_worth()
+    except ConfigError as e: return [Check('loops', str(e), 'unset MOLREC_SCAN'), check_kept()]
+    there = dict(scan=form, softmax=softmax_library(), hstu=silu_library())
     slow = [name for name, library in there.items() if library is None]
     fast = [name for name in there if name not in slow]
-    found = [f'compiled: {", ".join(fast)}']*bool(fast)
+    found = [f'compiled: {", ".join(fast)}'.replace('scan', f'scan ({form}, {worth:.3g} times as fast as torch)')]*bool(fast)
     found += [f'in torch: {", ".join(slow)} ({"; ".join(sorted({problems[name] for name in slow}))})']*bool(slow)
-    mend = 'searches and attention run in torch, slower: a C compiler (gcc or clang) and a processor with AVX512 make them fast'
+    mend = 'searches and attention run in torch, slower: a C compiler (gcc or clang) makes them fast, for attention and MoL on a processor with AVX512'
     return [Check('loops', '; '.join(found), mend if slow else ''), check_kept()]
 
 # %% ../nbs/36_cli.ipynb #8e64de99
@@ -750,6 +752,7 @@ def add_runs(p) -> None:
 
 benches = {
     'training': 'seconds and memory of a step, ours against the plain form', 'encoders': 'training positions per second of each encoder, packed against padded', 'stage1': 'candidates from a million items, ours against FAISS, usearch and torch',
+    'stage1-grid': 'exact and sampled thresholds over numbers of queries, items, widths and candidates, against a plain read and FAISS, in pieces of two minutes: call it again until it is done',
     'search': 'scores, whole searches and cost against corpus size, ours against brute force', 'hundred-million': 'one index of a hundred million items (a million with --quick)',
     'kernels': 'machine code, bounds and predictions of the Triton kernels; it needs no GPU'}
 

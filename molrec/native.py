@@ -73,7 +73,7 @@ def output_of(
     return text
 
 # %% ../nbs/00a_native.ipynb #3d069fb3
-flags = ('-O3', '-march=native', '-fno-math-errno', '-fno-trapping-math', '-shared', '-fPIC')
+flags = ('-O3', '-march=native', '-fno-math-errno', '-fno-trapping-math', '-fno-strict-aliasing', '-shared', '-fPIC')
 stuck = {}  # path of a compiler to why it is not asked again in this process
 
 def ask(
@@ -264,7 +264,9 @@ def in_parts(
     "Run the parts of a piece of work side by side."
     parts = parts or torch.get_num_threads()
     if parts == 1: return call(0, 1)
-    for done in [pool(parts, os.getpid()).submit(call, i, parts) for i in range(parts)]: done.result()
+    others = [pool(parts, os.getpid()).submit(call, i, parts) for i in range(1, parts)]
+    try: call(0, parts)     # here: to wake another thread costs as much as a small part
+    finally: [done.result() for done in others]
 
 # %% ../nbs/00a_native.ipynb #88a7a681
 def call_in_parts(
