@@ -23,7 +23,7 @@ from .data import Query, Sequences, Split, catalogue, histories, load_items, own
 from .index import BruteForce, Combined, ComponentMean, Exact, HIndexer, PerComponent
 from .mol import MoL
 from .records import has_items, read_items, read_record
-from .train import Recommender, described, encode, filtered, interactions_of, load_model, load_run, median_gap_s
+from .train import RetrievalModel, described, encode, filtered, interactions_of, load_model, load_run, median_gap_s
 
 # %% ../nbs/15_lists.ipynb #6f429122
 def plain(
@@ -153,7 +153,7 @@ def evenly(
     return Sequences(history.users, history.offsets, history.items, np.round(place*gap_s).astype(np.int64))
 
 def history_query(
-    model:Recommender,          # in evaluation mode
+    model:RetrievalModel,       # in evaluation mode
     asked:Query|Sequence,       # a query, or one list of dense item ids for each person, oldest first
     max_length:int|None=None,   # items of each, the latest; None: what the encoder takes, 200 if it takes any number
 ) -> Tensor:                    # (B, D)
@@ -183,7 +183,7 @@ def find_users(
 kinds = {'brute-force': BruteForce, 'per-component': PerComponent, 'component-mean': ComponentMean, 'combined': Combined, 'exact': Exact, 'h-indexer': HIndexer}
 
 def make_index(
-    model:Recommender,      # in evaluation mode
+    model:RetrievalModel,   # in evaluation mode
     name:str='auto',        # one of `kinds`, or auto
 ):                          # over all items, by dense ids
     "The index of that name over a model's items."
@@ -248,7 +248,7 @@ def asked_by_users(
     history = everything.select(dense)
     return user_ids[dense], Query(history, asking(history, at), dense)
 
-def reads_time(model:Recommender) -> bool: return bool(getattr(model.encoder, 'use_time', False))
+def reads_time(model:RetrievalModel) -> bool: return bool(getattr(model.encoder, 'use_time', False))
 
 def asked_by_hand(
     history:Sequence,       # titles or ids, oldest first
@@ -277,7 +277,7 @@ def model_and_items(
     return c, model, items, gap_of(model, record, s)
 
 def gap_of(
-    model:Recommender,      # of a run
+    model:RetrievalModel,   # of a run
     record:dict,            # of the same run
     s:Split|None,           # its data, where they were read
 ) -> float|None:            # seconds; None: the model reads no times, or nothing is known of them
@@ -308,7 +308,7 @@ def recommend(
 
 def answered(
     index,                  # over the items of the model
-    model:Recommender,      # in evaluation mode
+    model:RetrievalModel,   # in evaluation mode
     query:Query,
     k:int,                  # length of each list
     c:Config,               # of the run
