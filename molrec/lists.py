@@ -8,7 +8,7 @@ __all__ = ['last_article', 'kinds', 'in_memory', 'n_block', 'plain', 'year_of', 
            'unknown_text', 'check_choice', 'item_rows', 'find_items', 'as_sequences', 'history_query', 'full_histories',
            'find_users', 'make_index', 'check_index', 'one_type', 'as_lists', 'usual_time', 'moment', 'asking',
            'asked_by_users', 'events_of', 'histories_in', 'read_histories', 'evenly', 'reads_time', 'times_by_hand',
-           'asked_by_hand', 'Trained', 'gap_of', 'read_trained', 'users_of_run', 'excluded', 'Rules', 'make_rules',
+           'asked_by_hand', 'Trained', 'gap_of', 'read_trained', 'users_of_run', 'one_each', 'Rules', 'make_rules',
            'popular', 'answered', 'Asked', 'lists_of', 'list_blocks']
 
 # %% ../nbs/15_lists.ipynb #134d79e7
@@ -435,18 +435,19 @@ def users_of_run(
     return full_histories(c, df)
 
 # %% ../nbs/15_lists.ipynb #73c092e6
-def excluded(
-    exclude,            # None; ids for all; a list of them for each person; or a dictionary from people to ids
-    whose:np.ndarray,   # the people, (A,)
-) -> list:              # of ids, for each person
-    "What each person must not be shown."
-    if isinstance(exclude, dict):
-        named = {str(name): ids for name, ids in exclude.items()}
-        if stray := named.keys() - set(map(str, whose)): raise DataError(f'exclude: nobody called {", ".join(sorted(stray))} is asked about')
-        exclude = [named.get(str(name)) for name in whose]
-    elif exclude is None or not is_many(exclude) or not any(is_many(part) or part is None for part in exclude): return [exclude]*len(whose)
-    if len(exclude) != len(whose): raise DataError(f'exclude: {len(exclude)} lists, wanted one for each of {len(whose)} people')
-    return list(exclude)
+def one_each(
+    name:str,           # of the argument, for errors
+    given,              # None; ids for all; a list of them for each; or a dictionary from names to ids
+    whose:Sequence,     # what each is called, (A,)
+) -> list:              # of ids, for each
+    "Ids that are meant for all or for each."
+    if isinstance(given, dict):
+        named = {str(who): ids for who, ids in given.items()}
+        if stray := named.keys() - set(map(str, whose)): raise DataError(f'{name}: nothing called {", ".join(sorted(stray))} is asked about')
+        return [named.get(str(who)) for who in whose]
+    if not is_many(given) or not any(is_many(part) or part is None for part in given): return [given]*len(whose)
+    if len(given) != len(whose): raise DataError(f'{name}: {len(given)} lists, wanted one for each of {len(whose)}')
+    return list(given)
 
 @dataclass(frozen=True, eq=False)
 class Rules:
@@ -460,7 +461,7 @@ def make_rules(
     whose:np.ndarray,   # the people, (A,)
     seen:bool=False,    # as in `Rules`
     allow=None,         # ids; None: all
-    exclude=None,       # as for `excluded`
+    exclude=None,       # as for `one_each`
 ) -> Rules:
     "Rules in dense ids."
     def known(wanted): rows = rows_of(as_listed(wanted), ids); return rows[rows >= 0]
@@ -468,7 +469,7 @@ def make_rules(
     if allowed is not None and not len(allowed): raise DataError(f'allow: none of its {len(as_listed(allow)):,} ids is among the {len(ids):,} items of this run')
     if exclude is None: return Rules(seen, allowed)
     own, seen_before = [], {}
-    for part in excluded(exclude, whose):
+    for part in one_each('exclude', exclude, whose):
         if id(part) not in seen_before: seen_before[id(part)] = np.empty(0, np.int64) if part is None else known(part)
         own.append(seen_before[id(part)])
     return Rules(seen, allowed, own)
