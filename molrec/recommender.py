@@ -4,24 +4,29 @@
 
 # %% auto #0
 __all__ = ['in_a_file', 'fit_run', 'ask_users', 'ask_by_hand', 'joined', 'item_directions', 'most_similar', 'grown', 'new_rows',
-           'with_items', 'save_record', 'Recommender', 'check_k']
+           'with_items', 'save_record', 'Recommender', 'check_k', 'request_key', 'list_schema', 'part_file',
+           'write_parts', 'list_writer', 'join_parts', 'remove_parts', 'rules_words', 'write_lists']
 
 # %% ../nbs/17_recommender.ipynb #90823a75
-import copy, os, shutil, tempfile
-from collections.abc import Callable, Iterable
+import copy, json, os, shutil, tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .core import ConfigError, DataError, atomic_path, make_config, neighbour
-from .data import Query, catalogue
-from .lists import (Asked, Trained, as_listed, as_lists, asked_by_hand, asked_by_users, find_items, find_users, in_memory, list_blocks, make_index,
+from .core import ConfigError, DataError, atomic_path, digest, make_config, neighbour, saying
+from .data import catalogue
+from .lists import (Asked, Rules, Trained, as_listed, as_lists, asked_by_hand, asked_by_users, find_items, find_users, in_memory, list_blocks, make_index,
                           make_rules, moment, n_block, one_each, one_type, read_histories, read_trained, reads_time, rows_of, users_of_run)
 from .records import file_of, kept_files
 from .train import RetrievalModel, run
@@ -295,3 +300,99 @@ def check_k(k) -> int:
     "Refuse a length that none is."
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1: raise ConfigError(f'k: got {k!r}, wanted a whole number of at least 1')
     return int(k)
+
+# %% ../nbs/17_recommender.ipynb #4f76c70a
+def request_key(
+    trained:Trained,
+    asked:Asked,
+    *settings,      # all else that decides what is in the lists, as JSON takes it
+) -> str:           # 12 hexadecimal digits
+    "A name for lists: the same request has the same, another has another."
+    history, at = asked.query.history, asked.query.at
+    arrays = [a for a in (asked.place, history.offsets, history.items, history.times, at) if a is not None]
+    return digest(json.dumps([trained.record, len(trained.items), n_block, settings], sort_keys=True), json.dumps(asked.whose.tolist()), *arrays)[:12]
+
+def list_schema(
+    whose:np.ndarray,       # the people
+    items:pd.DataFrame,     # as `titled` gives them
+) -> pa.Schema:
+    "Columns of a file of lists and their types."
+    def of(ids): return pa.int64() if ids.dtype == np.int64 else pa.string()
+    columns = [('user_id', of(whose)), ('item_id', of(items.item_id)), ('score', pa.float32()), ('rank', pa.int64())]
+    return pa.schema(columns + [('title', pa.string())]*('title' in items))
+
+def part_file(folder:Path, i:int) -> Path: return folder/f'part-{i:06}.parquet'
+
+def write_parts(
+    folder:Path,            # of this request, held by the caller
+    blocks:Callable,        # number of a block -> an iterator over the lists of it and of those after it
+    n:int,                  # blocks in all
+    schema:pa.Schema,
+    step:Callable,          # is told the number of each block that is there
+) -> None:
+    "All parts that are not there yet."
+    first = next((i for i in range(n) if not part_file(folder, i).exists()), n)
+    for i in range(first): step(i)
+    for i, lists in enumerate(blocks(first) if first < n else (), first):
+        with atomic_path(part_file(folder, i)) as aside: pq.write_table(pa.Table.from_pandas(lists, schema, preserve_index=False), aside)
+        step(i)
+
+# %% ../nbs/17_recommender.ipynb #9f367a46
+def list_writer(
+    file:Path,      # name.parquet or name.csv
+):                  # of pyarrow, to be closed; from (file, schema)
+    "What writes tables to a file of that form."
+    writers = {'.parquet': pq.ParquetWriter, '.csv': pa_csv.CSVWriter}
+    if file.suffix not in writers: raise ConfigError(f'out: got {file.name!r}, wanted a name that ends in {" or ".join(writers)}')
+    return writers[file.suffix]
+
+def join_parts(
+    parts:Iterable[Path],   # in order, at least one
+    out:Path,               # file to write
+    schema:pa.Schema,
+) -> int:                   # rows
+    "One file from all parts, whole or not at all."
+    rows = 0
+    with atomic_path(out) as aside, list_writer(out)(aside, schema) as writer:
+        for part in parts:
+            table = pq.read_table(part)
+            writer.write_table(table)
+            rows += len(table)
+    return rows
+
+def remove_parts(out:Path) -> None:
+    "Remove what calls for a file left beside it, as far as nobody holds it."
+    for folder in out.parent.glob('.molrec-parts-*'):
+        if not folder.name.endswith(f'-{out.name}'): continue
+        try:
+            with FileLock(folder/'.lock', timeout=0): shutil.rmtree(folder)
+        except (Timeout, OSError): pass     # it is another's, or goes the next time
+
+def rules_words(rules:Rules) -> list:
+    "Rules as JSON takes them."
+    return [rules.seen, None if rules.allow is None else rules.allow.tolist(), rules.exclude and [own.tolist() for own in rules.exclude]]
+
+def write_lists(
+    out:str|Path,           # name.parquet or name.csv
+    trained:Trained,
+    asked:Asked,
+    index,                  # over the items of the model
+    k:int,                  # length of a list
+    rules:Rules,            # of those who ask
+    settings:tuple=(),      # what else decides what is in the lists: of the index
+    progress:bool=True,     # show a bar
+) -> int:                   # rows
+    "Lists of all who ask, in a file; a call that was cut off goes on where it was."
+    out = Path(out)
+    list_writer(out)
+    if not len(asked): raise DataError('users: nobody is asked about')
+    key = request_key(trained, asked, k, rules_words(rules), *settings)
+    folder, n, schema = out.with_name(f'.molrec-parts-{key}-{out.name}'), -(-len(asked)//n_block), list_schema(asked.whose, trained.items)
+    with saying(out): folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder/'.lock', timeout=0), tqdm(total=len(asked), unit='user', desc='lists', disable=not progress) as bar:
+            write_parts(folder, lambda first: list_blocks(index, trained, asked, k, rules, first), n, schema, lambda i: bar.update(min(n_block, len(asked) - i*n_block)))
+            rows = join_parts((part_file(folder, i) for i in range(n)), out, schema)
+    except Timeout: raise DataError(f'{out}: another process is making these lists') from None
+    remove_parts(out)
+    return rows
