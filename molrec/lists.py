@@ -26,7 +26,6 @@ from .core import Config, ConfigError, DataError
 from .data import Query, Sequences, Split, catalogue, histories, load, load_items, own_folder
 from .doors import read_interactions
 from .index import BruteForce, Combined, ComponentMean, Exact, HIndexer, PerComponent
-from .mol import MoL
 from .records import has_items, read_items, read_record
 from .train import RetrievalModel, described, encode, filtered, interactions_of, load_model, load_run, median_gap_s, prepare
 
@@ -263,7 +262,7 @@ def make_index(
 ):                          # over all items, by dense ids
     "The index of that name over a model's items."
     check_index(name)
-    if name == 'auto': name = 'h-indexer' if model.head is not None else 'exact' if isinstance(model.similarity, MoL) else 'brute-force'
+    if name == 'auto': name = 'brute-force' if model.head is None else 'h-indexer'
     return kinds[name].build(model, **{'storage': 'fp32'} | settings)
 
 def check_index(name):
