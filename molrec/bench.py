@@ -30,7 +30,7 @@ from .mol import MoL
 from .pages import markdown_text
 from .plots import method_style, rows_axis, save_figure, theme
 from .similarity import Similarity
-from .train import Recommender, batch_loss, evaluate, log_frequency, make_model, make_optimisers, users_of
+from .train import RetrievalModel, batch_loss, evaluate, log_frequency, make_model, make_optimisers, users_of
 
 # %% ../nbs/31_bench.ipynb #fc054963
 def plain_pairs(
@@ -296,7 +296,7 @@ def trainer(
 
 # %% ../nbs/31_bench.ipynb #b23bc4e5
 def published_loss(
-    model:Recommender,      # encoder and similarity
+    model:RetrievalModel,   # encoder and similarity
     batch:PackedBatch,      # with targets
     n_negatives:int,        # R
 ) -> Tensor:                # 0-dim

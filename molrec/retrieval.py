@@ -39,14 +39,14 @@ from .mol import MoL
 from .pages import literal, markdown_text, relative
 from .plots import method_style, rows_axis, save_figure, theme
 from .quantize import quantize
-from .train import Recommender, encode
+from .train import RetrievalModel, encode
 
 # %% ../nbs/33_retrieval.ipynb #e455e5a8
 @dataclass(frozen=True)
 class Task:
     "A model, a corpus and queries."
     name:str            # of the corpus, as shown
-    model:Recommender
+    model:RetrievalModel
     items:Tensor        # embeddings, (N, D)
     queries:Tensor      # embeddings, (B, D)
     users:Tensor|None   # dense ids, (B,); None: unknown
@@ -60,7 +60,7 @@ class Task:
 @torch.no_grad()
 def trained_task(
     name:str,           # of the corpus, as shown
-    model:Recommender,  # trained
+    model:RetrievalModel,  # trained
     s:Split,            # its data
     max_length:int,     # items per history
     n_queries:int=256,  # test users, drawn at random

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_report import make_run, unsealed
 
-from molrec import insights, lists, protocol, records, report
+from molrec import Recommender, insights, protocol, records, report
 from molrec.core import Config, ConfigError, DataError, file_sha256, write_json
 from molrec.train import fit, known_items, load_model, load_run, prepare, read_state, run
 
@@ -193,7 +193,7 @@ def test_text_ids_go_all_the_way(shop, tmp_path):
     page = report.build_report(folder.parent, tmp_path)['html'].read_text()
     assert 'SASRec' in page and report.paired_tests([found, found.__class__(found.record, found.ranks, 'twin', targets=found.targets)], ('mrr',)).p[0] == 1
     insights.build_insights(folder.parent, tmp_path), insights.target_groups(found)
-    assert lists.recommend(folder, users=['A0003'], k=3).title.str.startswith('Thing').all()
+    assert Recommender.load(folder).recommend(['A0003'], k=3).title.str.startswith('Thing').all()
 
 
 def test_other_users_are_not_paired_though_their_places_are_the_same(shop):
@@ -204,14 +204,14 @@ def test_other_users_are_not_paired_though_their_places_are_the_same(shop):
 
 def test_a_model_is_asked_without_its_data_from_any_folder(shop, tmp_path, monkeypatch):
     c, folder, _ = shop
-    before = lists.recommend(folder, history=['thing 3', 'thing 4'], k=5)
+    before = Recommender.load(folder).recommend(histories=['thing 3', 'thing 4'], k=5)
     moved = shutil.copytree(folder, tmp_path/'my model')
     monkeypatch.delenv('MOLREC_DATA')
     monkeypatch.setenv('MOLREC_CACHE', str(tmp_path/'cache'))
     monkeypatch.chdir(tmp_path)
-    after = lists.recommend(moved, history=['thing 3', 'thing 4'], k=5)
+    after = Recommender.load(moved).recommend(histories=['thing 3', 'thing 4'], k=5)
     pd.testing.assert_frame_equal(before, after)
-    with pytest.raises(DataError, match="'shop'"): lists.recommend(moved, users=['A0003'])
+    with pytest.raises(DataError, match="'shop'"): Recommender.load(moved).recommend(['A0003'])
     (moved/'items.parquet').unlink()
     with pytest.raises(DataError, match='items.parquet: cannot be read'): load_model(moved)
 
