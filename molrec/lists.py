@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['last_article', 'kinds', 'plain', 'year_of', 'names', 'titled', 'item_table', 'fitting', 'nearest_titles',
            'find_titles', 'find_items', 'as_sequences', 'evenly', 'history_query', 'full_histories', 'find_users',
-           'make_index', 'check_index', 'as_lists', 'usual_time', 'moment', 'asking', 'asked_by_users', 'reads_time',
-           'asked_by_hand', 'model_and_items', 'gap_of', 'recommend', 'answered']
+           'make_index', 'check_index', 'as_lists', 'moment', 'asking', 'asked_by_users', 'reads_time', 'asked_by_hand',
+           'model_and_items', 'gap_of', 'recommend', 'answered']
 
 # %% ../nbs/15_lists.ipynb #134d79e7
 import difflib, functools, re, unicodedata
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .core import Config, ConfigError, DataError
-from .data import Query, Sequences, Split, catalogue, histories, load_items, own_folder
+from .data import Query, Sequences, Split, catalogue, histories, load_items, own_folder, usual_time
 from .index import BruteForce, Combined, ComponentMean, Exact, HIndexer, PerComponent
 from .mol import MoL
 from .records import has_items, read_items, read_record
@@ -207,16 +207,6 @@ def as_lists(
     user, rank = np.repeat(np.asarray(whose, dtype=object), ids.shape[1]), np.tile(np.arange(ids.shape[1]) + 1, len(ids))
     shown = items[[col for col in ('item_id', 'title', 'year', 'genres') if col in items]].iloc[ids.flatten().numpy()[kept]]
     return pd.concat([pd.DataFrame(dict(user=user, rank=rank))[kept].reset_index(drop=True), shown.reset_index(drop=True)], axis=1).assign(score=scores.flatten().numpy()[kept])
-
-# %% ../nbs/15_lists.ipynb #7e59c72e
-def usual_time(
-    history:Sequences,  # with times or without
-) -> np.ndarray|None:   # seconds, one for each sequence; None: no times
-    "When people ask who do not say: after their last event, by the median of their gaps."
-    if history.times is None: return None
-    gaps = [np.diff(history.times[a:b]) for a, b in zip(history.offsets[:-1], history.offsets[1:])]
-    usual = np.array([np.median(g) if len(g) else 0 for g in gaps])
-    return history.times[history.offsets[1:] - 1] + usual.astype(np.int64)
 
 # %% ../nbs/15_lists.ipynb #6ccae4d7
 def moment(
