@@ -241,11 +241,10 @@ def rule_remark(
     said = f'Hiding only what the model was fed moves HR@10 by {points(fed.min())} to {points(fed.max())} points. Counting a rank beyond 2,500 as 2,501 moves MRR by at most {depth:.1g}.'
     known = table.dropna(subset=['untrained', 'never_trained'])
     if not len(known): return said
-    left = known.untrained - known.fed
-    films = f'{int(known.never_trained.min())}' + f' or {int(known.never_trained.max())}'*(known.never_trained.min() < known.never_trained.max())
-    return said + (f' Unrated films with rows as an encoder begins with them would move HR@10 by {points(left.min())} to {points(left.max())} points; but the {films} films of our catalogue that are trained as the public code trains them, '
-                   f'as negatives alone, stand in {int(known.in_top_ten.sum()):,} of {len(known)} x 60,400 places of top tens. So such films are worth nothing, and are left out.'*(known.in_top_ten.sum() == 0)
-                   + f' Unrated films with untrained rows would move HR@10 by {points(left.min())} to {points(left.max())} points.'*(known.in_top_ten.sum() > 0))
+    left, counts, places = known.untrained - known.fed, sorted({int(x) for x in known.never_trained}), int(known.in_top_ten.sum())
+    said += f' Unrated films whose rows are as an encoder begins with them would move HR@10 by {points(left.min())} to {points(left.max())} points.'
+    films = f"the {' or '.join(map(str, counts))} films of our catalogue that are trained as theirs are, as negatives alone, stand in {places:,} top tens of all users and {len(known)} runs together"
+    return said + f' But {films}' + (': so they are worth nothing, and are left out.' if places == 0 else '.')
 
 def rule_markdown(
     runs:list[Run],   # of one data set and protocol; may be empty
