@@ -481,8 +481,9 @@ def evaluate_public(
     from molrec.train import rank_again  # late: torch takes seconds to import
     record = rank_again(find_run(name, runs))
     read, asked = record['public_rule'], record.get('asked') or {}
-    ours = f"{read['steps']['history']['hr@10']:.4f} with whole histories hidden" if read['readings'] == 1 else f"the best of {read['readings']} epochs"
-    say(f"{record['config']['row']}: HR@10 {read['metrics']['hr@10']:.4f} by the public rule, epoch {read['epoch']}; {ours}")
+    row, whole, n = record['config']['row'], read['steps']['history']['hr@10'], read['readings']
+    ours = f'{whole:.4f} with whole histories hidden' if n == 1 else f'the best of {n} epochs'
+    say(f"{row}: HR@10 {read['metrics']['hr@10']:.4f} by the public rule, epoch {read['epoch']}; {ours}")
     if asked: say('asked at another time: ' + ', '.join(f"{at} {m['test']['hr@10']:.4f}" for at, m in asked.items()))
     return record
 
@@ -793,7 +794,8 @@ def add_evaluate(p) -> None:
     p.add_argument('--train', help='user_id, item_id: what popularity is counted from, for novelty, serendipity and coverage')
     p.add_argument('--items', help='item_id, genres: for diversity within a list')
     p.add_argument('--columns', default='', help=own_settings['columns'])
-    p.add_argument('--public', action='store_true', help='LISTS is a recorded run: rank again from its weights by the public rule, and add it to the record')
+    p.add_argument('--public', action='store_true', help='LISTS is a recorded run: rank again from its weights by the '
+                   'public rule, and add it to the record')
     add_runs(p)
 
 def add_plan(p) -> None:

@@ -186,7 +186,8 @@ def cache_dir() -> Path:  # not created here
 
 # %% ../nbs/00_core.ipynb #af97a8d6
 choices = dict(
-    protocol=('leave-last-one-out', 'global-time'), tie_order=('stable', 'shuffled'), repeats=('exclude', 'allow'), ask=('target', 'usual'),
+    protocol=('leave-last-one-out', 'global-time'), tie_order=('stable', 'shuffled'), repeats=('exclude', 'allow'),
+    ask=('target', 'usual'),
     time_unit=('auto', 's', 'ms', 'us', 'ns'), duplicates=('drop', 'keep', 'refuse'),
     encoder=('sasrec', 'hstu', 'gru4rec', 'bert4rec', 'svd', 'popularity'), similarity=('dot', 'mlp', 'fm', 'neuralfm', 'mol'),
     loss=('sampled-softmax', 'bce', 'gbce', 'in-batch-softmax', 'full-softmax'), schedule=('joint', 'alternate'),
@@ -264,7 +265,7 @@ class Config:
     head_dim:int=setting(50, 1, 2**16, of=is_encoder('hstu'), said='read')  # hstu: width of a head
     use_time:bool=setting(True, of=is_encoder('hstu'), said='read')  # hstu: bias by elapsed time, where there are timestamps
     next_time:bool=setting(True, of=is_encoder('hstu'), said='read')  # hstu: time passes until the next event, not the present one
-    ask:str=setting('target', of=reads_asking, said='changed')  # hstu: that next event's time is known, in training and evaluation: target (as published); or it is a usual gap after the present one: usual
+    ask:str=setting('target', of=reads_asking, said='changed')  # hstu: is that next event's time known (target), or taken a usual gap later (usual)?
     mask_rate:float=setting(.2, above=0, below=1, of=is_encoder('bert4rec'), said='read')  # bert4rec: share of items hidden in training
     dropout:float=setting(.2, 0, below=.998, of=lambda c: c.encoder not in closed_form)  # rate in the encoder
     # similarity
@@ -355,7 +356,8 @@ def check_heads(c):
 def check_ask(c):
     if c.encoder != 'hstu' or c.ask == 'target' or reads_asking(c): return
     off = 'next_time' if c.use_time else 'use_time'
-    raise ConfigError(f'ask: got {c.ask!r} with {off}: false, where no time of asking is read; wanted target, or {off}: true')
+    why = f'with {off}: false, where no time of asking is read'
+    raise ConfigError(f'ask: got {c.ask!r} {why}; wanted target, or {off}: true')
 
 def check_mol(c):
     parts = c.gates.split('+')

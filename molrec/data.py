@@ -551,7 +551,8 @@ def usual_times(
 ) -> np.ndarray|None:   # seconds, one for each position, (T,); None: no times
     "`usual_time` of every beginning of a sequence."
     if history.times is None: return None
-    parts = [running_medians(np.diff(history.times[a:b])) for a, b in zip(history.offsets[:-1], history.offsets[1:]) if b > a]
+    borders = zip(history.offsets[:-1], history.offsets[1:])
+    parts = [running_medians(np.diff(history.times[a:b])) for a, b in borders if b > a]
     return history.times + np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
 
 # %% ../nbs/01_data.ipynb #23635dd9
@@ -569,7 +570,8 @@ class Holdout:
         "What a model is asked in this evaluation."
         times = self.targets.times
         if times is None or self.ask == 'last': return Query(self.history, None, self.users)
-        return Query(self.history, usual_time(self.history) if self.ask == 'usual' else times[self.targets.offsets[:-1]], self.users)
+        at = usual_time(self.history) if self.ask == 'usual' else times[self.targets.offsets[:-1]]
+        return Query(self.history, at, self.users)
 
 # %% ../nbs/01_data.ipynb #2044c459
 @dataclass(frozen=True, eq=False)

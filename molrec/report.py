@@ -85,7 +85,8 @@ def published_metrics(
 ) -> dict:          # metric: value; empty where nothing was published of this data set, order of ties, time of asking and length of training
     "What a leave-last-one-out run is to be held against."
     dataset = config['dataset']
-    if dataset not in published_epochs or config.get('sample_users') or config.get('ask', 'target') != 'target' or config['epochs'] + config.get('warm_epochs', 0) < published_epochs[dataset]: return {}
+    if dataset not in published_epochs or config.get('sample_users') or config.get('ask', 'target') != 'target': return {}
+    if config['epochs'] + config.get('warm_epochs', 0) < published_epochs[dataset]: return {}
     if dataset == 'ml-1m' and config['tie_order'] == 'stable': return published_stable.get(published_name(config), {})
     return published_last_out[dataset].get(published_name(config), {})
 
@@ -193,7 +194,8 @@ def interval(run:Run, metric:str) -> tuple:
 
 def line(row, method, metric, theirs, ours, low, high):
     "A line of the results table."
-    return dict(row=row, method=method, metric=metric, published=theirs, ours=ours, low=low, high=high, difference=ours - theirs, verdict=verdict(theirs, ours, low, high))
+    return dict(row=row, method=method, metric=metric, published=theirs, ours=ours, low=low, high=high,
+                difference=ours - theirs, verdict=verdict(theirs, ours, low, high))
 
 def method_of(config:dict) -> str:
     "The look of a run in figures: its similarity, or that it is the popularity list."
@@ -346,8 +348,8 @@ def read_their_way(
     "A row as the public tables would print it."
     public = by_public_rule(run)
     if public is None: return *[math.nan]*3, '', ''
-    known, seeds = len(public.each), len(run.each)
-    return *interval(public, metric), ', '.join(str(r.record['public_rule']['epoch']) for r in public.each), f'{known} of {seeds} seeds'*(known < seeds)
+    known, seeds, epochs = len(public.each), len(run.each), [str(r.record['public_rule']['epoch']) for r in public.each]
+    return *interval(public, metric), ', '.join(epochs), f'{known} of {seeds} seeds'*(known < seeds)
 
 def negatives_text(
     config:dict,    # of a run
@@ -371,7 +373,7 @@ def asked_of(
     if config['encoder'] != 'hstu' or not config.get('use_time', True): return ''
     return config.get('ask', 'target') if config.get('next_time', True) else 'last'
 
-last_out_columns = ['row', 'method', 'negatives', 'asked', 'metric', 'published', 'published_way', 'epoch', 'reranked', 'ours', 'low', 'high', 'difference', 'verdict']
+last_out_columns = 'row method negatives asked metric published published_way epoch reranked ours low high difference verdict'.split()
 
 def last_out_table(
     runs:list[Run],   # of one leave-last-one-out block
@@ -382,8 +384,9 @@ def last_out_table(
         theirs = published_metrics(run.config).get(metric, math.nan)
         *their_way, epoch, reranked = read_their_way(run, metric)
         found, (ours, low, high) = line(run.label, method_of(run.config), metric, theirs, *their_way), interval(run, metric)
-        more = dict(negatives=negatives_text(run.config), asked=asked_of(run.config), published_way=their_way[0], epoch=epoch, reranked=reranked)
-        lines.append(found | more | dict(ours=ours, low=low, high=high, verdict=judged(found['verdict'], run)))
+        more = dict(negatives=negatives_text(run.config), asked=asked_of(run.config), epoch=epoch, reranked=reranked)
+        read = dict(published_way=their_way[0], ours=ours, low=low, high=high, verdict=judged(found['verdict'], run))
+        lines.append(found | more | read)
     return pd.DataFrame(lines)[last_out_columns]
 
 def judged(
@@ -427,7 +430,8 @@ def cells(
     notebooks:dict={},       # row: its executed notebook, from the page
 ) -> pd.DataFrame:           # of `Cell` and text
     "A table as it is printed."
-    def row(r): return Cell(f"{r.row} {asked_marks.get(getattr(r, 'asked', ''), '')}".strip(), r.row == best, href=relative(notebooks.get(r.row) or ''))
+    def marked(r): return f"{r.row} {asked_marks.get(getattr(r, 'asked', ''), '')}".strip()
+    def row(r): return Cell(marked(r), r.row == best, href=relative(notebooks.get(r.row) or ''))
     def metric(r): return Cell(metric_names(r.metric), r.row == best)
     def ours(r): return '–' if pd.isna(r.ours) else Cell(sig(r.ours), r.row == best, f'[{sig(r.low)}, {sig(r.high)}]')
     def verdict(r): return Cell(r.verdict, look=slug(r.verdict))
@@ -717,8 +721,8 @@ def block_html(
                    runs=[run_details(r) for run in b.runs for r in run.each])
 
 # %% ../nbs/34_report.ipynb #b748cd55
-verdict_words = {'above': ('lies below ours, interval and all', 'lie below ours, interval and all'), 'reached': ('is reached', 'are reached'), 'within noise': ('is within noise', 'are within noise'),
-                 'not reproduced': ('is not reproduced', 'are not reproduced'), 'not re-ranked': ('is not re-ranked', 'are not re-ranked')}
+verdict_words = {'above': ('lies below our interval', 'lie below our interval')} | {
+    said: (f'is {said}', f'are {said}') for said in ('reached', 'within noise', 'not reproduced', 'not re-ranked')}
 
 def headline(
     b:Block,    # of the report
@@ -727,7 +731,9 @@ def headline(
     whole, hr = (t.query('verdict in @verdict_words') for t in (b.table, b.hr10))
     if not len(whole): return f'{section_title(b.runs)}: no row here repeats a published figure.'
     counts = hr.verdict.value_counts()
-    def missed(v): return ' (' + ', '.join(f'{r.row} {signed(r.difference)}' for r in hr.itertuples() if r.verdict == v) + ')' if v in ('within noise', 'not reproduced') else ''
+    def missed(v):
+        rows = [f'{r.row} {signed(r.difference)}' for r in hr.itertuples() if r.verdict == v]
+        return f" ({', '.join(rows)})" if v in ('within noise', 'not reproduced') else ''
     parts = [f'{int(counts[v])} {w[int(counts[v] > 1)]}{missed(v)}' for v, w in verdict_words.items() if counts.get(v, 0)]
     return (f'{section_title(b.runs)}: of {len(hr)} published hit rates at 10 that we repeated, {listed(parts).replace(";", ",")}; '
             f"over all metrics {int(whole.verdict.isin(['above', 'reached']).sum())} of {len(whole)} are reached.")

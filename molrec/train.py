@@ -296,7 +296,7 @@ class State:
     "What a run needs to go on, and nothing else."
     def __init__(
         self,
-        model:Recommender,  # as it is now; its `best` weights, the `mean` over epochs, and the `public` ranks of the epoch best by them are kept beside
+        model:Recommender,  # as it is now; kept beside: its `best` weights, their `mean` over epochs, `public` ranks of the epoch best by them
         optimisers:dict,    # kind of stage to optimiser
     ):
         self.model, self.optimisers, self.best, self.mean, self.public = model, optimisers, {}, {}, {}
@@ -438,9 +438,10 @@ def validate(state, s, c, epoch):
 def read_test(state, s, c, epoch):
     "The test part after this epoch, both ways: for the published reading alone, nothing is chosen by it."
     ours, public = both_ways(state.model, s.test, c)
-    entry, best = [epoch, summary(ours), summary(public)], max((e[2]['hr@10'] for e in state.book['test_by_epoch']), default=-1.)
-    state.book['test_by_epoch'].append(entry)
-    if entry[2]['hr@10'] > best: state.public = dict(ranks=torch.from_numpy(public.ranks))
+    read = state.book['test_by_epoch']
+    best, found = max((metrics['hr@10'] for *_, metrics in read), default=-1.), summary(public)
+    read.append([epoch, summary(ours), found])
+    if found['hr@10'] > best: state.public = dict(ranks=torch.from_numpy(public.ranks))
 
 # %% ../nbs/07_train.ipynb #e12c56a1
 def fit(
@@ -683,11 +684,11 @@ def public_steps(
     draws:int=3,            # of untrained rows
 ) -> dict:                  # 'history', 'fed', 'depth': `Ranks`; 'catalogue': a list of them, empty where all items are rated
     "Ranks of the test part, from our rule to the public one in steps."
-    history, fed = ranked(model, s.test, c.max_length, (None, c.max_length), repeats=c.repeats)
+    n, (history, fed) = unrated_items(c, s), ranked(model, s.test, c.max_length, (None, c.max_length), repeats=c.repeats)
     def grown(draw):
         items = torch.cat([model.encoder.items.detach(), untrained_rows(c, s, n, draw).to(place_of(model))])
         return at_depth(*ranked(model, s.test, c.max_length, (c.max_length,), repeats=c.repeats, items=items))
-    return dict(history=history, fed=fed, depth=at_depth(fed), catalogue=[grown(i) for i in range(draws)] if (n := unrated_items(c, s)) else [])
+    return dict(history=history, fed=fed, depth=at_depth(fed), catalogue=[grown(i) for i in range(draws*(n > 0))])
 
 def step_metrics(
     steps:dict,     # as `public_steps` gives it
@@ -799,7 +800,8 @@ def make_record(c, s, state, folder, started, command):
                 wall_time_s=round(book['time_s'] + time.perf_counter() - began, 2), peak_memory_mib=round(peak_memory_mib(), 1), n_parameters=sum(p.numel() for p in state.model.parameters()),
                 epochs=len(book['history']), best_epoch=book['best_epoch'], positions_per_s=round(positions/seconds) if seconds else None,
                 history=book['history'], test_hr10_by_epoch=[[epoch, m['hr@10']] for epoch, m, _ in book['test_by_epoch']], metrics=dict(valid=summary(valid), test=summary(test)),
-                published_way=published_way(book['test_by_epoch']), public_rule=public_record(state, s, c, folder), asked=asked_otherwise(state.model, s, c), other_epochs=other_epochs(state, s, c))
+                published_way=published_way(book['test_by_epoch']), public_rule=public_record(state, s, c, folder),
+                asked=asked_otherwise(state.model, s, c), other_epochs=other_epochs(state, s, c))
 
 def median_gap_s(s:Split) -> float|None:    # seconds; None: no times, or no two events
     "How far apart two events of a training sequence are, in the middle."
@@ -893,7 +895,8 @@ def rank_again(
     folder = Path(folder)
     record = read_record(folder)
     if record.get('public_rule'): return record
-    if not record.get('published_way'): raise DataError(f'{folder.name}: its test part was not read at every epoch, so that no published way belongs to it')
+    if not record.get('published_way'):
+        raise DataError(f'{folder.name}: its test part was not read at every epoch, so that no published way belongs to it')
     c, model, s = load_run(folder)
     steps = public_steps(model, s, c)
     same = float((steps['history'].ranks == pd.read_parquet(folder/'ranks.parquet')['rank'].to_numpy()).mean())
