@@ -8,13 +8,13 @@ __all__ = ['epoch_s', 'more_s', 'start_s', 'sizes', 'trained_twice', 'own_settin
            'seconds_text', 'result_text', 'is_data', 'asked_row', 'run', 'settings_of', 'without_gpu_rows',
            'row_hashes', 'report_rows', 'guess_s', 'took_before', 'expected_s', 'progress_line', 'where_data',
            'why_not', 'passed_over', 'row_command', 'run_missing', 'measurements', 'retrieval', 'report', 'own_report',
-           'checkout_report', 'find_run', 'runs_text', 'runs_command', 'evaluate', 'list_text', 'user_line',
-           'lists_text', 'search', 'read_users', 'recommend', 'mol_shape', 'memory_gib', 'plan_table', 'plan', 'data',
-           'check', 'Check', 'pins', 'check_versions', 'check_folders', 'check_machine', 'check_kernels', 'check_kept',
-           'check_compiled', 'check_checkout', 'check_cache', 'check_data', 'doctor', 'spaced', 'add_scale', 'add_run',
-           'add_own', 'changed_settings', 'add_runs', 'add_bench', 'add_search', 'add_lists', 'add_recommend',
-           'add_evaluate', 'add_plan', 'parser', 'bench', 'data_words', 'dispatch', 'system_words', 'fail',
-           'show_what_can_be', 'main']
+           'checkout_report', 'find_run', 'runs_text', 'runs_command', 'evaluate', 'evaluate_public', 'list_text',
+           'user_line', 'lists_text', 'search', 'read_users', 'recommend', 'mol_shape', 'memory_gib', 'plan_table',
+           'plan', 'data', 'check', 'Check', 'pins', 'check_versions', 'check_folders', 'check_machine',
+           'check_kernels', 'check_kept', 'check_compiled', 'check_checkout', 'check_cache', 'check_data', 'doctor',
+           'spaced', 'add_scale', 'add_run', 'add_own', 'changed_settings', 'add_runs', 'add_bench', 'add_search',
+           'add_lists', 'add_recommend', 'add_evaluate', 'add_plan', 'parser', 'bench', 'data_words', 'dispatch',
+           'system_words', 'fail', 'show_what_can_be', 'main']
 
 # %% ../nbs/36_cli.ipynb #041aa3ac
 import argparse, builtins, contextlib, dataclasses, difflib, errno, json, os, re, shlex, shutil, subprocess, sys, time
@@ -473,6 +473,21 @@ def evaluate(
     say(table.to_string(index=False, float_format='{:.4f}'.format))
     return table
 
+# %% ../nbs/36_cli.ipynb #dd569328
+def evaluate_public(
+    name:str,                   # of a run whose weights are here
+    runs:str|Path|None=None,    # folder of all runs; None: those of this place
+) -> dict:                      # its record
+    "`molrec evaluate RUN --public`: rank by the public rule, and ask at other times; both are added to the record."
+    from molrec.train import rank_again  # late: torch takes seconds to import
+    record = rank_again(find_run(name, runs))
+    read, asked = record['public_rule'], record.get('asked') or {}
+    row, whole, n = record['config']['row'], read['steps']['history']['hr@10'], read['readings']
+    ours = f'{whole:.4f} with whole histories hidden' if n == 1 else f'the best of {n} epochs'
+    say(f"{row}: HR@10 {read['metrics']['hr@10']:.4f} by the public rule, epoch {read['epoch']}; {ours}")
+    if asked: say('asked at another time: ' + ', '.join(f"{at} {m['test']['hr@10']:.4f}" for at, m in asked.items()))
+    return record
+
 # %% ../nbs/36_cli.ipynb #c745c747
 def list_text(
     table,          # of one user, as `recommend` gives it
@@ -863,6 +878,9 @@ def add_evaluate(p) -> None:
     p.add_argument('--train', help='user_id, item_id: what popularity is counted from, for novelty, serendipity and coverage')
     p.add_argument('--items', help='item_id, genres: for diversity within a list')
     p.add_argument('--columns', default='', help=own_settings['columns'])
+    p.add_argument('--public', action='store_true', help='LISTS is a recorded run: rank again from its weights by the '
+                   'public rule, and add it to the record')
+    add_runs(p)
 
 def add_plan(p) -> None:
     "Arguments of `molrec plan`."
@@ -924,7 +942,8 @@ def dispatch(
     if a.command == 'run': run(a.config, changed_settings(a), a.scale, a.runs)
     if a.command == 'report': report(a.scale, a.only_results, a.runs, a.out)
     if a.command == 'runs': runs_command(a.name, a.runs)
-    if a.command == 'evaluate': evaluate(a.lists, a.truth, tuple(a.k or (10,)), a.train, a.items, a.columns)
+    if a.command == 'evaluate' and a.public: evaluate_public(a.lists, a.runs)
+    elif a.command == 'evaluate': evaluate(a.lists, a.truth, tuple(a.k or (10,)), a.train, a.items, a.columns)
     if a.command == 'recommend': recommend(a.run, a.out, a.users, a.k, a.index, a.k_prime, a.at, a.cold, a.with_seen, a.runs)
     if a.command == 'search': search(a.run, a.user, a.history, a.k, a.index, a.with_seen, a.runs, a.at, a.unknown)
     if a.command == 'plan': plan(a.items, a.storage, a.stage1, a.head_width, a.mol, a.dim)

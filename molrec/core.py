@@ -7,10 +7,10 @@ __all__ = ['more_space', 'other_path', 'remedies', 'disk_errors', 'choices', 'cl
            'ConfigError', 'WriteError', 'error_number', 'saying', 'hold', 'discard', 'remove_left', 'sweep',
            'neighbour', 'atomic_path', 'unwritable', 'write_json', 'digest', 'file_sha256', 'cache_dir', 'setting',
            'is_encoder', 'is_similarity', 'is_learned', 'draws_negatives', 'has_embedder', 'is_repeated', 'is_uid',
-           'is_joint', 'Config', 'range_text', 'outside', 'brief', 'check_setting', 'check_heads', 'check_mol',
-           'check_config', 'check_yaml', 'UniqueKeys', 'yaml_value', 'make_config', 'parse_overrides', 'nearest_file',
-           'read_yaml', 'read_row', 'load_config', 'canonical', 'is_said', 'config_hash', 'run_id', 'version_of',
-           'cpu_name', 'environment', 'git', 'code_version', 'peak_memory_mib']
+           'is_joint', 'reads_asking', 'Config', 'range_text', 'outside', 'brief', 'check_setting', 'check_heads',
+           'check_ask', 'check_mol', 'check_config', 'check_yaml', 'UniqueKeys', 'yaml_value', 'make_config',
+           'parse_overrides', 'nearest_file', 'read_yaml', 'read_row', 'load_config', 'canonical', 'is_said',
+           'config_hash', 'run_id', 'version_of', 'cpu_name', 'environment', 'git', 'code_version', 'peak_memory_mib']
 
 # %% ../nbs/00_core.ipynb #e3e38146
 import contextlib, dataclasses, difflib, hashlib, json, math, os, platform, re, resource, subprocess, sys, uuid
@@ -187,6 +187,7 @@ def cache_dir() -> Path:  # not created here
 # %% ../nbs/00_core.ipynb #af97a8d6
 choices = dict(
     protocol=('leave-last-one-out', 'global-time'), tie_order=('stable', 'shuffled'), repeats=('exclude', 'allow'),
+    ask=('target', 'usual'),
     time_unit=('auto', 's', 'ms', 'us', 'ns'), duplicates=('drop', 'keep', 'refuse'),
     encoder=('sasrec', 'hstu', 'gru4rec', 'bert4rec', 'svd', 'popularity'), similarity=('dot', 'mlp', 'fm', 'neuralfm', 'mol'),
     loss=('sampled-softmax', 'bce', 'gbce', 'in-batch-softmax', 'full-softmax'), schedule=('joint', 'alternate'),
@@ -227,6 +228,8 @@ def is_uid(c): return c.similarity == 'mol' and c.n_uid > 0
 
 def is_joint(c): return c.encoder not in closed_form and c.schedule == 'joint'
 
+def reads_asking(c): return c.encoder == 'hstu' and c.use_time and c.next_time     # does it matter when somebody asks?
+
 # %% ../nbs/00_core.ipynb #6be75893
 @dataclass(frozen=True)
 class Config:
@@ -262,6 +265,7 @@ class Config:
     head_dim:int=setting(50, 1, 2**16, of=is_encoder('hstu'), said='read')  # hstu: width of a head
     use_time:bool=setting(True, of=is_encoder('hstu'), said='read')  # hstu: bias by elapsed time, where there are timestamps
     next_time:bool=setting(True, of=is_encoder('hstu'), said='read')  # hstu: time passes until the next event, not the present one
+    ask:str=setting('target', of=reads_asking, said='changed')  # hstu: is that next event's time known (target), or taken a usual gap later (usual)?
     mask_rate:float=setting(.2, above=0, below=1, of=is_encoder('bert4rec'), said='read')  # bert4rec: share of items hidden in training
     dropout:float=setting(.2, 0, below=.998, of=lambda c: c.encoder not in closed_form)  # rate in the encoder
     # similarity
@@ -349,6 +353,12 @@ def check_setting(
 def check_heads(c):
     if c.encoder in ('sasrec', 'bert4rec') and c.dim % c.n_heads: raise ConfigError(f'n_heads: {c.n_heads} does not divide dim {c.dim}')
 
+def check_ask(c):
+    if c.encoder != 'hstu' or c.ask == 'target' or reads_asking(c): return
+    off = 'next_time' if c.use_time else 'use_time'
+    why = f'with {off}: false, where no time of asking is read'
+    raise ConfigError(f'ask: got {c.ask!r} {why}; wanted target, or {off}: true')
+
 def check_mol(c):
     parts = c.gates.split('+')
     if not set(parts) <= {'query', 'item', 'pair'} or len(set(parts)) < len(parts):
@@ -363,6 +373,7 @@ def check_config(
     "Refuse, by name, what is out of range or does not go together."
     for f in dataclasses.fields(config): check_setting(config, f)
     check_heads(config)
+    check_ask(config)
     if config.similarity == 'mol': check_mol(config)
     elif config.dot_start: raise ConfigError(f'dot_start: got similarity {config.similarity}, wanted mol')
     if config.head_width and config.similarity == 'dot':

@@ -10,13 +10,14 @@ __all__ = ['rating_columns', 'absent_1m', 'movielens_terms', 'movielens_citation
            'pip_wheel', 'from_source', 'fill_cache', 'show_terms', 'cached', 'file_of', 'own_folder', 'cached_table',
            'unknown_set', 'is_path', 'known_rows', 'load', 'where_own', 'load_items', 'dataset_table',
            'drop_rare_items', 'drop_rare_users', 'k_core', 'latest', 'Sequences', 'time_ranks', 'histories', 'Query',
-           'Holdout', 'Split', 'leave_last_one_out', 'calendar_holdout', 'global_time', 'split', 'split_table',
-           'PackedBatch', 'pack_pairs', 'as_tensor', 'pack_history', 'next_times', 'PackedBatches']
+           'usual_time', 'running_medians', 'usual_times', 'Holdout', 'Split', 'ask_at', 'leave_last_one_out',
+           'calendar_holdout', 'global_time', 'split', 'split_table', 'PackedBatch', 'pack_pairs', 'as_tensor',
+           'pack_history', 'next_times', 'PackedBatches']
 
 # %% ../nbs/01_data.ipynb #05adbead
-import contextlib, difflib, gzip, hashlib, io, json, os, shutil, subprocess, sys, tempfile, warnings, zipfile, zlib
+import bisect, contextlib, difflib, gzip, hashlib, io, json, os, shutil, subprocess, sys, tempfile, warnings, zipfile, zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import filelock, numpy as np, pandas as pd, pyarrow as pa, pyarrow.csv, torch
@@ -525,19 +526,52 @@ class Query:
         "Some of the people."
         return Query(self.history.select(rows), *(None if a is None else a[rows] for a in (self.at, self.users)))
 
+# %% ../nbs/01_data.ipynb #a4cfbbbf
+def usual_time(
+    history:Sequences,  # with times or without
+) -> np.ndarray|None:   # seconds, one for each sequence; None: no times
+    "When people ask who do not say: after their last event, by the median of their gaps."
+    if history.times is None: return None
+    gaps = [np.diff(history.times[a:b]) for a, b in zip(history.offsets[:-1], history.offsets[1:])]
+    usual = np.array([np.median(g) if len(g) else 0 for g in gaps])
+    return history.times[history.offsets[1:] - 1] + usual.astype(np.int64)
+
+def running_medians(
+    gaps:np.ndarray,    # (L,), int64
+) -> list[int]:         # L + 1 numbers, rounded down: of no gap (0), of the first, of the first two, ...
+    "The median of all gaps so far."
+    seen, medians = [], [0]
+    for gap in gaps.tolist():
+        bisect.insort(seen, gap)
+        medians.append((seen[(len(seen) - 1)//2] + seen[len(seen)//2])//2)
+    return medians
+
+def usual_times(
+    history:Sequences,  # with times or without
+) -> np.ndarray|None:   # seconds, one for each position, (T,); None: no times
+    "`usual_time` of every beginning of a sequence."
+    if history.times is None: return None
+    borders = zip(history.offsets[:-1], history.offsets[1:])
+    parts = [running_medians(np.diff(history.times[a:b])) for a, b in borders if b > a]
+    return history.times + np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
+
+# %% ../nbs/01_data.ipynb #23635dd9
 @dataclass(frozen=True, eq=False)
 class Holdout:
     "What is shown and what is asked, for the users of one evaluation."
     users:np.ndarray     # (B,), int64, ascending
     history:Sequences    # all that each user did before, oldest first, B sequences
     targets:Sequences    # what each user did next, B sequences of at least one item
+    ask:str='target'     # when: at the time of the first target; 'usual': see `usual_time`; 'last': at the last event
 
     def __len__(self): return len(self.users)
     @property
     def query(self) -> Query:
-        "What a model is asked in this evaluation: at the time of the first target, as the published figures do."
+        "What a model is asked in this evaluation."
         times = self.targets.times
-        return Query(self.history, None if times is None else times[self.targets.offsets[:-1]], self.users)
+        if times is None or self.ask == 'last': return Query(self.history, None, self.users)
+        at = usual_time(self.history) if self.ask == 'usual' else times[self.targets.offsets[:-1]]
+        return Query(self.history, at, self.users)
 
 # %% ../nbs/01_data.ipynb #2044c459
 @dataclass(frozen=True, eq=False)
@@ -557,6 +591,15 @@ class Split:
     def n_users(self): return len(self.user_ids)
     @property
     def n_items(self): return len(self.item_ids)
+    @property
+    def ask(self): return self.test.ask
+
+def ask_at(
+    s:Split,
+    ask:str,    # 'target', 'usual' or 'last'
+) -> Split:
+    "The same split, asked at another time: the fingerprint is of the data, and stays."
+    return replace(s, **{part: replace(getattr(s, part), ask=ask) for part in ('valid', 'test')})
 
 # %% ../nbs/01_data.ipynb #b295c765
 def leave_last_one_out(
@@ -694,12 +737,14 @@ class PackedBatch:
 # %% ../nbs/01_data.ipynb #54eb9ba6
 def pack_pairs(
     sequences:Sequences,  # each of at least two items
+    asked:Sequences|None=None,  # the same, with the times at which each position asks; None: when the next item came
 ) -> PackedBatch:
     "Inputs and next-item targets of every sequence."
     n = sequences.lengths
     if len(n) and n.min() < 2: raise DataError(f'sequence {n.argmin()}: {n.min()} items, wanted at least 2 for a next-item pair')
     seen, following = sequences.between(0*n, n - 1), sequences.between(0*n + 1, n)
-    return PackedBatch(*map(as_tensor, (seen.users, seen.offsets, seen.items, following.items, seen.times, following.times)))
+    times = following.times if asked is None else asked.between(0*n, n - 1).times
+    return PackedBatch(*map(as_tensor, (seen.users, seen.offsets, seen.items, following.items, seen.times, times)))
 
 def as_tensor(a:np.ndarray|None): return None if a is None else torch.from_numpy(np.ascontiguousarray(a))
 
@@ -729,9 +774,11 @@ class PackedBatches:
         sequences:Sequences,  # those with one item have no pair and are left out
         batch_size:int,       # sequences per batch, at least 1; the last batch may be smaller
         seed:int=0,           # of the order
+        ask:str='target',     # when every position asks, see `Holdout`
     ):
         if batch_size < 1: raise DataError(f'batch_size: got {batch_size}, wanted at least 1')
         self.sequences, self.batch_size, self.seed = sequences.select(np.flatnonzero(sequences.lengths > 1)), batch_size, seed
+        self.asked = replace(self.sequences, times=usual_times(self.sequences)) if ask == 'usual' else None
 
     def __len__(self): return -(-len(self.sequences)//self.batch_size)
 
@@ -746,4 +793,5 @@ class PackedBatches:
         order, lengths = self.order(e), self.sequences.lengths
         for b in range(start, len(self)):
             drawn = order[b*self.batch_size:(b + 1)*self.batch_size]
-            yield pack_pairs(self.sequences.select(drawn[lengths[drawn].argsort(kind='stable')]))
+            rows = drawn[lengths[drawn].argsort(kind='stable')]
+            yield pack_pairs(self.sequences.select(rows), self.asked and self.asked.select(rows))

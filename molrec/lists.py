@@ -6,10 +6,10 @@
 __all__ = ['last_article', 'kinds', 'in_memory', 'n_block', 'plain', 'year_of', 'names', 'titled', 'item_table', 'fitting',
            'nearest_titles', 'no_titles', 'title_row', 'find_titles', 'is_many', 'as_listed', 'rows_of', 'nearest_id',
            'unknown_text', 'check_choice', 'item_rows', 'find_items', 'as_sequences', 'history_query', 'full_histories',
-           'find_users', 'make_index', 'check_index', 'one_type', 'as_lists', 'usual_time', 'moment', 'asking',
-           'asked_by_users', 'events_of', 'histories_in', 'read_histories', 'evenly', 'reads_time', 'times_by_hand',
-           'asked_by_hand', 'Trained', 'gap_of', 'read_trained', 'users_of_run', 'one_each', 'Rules', 'make_rules',
-           'popular', 'answered', 'Asked', 'lists_of', 'list_blocks']
+           'find_users', 'make_index', 'check_index', 'one_type', 'as_lists', 'moment', 'asking', 'asked_by_users',
+           'events_of', 'histories_in', 'read_histories', 'evenly', 'reads_time', 'times_by_hand', 'asked_by_hand',
+           'Trained', 'gap_of', 'read_trained', 'users_of_run', 'one_each', 'Rules', 'make_rules', 'popular',
+           'answered', 'Asked', 'lists_of', 'list_blocks']
 
 # %% ../nbs/15_lists.ipynb #134d79e7
 import difflib, functools, re, unicodedata
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .core import Config, ConfigError, DataError
-from .data import Query, Sequences, Split, catalogue, histories, load, load_items, own_folder
+from .data import Query, Sequences, Split, catalogue, histories, load, load_items, own_folder, usual_time
 from .doors import read_interactions
 from .index import BruteForce, Combined, ComponentMean, Exact, HIndexer, PerComponent
 from .records import has_items, read_items, read_record
@@ -288,16 +288,6 @@ def as_lists(
     query, place = kept.nonzero()
     shown = items[[name for name in ('item_id', 'title') if name in items]].iloc[ids.numpy()[kept]].reset_index(drop=True)
     return pd.DataFrame(dict(user_id=whose[query], item_id=shown.item_id, score=scores.numpy()[kept], rank=place + 1)).join(shown.drop(columns='item_id'))
-
-# %% ../nbs/15_lists.ipynb #7e59c72e
-def usual_time(
-    history:Sequences,  # with times or without
-) -> np.ndarray|None:   # seconds, one for each sequence; None: no times
-    "When people ask who do not say: after their last event, by the median of their gaps."
-    if history.times is None: return None
-    gaps = [np.diff(history.times[a:b]) for a, b in zip(history.offsets[:-1], history.offsets[1:])]
-    usual = np.array([np.median(g) if len(g) else 0 for g in gaps])
-    return history.times[history.offsets[1:] - 1] + usual.astype(np.int64)
 
 # %% ../nbs/15_lists.ipynb #6ccae4d7
 def moment(

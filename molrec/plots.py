@@ -132,7 +132,7 @@ def hr_caption(
     best = ran.loc[ran.ours.idxmax()]
     both = ran.dropna(subset='published')
     inside, words = (both.low <= both.published) & (both.published <= both.high), 'lie inside our interval'
-    if 'verdict' in both: inside, words = (both.verdict == 'reached', 'are reached') if 'published_way' in both else (both.verdict == 'agrees', 'agree with ours')
+    if 'verdict' in both: inside, words = both.verdict.isin(['above', 'reached']), 'are reached'
     finding = f'{best.row} has the highest {label}, {best.ours:.3f} [{best.low:.3f}, {best.high:.3f}]'
     if len(both): finding += f', and {int(inside.sum())} of {len(both)} published values {words}'
     seed = f'seed {seeds[0]}' if len(seeds) == 1 else f'seeds {", ".join(map(str, seeds))}'

@@ -6,10 +6,11 @@
 __all__ = ['no_record', 'budget_sources', 'chance_sources', 'how_wide', 'protocol_section', 'last_out', 'every', 'full_config',
            'splits_table', 'sampled_hits', 'sampled_hr', 'unseen', 'one_split', 'two_ways', 'sampled_table', 'turned',
            'sampled_remark', 'sampled_markdown', 'epoch_rules', 'epoch_table', 'points', 'epoch_remark',
-           'epoch_markdown', 'settings', 'alike', 'family', 'budget_line', 'users_line', 'same_twice', 'named_line',
-           'variance_budget', 'missing_sources', 'paired_runs', 'budget_names', 'budget_legend', 'short_name',
-           'inner_names', 'budget_figure', 'budget_caption', 'published_hr', 'budget_markdown', 'protocol_markdown',
-           'csv', 'build_protocol', 'html_of', 'protocol_html']
+           'epoch_markdown', 'rule_line', 'rule_table', 'rule_remark', 'rule_markdown', 'asked_table', 'asked_markdown',
+           'settings', 'alike', 'family', 'budget_line', 'users_line', 'same_twice', 'named_line', 'variance_budget',
+           'missing_sources', 'paired_runs', 'budget_names', 'budget_legend', 'short_name', 'inner_names',
+           'budget_figure', 'budget_caption', 'published_hr', 'budget_markdown', 'protocol_markdown', 'csv',
+           'build_protocol', 'html_of', 'protocol_html']
 
 # %% ../nbs/34a_protocol.ipynb #3d250d94
 import dataclasses, itertools, math
@@ -210,6 +211,91 @@ def epoch_markdown(
     text = pd.DataFrame({'row': t.row, 'ties': t.ties, 'seed': t.seed, 'epochs': t.epochs, 'validated': t.validated.map(shown), 'last': t['last'].map(shown), 'averaged': t.averaged.map(shown),
                          'published way': t.published_way.map(shown), 'its gain, points': [points(g/100) for g in t.gain]})
     return f'{markdown_table(text)}\n\n{epoch_remark(t)}'
+
+# %% ../nbs/34a_protocol.ipynb #9698e796
+def rule_line(
+    run:Run,        # with `public_rule`
+) -> dict:          # HR@10 and MRR of each step
+    "What the public rule does to one run, on the weights that are kept."
+    steps, c, items = run.record['public_rule']['steps'], full_config(run.config), run.items
+    hr, mrr = ({name: steps[name][metric] for name in ('history', 'fed', 'depth')} for metric in ('hr@10', 'mrr'))
+    drawn = [m['hr@10'] for m in steps['catalogue']]
+    never = items[items.trained == 0] if items is not None else None
+    counts = (math.nan, math.nan) if never is None else (len(never), int(never.shown.sum()))
+    return dict(row=c['row'], ties=c['tie_order'], seed=c['seed'], history=hr['history'], fed=hr['fed'],
+                untrained=float(np.mean(drawn)) if drawn else math.nan, **{f'mrr_{name}': value for name, value in mrr.items()},
+                never_trained=counts[0], in_top_ten=counts[1])
+
+def rule_table(
+    runs:list[Run],   # of one data set and protocol
+) -> pd.DataFrame:    # as `rule_line` gives it; those by the public rule on top
+    "Every run that was ranked by the public rule, step by step."
+    lines = [rule_line(r) for r in every(runs) if r.record.get('public_rule')]
+    columns = 'row ties seed history fed untrained mrr_history mrr_fed mrr_depth never_trained in_top_ten'.split()
+    table = pd.DataFrame(lines, columns=columns)
+    return table.sort_values(['ties', 'fed'], ascending=[True, False], kind='stable', ignore_index=True)
+
+# %% ../nbs/34a_protocol.ipynb #5b8558ce
+def rule_remark(
+    table:pd.DataFrame,   # as `rule_table` gives it, at least one row
+) -> str:                 # a few sentences, plain text
+    "What each part of the public rule is worth."
+    fed, depth = table.fed - table.history, (table.mrr_depth - table.mrr_fed).abs().max()
+    said = (f'Hiding only what the model was fed moves HR@10 by {points(fed.min())} to {points(fed.max())} points. '
+            f'Counting a rank beyond 2,500 as 2,501 moves MRR by at most {depth:.1g}.')
+    known = table.dropna(subset=['untrained', 'never_trained'])
+    if not len(known): return said
+    left, places = known.untrained - known.fed, int(known.in_top_ten.sum())
+    counts = ' or '.join(str(n) for n in sorted({int(x) for x in known.never_trained}))
+    return (f'{said} Unrated films whose rows are as an encoder begins with them would move HR@10 by {points(left.min())} to {points(left.max())} points. '
+            f'But the {counts} films of our catalogue that are trained as theirs are, as negatives alone, stand in {places:,} top tens '
+            f'of all users and {len(known)} runs together' + (': so they are worth nothing, and are left out.' if places == 0 else '.'))
+
+def rule_markdown(
+    runs:list[Run],   # of one data set and protocol; may be empty
+) -> str:             # a table and what it shows; empty without such runs
+    "The public rule, as text."
+    t = rule_table(runs)
+    if not len(t): return ''
+    four, whole = lambda x: '–' if pd.isna(x) else f'{x:.4f}', lambda x: '–' if pd.isna(x) else f'{int(x):,}'
+    text = pd.DataFrame({
+        'row': t.row, 'ties': t.ties, 'seed': t.seed, 'HR@10, history hidden': t.history.map(four),
+        'only what was fed': t.fed.map(four), 'with untrained rows': t.untrained.map(four), 'MRR, history hidden': t.mrr_history.map(four),
+        'only what was fed, MRR': t.mrr_fed.map(four), 'to 2,500': t.mrr_depth.map(four),
+        'films that are negatives alone': t.never_trained.map(whole), 'of them in top tens': t.in_top_ten.map(whole)})
+    return f'{markdown_table(text)}\n\n{rule_remark(t)}'
+
+# %% ../nbs/34a_protocol.ipynb #85592700
+def asked_table(
+    runs:list[Run],   # of one data set and protocol
+) -> pd.DataFrame:    # row, ties, seed, trained (when it was asked then), HR@10 of the test by time of asking, what knowing is worth
+    "Every run that was asked at several times."
+    lines = []
+    for run in every(runs):
+        if not (asked := run.record.get('asked')): continue
+        c, hr = full_config(run.config), {ask: parts['test']['hr@10'] for ask, parts in asked.items()}
+        best = max(('usual', 'last'), key=lambda ask: asked[ask]['valid']['hr@10'])     # chosen by validation
+        of = dict(row=c['row'], ties=c['tie_order'], seed=c['seed'], trained=c['ask'])
+        lines.append(of | hr | dict(chosen=best, worth=100*(hr['target'] - hr[best])))
+    table = pd.DataFrame(lines, columns=['row', 'ties', 'seed', 'trained', 'target', 'usual', 'last', 'chosen', 'worth'])
+    return table.sort_values(['trained', 'ties', 'target'], kind='stable', ignore_index=True)
+
+def asked_markdown(
+    runs:list[Run],   # of one data set and protocol; may be empty
+) -> str:             # a table and what it shows; empty without such runs
+    "What knowing the time is worth, as text."
+    t = asked_table(runs)
+    if not len(t): return ''
+    four = '{:.4f}'.format
+    text = pd.DataFrame({
+        'row': t.row, 'ties': t.ties, 'seed': t.seed, 'asked in training': t.trained, 'HR@10 asked at the target': t.target.map(four),
+        'a usual gap after the last event': t.usual.map(four), 'at the last event': t['last'].map(four),
+        'knowing is worth, points': t.worth.map(lambda w: points(w/100))})
+    known = t[t.trained == 'target']
+    if not len(known): return markdown_table(text)
+    spread = ' to '.join(dict.fromkeys(f'{x:.1f}' for x in (known.worth.min(), known.worth.max())))
+    return (f"{markdown_table(text)}\n\nKnowing the test item's time is worth {spread} points of HR@10 to these models, "
+            'against the better of the two honest times by validation: that much of a row marked ᵗ in the tables nobody can serve.')
 
 # %% ../nbs/34a_protocol.ipynb #87eb40e3
 def settings(
@@ -430,6 +516,7 @@ def protocol_markdown(
     if not runs: return no_record.format(dataset=name) + '\n'
     splits = splits_table(runs).assign(fingerprint=lambda t: t.fingerprint.str[:12], users=lambda t: t.users.map('{:,}'.format))
     parts = {'what each choice does to HR@10': budget_markdown(runs, again), 'which epoch is read, HR@10': epoch_markdown(runs),
+             'how the public code ranks': rule_markdown(runs), 'when it is asked': asked_markdown(runs),
              'ranked against all items and against 100 drawn ones': sampled_markdown(runs), 'splits': markdown_table(splits)}
     return '\n\n'.join(f'**{name}, leave-last-one-out: {title}**\n\n{text}' for title, text in parts.items() if text) + '\n'
 
@@ -452,7 +539,8 @@ def build_protocol(
     out, name, files = Path(out_dir), dataset_names.get(dataset, dataset), {}
     if runs:
         rows, b = family(runs), variance_budget(runs, again)
-        files |= {k: write(out/'tables'/f'{k}.csv', csv(t)) for k, t in dict(protocol=epoch_table(runs), sampled=sampled_table(one_split(runs))).items()}
+        tables = dict(protocol=epoch_table(runs), sampled=sampled_table(one_split(runs)), public_rule=rule_table(runs), asked=asked_table(runs))
+        files |= {k: write(out/'tables'/f'{k}.csv', csv(t)) for k, t in tables.items()}
         drawn = save_figure(budget_figure(b, published_hr(rows[0]), method_of(rows[0].config)), out/'figures'/'variance', b)
         files |= {f'variance {f.suffix[1:]}': f for f in drawn}
         write(drawn[2], csv(b))

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['kinds', 'kind_words', 'setting_kinds', 'settings_needed', 'record_fields', 'absent', 'kept_files', 'Field',
-           'is_moment', 'setting_fields', 'metric_fields', 'declared_fields', 'found', 'check_fields', 'shortened',
-           'once', 'check_plain', 'read_json', 'first_line', 'seal_of', 'check_seal', 'check_record', 'read_record',
-           'check_bytes', 'sha256_in', 'read_table', 'check_id_column', 'check_counts', 'read_pairs', 'starts_of',
-           'ranks_of', 'read_ranks', 'read_items', 'metric_values', 'check_metrics', 'Run', 'check_tables', 'has_items',
-           'notebook_of', 'read_run', 'weights_file', 'file_of', 'sealed', 'seal', 'seal_all', 'read_folder',
-           'list_runs', 'readable', 'list_line', 'run_command', 'flat', 'run_facts', 'hardware', 'file_states',
-           'show_run']
+           'is_moment', 'setting_fields', 'metric_fields', 'public_fields', 'declared_fields', 'found', 'check_fields',
+           'shortened', 'once', 'check_plain', 'read_json', 'first_line', 'seal_of', 'check_seal', 'check_record',
+           'read_record', 'check_bytes', 'sha256_in', 'read_table', 'check_id_column', 'check_counts', 'read_pairs',
+           'starts_of', 'ranks_of', 'read_ranks', 'read_items', 'metric_values', 'check_metrics', 'Run', 'check_tables',
+           'has_items', 'notebook_of', 'read_public', 'read_run', 'weights_file', 'file_of', 'sealed', 'seal',
+           'seal_all', 'read_folder', 'list_runs', 'readable', 'list_line', 'run_command', 'flat', 'run_facts',
+           'hardware', 'file_states', 'show_run']
 
 # %% ../nbs/06a_records.ipynb #2fe23b16
 import hashlib, io, json, math, re, warnings
@@ -73,6 +73,14 @@ def metric_fields(where:str) -> dict:   # path: Field
     "An object of metrics: HR@10, which every page shows, and others."
     return {where: Field('part'), f'{where}.hr@10': Field('number', 0, 1), f'{where}.*': Field('number', 0)}
 
+def public_fields() -> dict:    # path: Field
+    "What a record says of the public rule; an older one says nothing."
+    fields = {'public_rule?': Field('part', null=True), 'public_rule.epoch': Field('whole', 0), 'public_rule.readings': Field('whole', 1),
+              'public_rule.again?': Field('part'), 'public_rule.again.same': Field('number', 0, 1), **metric_fields('public_rule.metrics'),
+              'public_rule.steps': Field('part'), 'public_rule.steps.catalogue': Field('list')}
+    for name in ('history', 'fed', 'depth', 'catalogue.[]'): fields |= metric_fields(f'public_rule.steps.{name}')
+    return fields
+
 def declared_fields() -> dict:  # path: Field; an object comes before what is in it
     "All that some page reads of a record."
     text, maybe_text, part = Field('text'), Field('text', null=True), Field('part')
@@ -89,6 +97,8 @@ def declared_fields() -> dict:  # path: Field; an object comes before what is in
             'history.[].valid_hr@10?': Field('number', 0, 1, null=True), 'test_hr10_by_epoch?': Field('list'),
             'metrics': part, **metric_fields('metrics.test'), 'metrics.valid?': part, 'metrics.valid.*': amount,
             'published_way': Field('part', null=True), 'published_way.epoch': count, **metric_fields('published_way.metrics'),
+            **public_fields(), 'asked?': Field('part', null=True), 'asked.*': part,
+            **metric_fields('asked.*.valid'), **metric_fields('asked.*.test'),
             'other_epochs?': Field('part', null=True), **metric_fields('other_epochs.*'),
             'notes?': Field('list'), 'notes.[]': text, 'n_threads?': some, 'files?': part, 'files.*': text, 'seal?': text, 'ranks_sha256?': text}
 
@@ -341,6 +351,7 @@ class Run:
     notebook:str=''      # its executed notebook, from the report's folder; '': not there
     repeats:tuple=()     # of `Run`: the same row with other seeds
     targets:pd.DataFrame|None=None   # user_id, item_id, rank: the ranks with the ids of the source
+    public:object=None   # `Ranks` by the public rule; None: not known
     items:pd.DataFrame|None=None     # as `read_items` gives it; None: an older record, which has none
 
     @property
@@ -361,6 +372,10 @@ def check_tables(
         stated = record['split'][name]
         if stated != found: raise DataError(f'{file}: {name} is {stated}, ranks.parquet has {found}')
     check_metrics(record['metrics']['test'], run.ranks, file)
+    if run.public is not None:
+        if not np.array_equal(run.public.users, run.ranks.users):
+            raise DataError(f'{folder/"ranks-public.parquet"}: other users than in ranks.parquet')
+        check_metrics(record['public_rule']['metrics'], run.public, file)
     unknown = run.targets.item_id[~run.targets.item_id.isin(run.items.item_id)] if run.items is not None else []
     if len(unknown): raise DataError(f'{folder/"items.parquet"}: no item {unknown.iloc[0]}, which ranks.parquet has')
     return run
@@ -375,6 +390,15 @@ def notebook_of(folder:Path, record:dict) -> str:
     if not file.is_file() or sha256_in(record, file.name) not in (None, file_sha256(file)): return ''
     return f'{folder.parent.name}/{folder.name}/{file.name}'
 
+def read_public(
+    folder:Path,    # of a run
+    record:dict,    # of the same run
+):                  # `Ranks`; None: the record knows nothing of the public rule
+    "Ranks by the public rule, checked."
+    if not record.get('public_rule'): return None
+    file = folder/'ranks-public.parquet'
+    return read_ranks(file, sha256_in(record, file.name), record['split']['n_items'])
+
 def read_run(
     folder:str|Path,   # with record.json and ranks.parquet
 ) -> Run:
@@ -382,11 +406,12 @@ def read_run(
     folder, record = Path(folder), read_record(folder)
     pairs = read_pairs(folder/'ranks.parquet', sha256_in(record, 'ranks.parquet'))
     items = read_items(folder, record) if has_items(folder, record) else None
-    run = Run(record, ranks_of(pairs, folder/'ranks.parquet', record['split']['n_items']), record['config']['row'], notebook_of(folder, record), targets=pairs, items=items)
+    ranks = ranks_of(pairs, folder/'ranks.parquet', record['split']['n_items'])
+    run = Run(record, ranks, record['config']['row'], notebook_of(folder, record), targets=pairs, public=read_public(folder, record), items=items)
     return check_tables(run, folder)
 
 # %% ../nbs/06a_records.ipynb #04c03727
-kept_files = 'ranks.parquet', 'items.parquet', 'model.safetensors', 'run.ipynb'     # of a record, beside record.json
+kept_files = 'ranks.parquet', 'ranks-public.parquet', 'items.parquet', 'model.safetensors', 'run.ipynb'     # beside record.json
 
 def weights_file(
     folder:Path,    # of a run

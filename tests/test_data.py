@@ -397,3 +397,47 @@ def test_pack_history_keeps_the_latest():
     assert packed.items.tolist() == [6, 7, 8] and packed.offsets.tolist() == [0, 2, 3]
     assert packed.last.tolist() == [1, 2] and packed.targets is None and packed.times is None
     with pytest.raises(DataError, match='user 1: empty history'): pack_history(Sequences(np.arange(2), np.array([0, 1, 1]), np.array([5])), 2)
+
+
+# when it is asked
+
+@settings(max_examples=40, deadline=None)
+@given(interactions)
+def test_every_position_asks_by_the_gaps_up_to_itself(df):
+    "The running median against a slow one, and what comes later changes nothing."
+    rows, *_ = data.histories(df)
+    asked = usual_times(rows)
+    for a, b in zip(rows.offsets[:-1], rows.offsets[1:]):
+        for i in range(a, b): assert asked[i] == rows.times[i] + (int(np.median(np.diff(rows.times[a:i + 1]))) if i > a else 0)
+    short = rows.between(0*rows.lengths, np.maximum(rows.lengths - 1, 1))
+    kept = np.concatenate([np.arange(a, a + n) for a, n in zip(rows.offsets, short.lengths)])
+    assert (usual_times(short) == asked[kept]).all() and (asked[rows.offsets[1:] - 1] == usual_time(rows)).all()
+
+
+def timed_split(late_s=0):
+    "Twelve users of ten events at their own pace; the last two are so many seconds later."
+    rng = np.random.default_rng(0)
+    times = rng.integers(0, 1_000, (12, 10)).cumsum(1)
+    times[:, -2:] += np.array([late_s, 2*late_s])
+    return split(pd.DataFrame(dict(user_id=np.repeat(np.arange(12), 10), item_id=rng.permuted(np.tile(np.arange(20), (12, 1)), axis=1)[:, :10].ravel(), timestamp=times.ravel())))
+
+
+def test_asked_at_a_usual_time_a_model_is_told_nothing_of_when_the_target_came():
+    early, late = (ask_at(timed_split(s), 'usual') for s in (0, 86_400))
+    assert early.ask == 'usual' and early.fingerprint == timed_split().fingerprint
+    a, b = (pack_history(s.valid, 200) for s in (early, late))
+    assert all(torch.equal(x, y) for x, y in zip((a.items, a.times, a.next_times), (b.items, b.times, b.next_times)))
+    a, b = (pack_history(s.valid, 200) for s in (timed_split(), timed_split(86_400)))
+    assert not torch.equal(a.next_times, b.next_times), 'at the time of the target it is'
+    assert (pack_history(ask_at(timed_split(), 'last').test, 200).next_times == pack_history(timed_split().test.history, 200).next_times).all()
+
+
+def test_asked_at_a_usual_time_no_position_of_training_knows_when_the_next_item_came():
+    train = timed_split().train
+    usual, known = (list(PackedBatches(train, 5, ask=ask).epoch(0)) for ask in ('usual', 'target'))
+    for a, b in zip(usual, known):
+        assert all(torch.equal(x, y) for x, y in zip((a.users, a.items, a.targets, a.times), (b.users, b.items, b.targets, b.times)))
+        assert not torch.equal(a.next_times, b.next_times)
+        for i, j in zip(a.offsets[:-1], a.offsets[1:]):
+            seen = a.times[i:j].numpy()
+            assert a.next_times[i:j].tolist() == [t + (int(np.median(np.diff(seen[:k + 1]))) if k else 0) for k, t in enumerate(seen)]

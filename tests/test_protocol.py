@@ -15,12 +15,12 @@ from molrec.report import read_runs
 every_source = set(protocol.budget_sources)
 
 
-def put(folder, row='SASRec, dot product', seed=0, tie_order='shuffled', tie_seed=0, again=False, record=None, **settings):
+def put(folder, row='SASRec, dot product', seed=0, tie_order='shuffled', tie_seed=0, again=False, record=None, public=None, **settings):
     "A made-up leave-last-one-out run with these settings."
     kinds = {k: settings[k] for k in ('encoder', 'similarity') if k in settings}
     name = 'ml-1m-' + '-'.join(map(str, (row.replace(' ', '-').replace(',', ''), seed, tie_order, tie_seed, settings.get('epochs', 101))))
     extra = dict(published_way=dict(epoch=70, metrics={'hr@10': .3}), other_epochs=dict(last={'hr@10': .28}, averaged={'hr@10': .29})) | (record or {})
-    where = make_run(folder, row, loss='sampled-softmax', skill=.4 + .02*again, users=600, seed=seed, protocol='leave-last-one-out', name=name, **{'similarity': 'dot', **kinds}, **extra)
+    where = make_run(folder, row, loss='sampled-softmax', skill=.4 + .02*again, users=600, seed=seed, protocol='leave-last-one-out', name=name, public=public, **{'similarity': 'dot', **kinds}, **extra)
     found = unsealed(where)
     found['config'] |= dict(epochs=101, tie_order=tie_order, tie_seed=tie_seed) | settings
     found['split'] |= dict(tie_order=tie_order, fingerprint=(tie_order + str(tie_seed*(tie_order == 'shuffled'))).encode().hex())
@@ -154,11 +154,41 @@ def test_runs_of_fewer_epochs_are_not_averaged_with_long_ones(reports):
     assert '3 runs of 50 epochs or more' in protocol.epoch_remark(table.assign(epochs=[101]*3 + [8]*3))
 
 
+# the public rule, and when it is asked
+
+def both_asked(usual, last):
+    "As a record has it; the test reads .02 lower than validation."
+    return {ask: dict(valid={'hr@10': hr}, test={'hr@10': hr - .02}) for ask, hr in dict(target=.33, usual=usual, last=last).items()}
+
+
+def test_each_step_of_the_public_rule_is_measured_from_the_record(tmp_path):
+    put(tmp_path, public=(80, 1))
+    put(tmp_path, 'GRU4Rec, dot product', encoder='gru4rec')
+    line, = protocol.rule_table(rows(tmp_path)).itertuples()
+    steps = rows(tmp_path)[-1].record.get('public_rule') or rows(tmp_path)[0].record['public_rule']
+    assert (line.history, line.fed, line.mrr_depth) == tuple(steps['steps'][k][m] for k, m in (('history', 'hr@10'), ('fed', 'hr@10'), ('depth', 'mrr')))
+    said = protocol.rule_markdown(rows(tmp_path))
+    assert f'moves HR@10 by {protocol.points(line.fed - line.history)} to' in said and 'GRU4Rec' not in said
+
+
+def test_what_knowing_the_time_is_worth_is_chosen_by_validation(tmp_path):
+    put(tmp_path, 'HSTU, dot product', encoder='hstu', record=dict(asked=both_asked(usual=.30, last=.31)))
+    put(tmp_path, 'HSTU, usual', encoder='hstu', ask='usual', record=dict(asked=both_asked(usual=.32, last=.31)))
+    put(tmp_path)
+    table = protocol.asked_table(rows(tmp_path)).set_index('row')
+    assert table.chosen.to_dict() == {'HSTU, dot product': 'last', 'HSTU, usual': 'usual'} and table.trained.to_dict() == {'HSTU, dot product': 'target', 'HSTU, usual': 'usual'}
+    assert table.worth['HSTU, dot product'] == pytest.approx(2) and 'worth 2.0 points of HR@10' in protocol.asked_markdown(rows(tmp_path))
+
+
+def test_without_such_records_nothing_is_said(reports):
+    assert protocol.rule_markdown(rows(reports/'runs')) == protocol.asked_markdown(rows(reports/'runs')) == ''
+
+
 # files
 
 def test_the_same_records_give_the_same_bytes(reports, tmp_path):
     first, second = (protocol.build_protocol(reports/'runs', tmp_path/name) for name in 'ab')
-    assert set(first) == {'protocol', 'sampled', 'variance svg', 'variance png', 'variance csv', 'markdown'}
+    assert set(first) == {'protocol', 'sampled', 'public_rule', 'asked', 'variance svg', 'variance png', 'variance csv', 'markdown'}
     assert all(first[k].read_bytes() == second[k].read_bytes() for k in first)
     assert not [f for f in tmp_path.rglob('.*')]
 

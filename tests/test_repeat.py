@@ -26,6 +26,7 @@ kinds = {
     'sasrec, dot, full':            dict(loss='full-softmax'),
     'sasrec, fm, own':              dict(similarity='fm', **own),
     'hstu, dot, no times':          dict(encoder='hstu', use_time=False),
+    'hstu, dot, usual time':        dict(encoder='hstu', ask='usual'),
     'hstu, mol, users, head':       dict(encoder='hstu', n_uid=1, head_width=16, deal=True, pair_dropout=.1, **mol),
     'hstu, mol, bf16':              dict(encoder='hstu', precision='bf16') | mol | dict(loss_share=.03),
     'sasrec, mol, alternate':       dict(schedule='alternate', **mol),

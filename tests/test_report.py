@@ -30,8 +30,8 @@ SVD, dot product | .0044 | .1933 | .5400 | .9088 | .0633
 
 
 def make_run(folder, row, encoder='sasrec', similarity='mol', loss='bce', skill=0., users=450, seed=0, dataset='ml-1m',
-             protocol='global-time', scale='quick', name=None, **extra):
-    "A made-up run: shared easiness of users and targets, own luck."
+             protocol='global-time', scale='quick', name=None, public=None, **extra):
+    "A made-up run: shared easiness of users and targets, own luck; `public`: (epoch, readings) of its ranks by the public rule, one place worse each."
     shared, own = np.random.default_rng(1), np.random.default_rng(zlib.crc32(row.encode()) + seed)
     several = protocol == 'global-time'
     counts = shared.integers(5, 30, users) if several else np.ones(users, dtype=int)
@@ -56,8 +56,17 @@ def make_run(folder, row, encoder='sasrec', similarity='mol', loss='bce', skill=
         published_way=None) | extra
     write_json(Path(folder)/name/'record.json', record)
     pairs.to_parquet(Path(folder)/name/'ranks.parquet', index=False)
+    if public: add_public(Path(folder)/name, record, pairs.assign(rank=pairs['rank'] + 1), *public)
     seal(Path(folder)/name)
     return Path(folder)/name
+
+
+def add_public(where, record, pairs, epoch, readings):
+    "What a record says of the public rule."
+    found = summary(Ranks.single(pairs.user_id, pairs['rank']))
+    steps = dict(history=record['metrics']['test'], fed=found, depth=found, catalogue=[found, found])
+    write_json(where/'record.json', record | dict(public_rule=dict(epoch=epoch, readings=readings, metrics=found, steps=steps)))
+    pairs.to_parquet(where/'ranks-public.parquet', index=False)
 
 
 def make_all(folder):
@@ -67,7 +76,7 @@ def make_all(folder):
     make_run(folder, 'Popularity', 'popularity', 'dot', 'none', -1.)
     way = {'epoch': 4, 'metrics': {'hr@10': .202, 'ndcg@10': .110, 'hr@50': .461, 'ndcg@50': .168, 'hr@200': .710, 'ndcg@200': .206}}
     kinds = dict(loss='sampled-softmax', users=6_040, protocol='leave-last-one-out')
-    make_run(folder, 'SASRec, dot product', similarity='dot', skill=.4, published_way=way, **kinds)
+    make_run(folder, 'SASRec, dot product', similarity='dot', skill=.4, published_way=way, public=(4, 101), **kinds)
     make_run(folder, 'SASRec, MoL + sampled softmax', skill=.52, **kinds)
     return folder
 
@@ -242,7 +251,7 @@ def test_other_draws_of_the_ties_are_no_rows(tmp_path):
     record = unsealed(tmp_path/'runs'/'a')
     again = shutil.copytree(tmp_path/'runs'/'a', tmp_path/'runs'/'b')
     (again/'record.json').write_text(json.dumps(record | dict(id='b', seed=5, config=record['config'] | dict(tie_seed=5, seed=5))))
-    assert 'seeds' not in report.build_report(tmp_path/'runs', tmp_path)['markdown'].read_text()
+    assert ' seeds)' not in report.build_report(tmp_path/'runs', tmp_path)['markdown'].read_text()
 
 
 def test_published_row_that_was_not_run_stays(tmp_path):
@@ -281,13 +290,18 @@ def test_another_data_set_comes_after_and_leaves_the_tables_before_it_as_they_we
 
 def test_verdicts():
     nan = float('nan')
-    assert report.verdict(.30, .26, .22, .30, 450) == 'agrees'
-    assert report.verdict(.30, .245, .205, .285, 450) == 'agrees'   # .055 apart, allowed hypot(.040, .0423) = .0583
-    assert report.verdict(.30, .240, .200, .280, 450) == 'lower'    # .060 apart
-    assert report.verdict(.30, .26, .24, .28, None) == 'lower'
-    assert report.verdict(.10, .30, .28, .32, 450) == 'higher'
-    assert report.verdict(nan, .3, .2, .4, 450) == 'no published value'
-    assert report.verdict(.3, nan, nan, nan, 450) == 'not run'
+    assert report.verdict(.30, .33, .31, .35) == 'above'
+    assert report.verdict(.30, .31, .29, .33) == report.verdict(.30, .30, .28, .32) == 'reached'
+    assert report.verdict(.30, .29, .27, .31) == report.verdict(.30, .28, .26, .30) == 'within noise'
+    assert report.verdict(.30, .27, .25, .29) == 'not reproduced'
+    assert report.verdict(nan, .3, .2, .4) == 'no published value'
+    assert report.verdict(.3, nan, nan, nan) == 'not run'
+    assert all(f'"{word}"' in report.verdict_rule for word in ('above', 'reached', 'within noise', 'not reproduced'))
+
+
+def test_the_rule_is_printed_with_every_table_it_judges(built):
+    text = built['markdown'].read_text()
+    assert text.count(report.verdict_rule) == 2 and report.verdict_rule in built['summary'].read_text()
 
 
 def test_bold_only_where_the_paired_test_says_so(tmp_path):
@@ -299,11 +313,59 @@ def test_bold_only_where_the_paired_test_says_so(tmp_path):
         assert ('**row 1**' in report.block_markdown(b).split('<details>')[0]) == (best is not None)
 
 
-def test_published_way_is_compared_with_published(records):
-    beside = report.last_out_table(report.blocks(report.read_runs(records))[0])
+def test_published_way_is_the_public_rule(records):
+    runs = report.blocks(report.read_runs(records))[0]
+    beside = report.last_out_table(runs)
     dot = beside[(beside.row == 'SASRec, dot product') & (beside.metric == 'hr@10')].iloc[0]
-    assert dot.difference == pytest.approx(.202 - .2853) and dot.verdict == 'not reproduced' and dot.epoch == '4'
-    assert dot.low < dot.ours < dot.high and dot.ours != .202
+    public = next(r for r in runs if r.label == dot.row).record['public_rule']
+    assert dot.published_way == pytest.approx(public['metrics']['hr@10']) and dot.published_way < dot.ours and dot.epoch == '4'
+    assert dot.difference == pytest.approx(dot.published_way - .2853) and dot.verdict == 'not reproduced'
+    assert dot.low < dot.ours < dot.high
+
+
+def test_a_record_without_ranks_by_the_public_rule_is_not_judged(tmp_path):
+    way = dict(epoch=4, metrics={'hr@10': .4})
+    make_run(tmp_path, 'SASRec, dot product', similarity='dot', users=80, protocol='leave-last-one-out', published_way=way)
+    table = report.last_out_table(report.read_runs(tmp_path))
+    assert set(table.verdict) == {'not re-ranked'} and table.published_way.isna().all()
+    said = report.headline(report.make_block(report.read_runs(tmp_path), 'x'))
+    assert '1 is not re-ranked' in said and 'is reached' not in said
+
+
+def test_seeds_without_it_are_said_and_left_out(tmp_path):
+    kinds = dict(similarity='dot', users=80, protocol='leave-last-one-out')
+    for seed in range(3): make_run(tmp_path, 'SASRec, dot product', seed=seed, name=f's{seed}', public=(7, 1) if seed else None, **kinds)
+    block = report.make_block(report.read_runs(tmp_path), 'x')
+    line = block.hr10.iloc[0]
+    ways = [r.record['public_rule']['metrics']['hr@10'] for r in block.runs[0].each if r.public is not None]
+    assert line.published_way == pytest.approx(np.mean(ways)) and line.reranked == '2 of 3 seeds' and line.epoch == '7, 7'
+    assert '(2 of 3 seeds)' in report.block_markdown(block) and 'ours are 1 (SASRec, dot product (3 seeds))' in ' '.join(block.remarks)
+
+
+# when a model is asked
+
+@pytest.mark.parametrize('config,asked', [(dict(), 'target'), (dict(ask='usual'), 'usual'), (dict(next_time=False), 'last'), (dict(use_time=False), ''), (dict(encoder='sasrec'), '')])
+def test_rows_say_when_they_were_asked(config, asked):
+    assert report.asked_of(dict(encoder='hstu') | config) == asked
+
+
+def test_rows_that_read_times_are_marked_from_the_record(tmp_path):
+    kinds = dict(encoder='hstu', similarity='dot', users=80, protocol='leave-last-one-out')
+    make_run(tmp_path/'runs', 'HSTU, dot product', name='a', public=(3, 101), **kinds)
+    make_run(tmp_path/'runs', 'HSTU, usual gap', name='b', **kinds)
+    edit(tmp_path/'runs'/'b', lambda r: r['config'].update(ask='usual'))
+    make_run(tmp_path/'runs', 'SASRec, dot product', name='c', **kinds | dict(encoder='sasrec'))
+    files = report.build_report(tmp_path/'runs', tmp_path)
+    table = pd.read_csv(files['leave-last-one-out-shuffled table'] if 'leave-last-one-out-shuffled table' in files else next(f for k, f in files.items() if k.endswith('table')), keep_default_na=False)
+    assert table[table.metric == 'hr@10'].set_index('row').asked.to_dict() == {'HSTU, dot product': 'target', 'HSTU, usual gap': 'usual', 'SASRec, dot product': ''}
+    for text in (files['markdown'].read_text(), files['html'].read_text()):
+        assert 'HSTU, dot product ᵗ' in text and 'HSTU, usual gap ᵘ' in text and 'SASRec, dot product ᵗ' not in text
+        assert all(note in text for note in (report.asked_notes['target'], report.asked_notes['usual'])) and report.asked_notes['last'] not in text
+
+
+def test_a_row_that_does_not_know_the_time_is_held_against_nothing():
+    config = dict(dataset='ml-1m', tie_order='shuffled', epochs=101, encoder='hstu', similarity='dot', n_blocks=2)
+    assert report.published_metrics(config)['hr@10'] == .3097 and report.published_metrics(config | dict(ask='usual')) == {}
 
 
 def test_without_published_way_nothing_is_compared(tmp_path):

@@ -37,6 +37,18 @@ def test_what_cannot_be_meant_is_refused_by_name(settings, message):
     with pytest.raises(ConfigError, match=message): make_config(settings)
 
 
+@pytest.mark.parametrize('off', ['next_time', 'use_time'])
+def test_a_time_of_asking_that_is_not_read_is_refused(off):
+    with pytest.raises(ConfigError, match=f"ask: got 'usual' with {off}: false, where no time of asking is read; wanted target, or {off}: true"):
+        make_config({'encoder': 'hstu', 'ask': 'usual', off: False})
+    assert make_config({'encoder': 'hstu', off: False}).ask == 'target'
+
+
+def test_the_time_of_asking_names_a_run_only_where_it_differs_and_is_read():
+    assert run_id(Config(encoder='hstu', ask='usual')) != run_id(Config(encoder='hstu'))
+    assert run_id(Config(ask='usual')) == run_id(Config())
+
+
 def test_a_closed_form_dot_product_is_never_at_unit_length():
     for encoder in ('svd', 'popularity'):
         assert not Config(encoder=encoder).normalise and not make_config(dict(encoder=encoder)).normalise
