@@ -361,6 +361,16 @@ def test_global_time_equals_pandas():
     assert s.train.lengths.sum() == cuts[1]
 
 
+def test_the_report_of_2024_asks_450_people():
+    s = split(load('ml-1m'), 'report-2024')
+    assert (len(s.test), len(s.test.targets.items), len(s.train.items)) == (450, 13_847, 454_579)
+    assert np.array_equal(s.test.users, s.test.history.users) and s.test.history.lengths.min() >= 5
+    trained = {*zip(np.repeat(s.train.users, s.train.lengths).tolist(), s.train.items.tolist())}
+    asked = s.test.targets
+    assert not trained & {*zip(np.repeat(asked.users, asked.lengths).tolist(), asked.items.tolist())}
+    assert s.test.history.times.max() <= asked.times.min() <= s.valid.targets.times.min()
+
+
 def test_settings_that_make_no_sense_are_refused():
     df = pd.DataFrame(dict(user_id=[1, 1, 1], item_id=[1, 2, 3]))
     assert len(split(df).test) == 1
