@@ -168,6 +168,8 @@ def amazon(file, read): return tuple(Source(f'https://{host}/categoryFiles/{file
 catalogue = movielens | {
     'amazon-beauty': Entry(amazon('reviews_Beauty_5.json.gz', read_amazon_reviews), (22_363, 12_101, 198_502), amazon_terms, amazon_citation),
     'amazon-games': Entry(amazon('reviews_Video_Games_5.json.gz', read_amazon_reviews), (24_303, 10_672, 231_780), amazon_terms, amazon_citation),
+    'amazon-sports': Entry(amazon('reviews_Sports_and_Outdoors_5.json.gz', read_amazon_reviews), (35_598, 18_357, 296_337), amazon_terms, amazon_citation),
+    'amazon-toys': Entry(amazon('reviews_Toys_and_Games_5.json.gz', read_amazon_reviews), (19_412, 11_924, 167_597), amazon_terms, amazon_citation),
     'amazon-books': Entry(amazon('ratings_Books.csv', read_amazon_ratings), (8_026_324, 2_330_066, 22_507_155), amazon_terms, amazon_citation,
         samples=((38_234, 38_519, 517_167),))}
 

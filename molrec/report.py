@@ -567,7 +567,7 @@ main table.gt_table { font-family: inherit !important; font-variant-numeric: tab
 
 # %% ../nbs/34_report.ipynb #cca2dea9
 dataset_names = {'ml-1m': 'MovieLens 1M', 'ml-100k': 'MovieLens 100K', 'ml-20m': 'MovieLens 20M',
-                 'amazon-beauty': 'Amazon Beauty', 'amazon-games': 'Amazon Games', 'amazon-books': 'Amazon Books'}
+                 'amazon-beauty': 'Amazon Beauty', 'amazon-games': 'Amazon Games', 'amazon-sports': 'Amazon Sports', 'amazon-toys': 'Amazon Toys', 'amazon-books': 'Amazon Books'}
 protocol_names = {'report-2024': "the replication report's cut", 'global-time': 'global time split', 'leave-last-one-out': 'leave-last-one-out'}
 how_judged = ('A row agrees when the published value lies inside our 95 % interval combined with theirs, the standard error of a hit rate on 450 users. '
               'No spread was published for MRR, so it is held against our interval alone. Bold: the best of our rows, where the paired test against the runner-up survives Holm\'s correction.')
