@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['published_source', 'n_published', 'published', 'last_out_source', 'published_last_out', 'published_stable',
-           'published_epochs', 'report_metrics', 'protocol_order', 'another_rule', 'metric_names', 'comparing',
-           'html_cell', 'table_look', 'details', 'svg_opening', 'figure', 'style', 'dataset_names', 'protocol_names',
-           'how_judged', 'tables', 'last_out_words', 'elsewhere', 'shown_words', 'section', 'verdict_words', 'document',
-           'report_body', 'fold', 'bold_fold', 'trial_words', 'bad_words', 'aside', 'published_name',
-           'published_metrics', 'published_row', 'standing', 'block_of', 'blocks', 'place', 'settled', 'sort_records',
-           'no_report', 'read_runs', 'verdict', 'values', 'seed_half', 'interval', 'line', 'method_of', 'results_table',
-           'paired_tests', 'p_between', 'clear_best', 'not_told_apart', 'published_remark', 'listed', 'sig', 'signed',
-           'our_remark', 'both_words', 'drawn_remark', 'floor_remark', 'read_their_way', 'negatives_text',
-           'last_out_table', 'reached', 'Cell', 'cell_of', 'markdown_cell', 'cells', 'markdown_table', 'set_table',
-           'html_table', 'pairs_square', 'run_details', 'inline_svg', 'figure_html', 'figure_of', 'section_title',
-           'metric_tables', 'Block', 'readings_remark', 'short_remark', 'make_block', 'words', 'block_html', 'headline',
-           'page', 'block_markdown', 'folded', 'summary_markdown', 'write', 'block_name', 'make_blocks', 'trial_lines',
-           'bad_lines', 'asides', 'aside_markdown', 'aside_html', 'build_report']
+           'published_epochs', 'report_metrics', 'protocol_order', 'another_rule', 'anchors', 'metric_names',
+           'comparing', 'html_cell', 'table_look', 'details', 'svg_opening', 'figure', 'style', 'dataset_names',
+           'protocol_names', 'how_judged', 'tables', 'last_out_words', 'elsewhere', 'shown_words', 'section',
+           'verdict_words', 'document', 'report_body', 'fold', 'bold_fold', 'trial_words', 'bad_words', 'aside',
+           'published_name', 'published_metrics', 'published_row', 'standing', 'block_of', 'blocks', 'place', 'settled',
+           'sort_records', 'no_report', 'read_runs', 'verdict', 'values', 'seed_half', 'interval', 'line', 'method_of',
+           'results_table', 'paired_tests', 'p_between', 'clear_best', 'not_told_apart', 'published_remark', 'listed',
+           'sig', 'signed', 'our_remark', 'both_words', 'drawn_remark', 'floor_remark', 'anchors_remark',
+           'read_their_way', 'negatives_text', 'last_out_table', 'reached', 'Cell', 'cell_of', 'markdown_cell', 'cells',
+           'markdown_table', 'set_table', 'html_table', 'pairs_square', 'run_details', 'inline_svg', 'figure_html',
+           'figure_of', 'section_title', 'metric_tables', 'Block', 'readings_remark', 'short_remark', 'make_block',
+           'words', 'block_html', 'headline', 'page', 'block_markdown', 'folded', 'summary_markdown', 'write',
+           'block_name', 'make_blocks', 'trial_lines', 'bad_lines', 'asides', 'aside_markdown', 'aside_html',
+           'build_report']
 
 # %% ../nbs/34_report.ipynb #514ae4c5
 import itertools, math, re, tempfile
@@ -343,6 +344,25 @@ def floor_remark(
             f"reaches HR@10 {sig(hr)}, {'above' if hr > best else 'below'} the {sig(best)} of the best published model.")
     return text + (' So our test part is the easier one: differences from the published column are first of all differences of the protocol, and rows are to be compared with each other and with the floor.' if hr > best else '')
 
+# %% ../nbs/34_report.ipynb #63de2722
+anchors = pd.DataFrame([
+    ('amazon-beauty', 'TIGER, its paper', .0648, .0384), ('amazon-beauty', 'TIGER, an open version', .0634, .0338), ('amazon-beauty', 'TIGER, another open version', .0721, .0378),
+    ('amazon-beauty', 'LC-Rec', .0791, .0438), ('amazon-beauty', 'ActionPiece', .0775, .0424), ('amazon-beauty', 'RPG', .0809, .0464),
+    ('amazon-beauty', 'SASRec with sampled softmax, tuned, ids alone', .0921, math.nan),
+    ('amazon-sports', 'TIGER, its paper', .0400, .0225), ('amazon-sports', 'ids alone, tuned', .0569, math.nan),
+    ('amazon-toys', 'TIGER, its paper', .0712, .0432), ('amazon-toys', 'ids alone, tuned', .0970, math.nan),
+], columns=['dataset', 'model', 'hr@10', 'ndcg@10'])
+
+def anchors_remark(
+    config:dict,    # of a run of the block
+) -> str:           # a sentence, plain text; empty where nothing of the kind is printed, or part of the users is asked
+    "What others print of a data set under leave-last-one-out, by other models."
+    if config['protocol'] != 'leave-last-one-out' or config.get('holdout_users'): return ''
+    there = anchors[anchors.dataset == config['dataset']]
+    def one(a): return f'{a.model} {sig(a.hr10)}' + ('' if math.isnan(a.ndcg10) else f' / {sig(a.ndcg10)}')
+    said = [one(a) for a in there.rename(columns={'hr@10': 'hr10', 'ndcg@10': 'ndcg10'}).itertuples()]
+    return f'Printed by others of this set, recall at 10 / NDCG@10, 5-core, the last item asked of the whole catalogue: {listed(said)}.' if said else ''
+
 # %% ../nbs/34_report.ipynb #c19ba06d
 def read_their_way(
     run:Run,
@@ -649,7 +669,7 @@ def make_block(
     tests = paired_tests(runs, (*report_metrics[protocol], *(['mrr'] if protocol == 'leave-last-one-out' else [])))
     n = len(runs[0].ranks)
     remarks = [our_remark(table, tests, n)]
-    remarks += filter(None, [drawn_remark(runs[0]), *([readings_remark(runs), short_remark(runs)] if protocol == 'leave-last-one-out' else [])])
+    remarks += filter(None, [drawn_remark(runs[0]), anchors_remark(runs[0].config), *([readings_remark(runs), short_remark(runs)] if protocol == 'leave-last-one-out' else [])])
     if standing(block_of(runs[0])) == 'judged': remarks = [published_remark(), *filter(None, [floor_remark(runs, table)]), *remarks]
     machines = sorted(set(map(hardware, runs)))
     block = Block(runs, name, table, tests, remarks, '')
