@@ -254,7 +254,7 @@ def guess_s(
     config:Config,      # of a row
 ) -> float:             # seconds
     "What a row should take, from its settings alone."
-    size = {'ml-100k': .1, 'ml-20m': 20, 'amazon-beauty': .2, 'amazon-games': .2, 'amazon-books': .5}.get(config.dataset, 1)
+    size = {'ml-100k': .1, 'ml-20m': 20, 'amazon-beauty': .2, 'amazon-games': .2, 'amazon-sports': .3, 'amazon-toys': .2, 'amazon-books': .5}.get(config.dataset, 1)
     own = config.epochs*epoch_s.get(config.similarity, epoch_s['mlp'])*(1 if config.schedule == 'joint' else config.local_epochs)*config.loss_share
     embedder = config.warm_epochs if config.schedule == 'joint' else config.epochs
     if config.encoder in ('svd', 'popularity'): return start_s + (own*size if config.similarity != 'dot' else 0)

@@ -186,7 +186,7 @@ def cache_dir() -> Path:  # not created here
 
 # %% ../nbs/00_core.ipynb #af97a8d6
 choices = dict(
-    protocol=('leave-last-one-out', 'global-time'), tie_order=('stable', 'shuffled'), repeats=('exclude', 'allow'),
+    protocol=('leave-last-one-out', 'global-time', 'report-2024'), tie_order=('stable', 'shuffled'), repeats=('exclude', 'allow'),
     ask=('target', 'usual'),
     time_unit=('auto', 's', 'ms', 'us', 'ns'), duplicates=('drop', 'keep', 'refuse'),
     encoder=('sasrec', 'hstu', 'gru4rec', 'bert4rec', 'svd', 'popularity'), similarity=('dot', 'mlp', 'fm', 'neuralfm', 'mol'),
@@ -244,7 +244,7 @@ class Config:
     duplicates:str=setting('drop', said='never')  # copies of an interaction, time and all: drop, keep or refuse
     items:str=setting('', said='never')  # file of what is known of its items; empty: items.parquet or items.csv of a data folder
     content:str=setting('', said='changed')  # sha256 of data of your own, noted when they are read; empty: a set of the catalogue
-    protocol:str='leave-last-one-out'   # or global-time
+    protocol:str='leave-last-one-out'   # or global-time, report-2024
     tie_order:str='stable'              # order of interactions in the same second: stable (as in the file) or shuffled
     tie_seed:int=setting(0, 0, 2**53, of=lambda c: c.tie_order == 'shuffled', said='changed')  # of the shuffled order, for every `seed`
     repeats:str=setting('exclude', said='changed')  # exclude: what a user has seen is neither shown nor a hit; allow: it is both

@@ -11,8 +11,8 @@ __all__ = ['rating_columns', 'absent_1m', 'movielens_terms', 'movielens_citation
            'unknown_set', 'is_path', 'known_rows', 'load', 'where_own', 'load_items', 'dataset_table',
            'drop_rare_items', 'drop_rare_users', 'k_core', 'latest', 'Sequences', 'time_ranks', 'histories', 'Query',
            'usual_time', 'running_medians', 'usual_times', 'Holdout', 'Split', 'ask_at', 'leave_last_one_out',
-           'calendar_holdout', 'global_time', 'split', 'split_table', 'PackedBatch', 'pack_pairs', 'as_tensor',
-           'pack_history', 'next_times', 'PackedBatches']
+           'frequent', 'calendar_holdout', 'calendar_parts', 'global_time', 'latest_wanted', 'report_2024', 'split',
+           'split_table', 'PackedBatch', 'pack_pairs', 'as_tensor', 'pack_history', 'next_times', 'PackedBatches']
 
 # %% ../nbs/01_data.ipynb #05adbead
 import bisect, contextlib, difflib, gzip, hashlib, io, json, os, shutil, subprocess, sys, tempfile, warnings, zipfile, zlib
@@ -168,6 +168,8 @@ def amazon(file, read): return tuple(Source(f'https://{host}/categoryFiles/{file
 catalogue = movielens | {
     'amazon-beauty': Entry(amazon('reviews_Beauty_5.json.gz', read_amazon_reviews), (22_363, 12_101, 198_502), amazon_terms, amazon_citation),
     'amazon-games': Entry(amazon('reviews_Video_Games_5.json.gz', read_amazon_reviews), (24_303, 10_672, 231_780), amazon_terms, amazon_citation),
+    'amazon-sports': Entry(amazon('reviews_Sports_and_Outdoors_5.json.gz', read_amazon_reviews), (35_598, 18_357, 296_337), amazon_terms, amazon_citation),
+    'amazon-toys': Entry(amazon('reviews_Toys_and_Games_5.json.gz', read_amazon_reviews), (19_412, 11_924, 167_597), amazon_terms, amazon_citation),
     'amazon-books': Entry(amazon('ratings_Books.csv', read_amazon_ratings), (8_026_324, 2_330_066, 22_507_155), amazon_terms, amazon_citation,
         samples=((38_234, 38_519, 517_167),))}
 
@@ -577,7 +579,7 @@ class Holdout:
 @dataclass(frozen=True, eq=False)
 class Split:
     "Training sequences, two holdouts, and the settings that made them."
-    protocol:str         # 'leave-last-one-out' or 'global-time'
+    protocol:str         # 'leave-last-one-out', 'global-time' or 'report-2024'
     tie_order:str        # 'stable' or 'shuffled'
     max_length:int       # next-item pairs per training sequence, at most
     seed:int             # of the shuffled ties
@@ -648,6 +650,15 @@ def first_of(
     return kept
 
 # %% ../nbs/01_data.ipynb #36656edd
+def frequent(
+    rows:Sequences,      # every user's whole history
+    wanted:np.ndarray,   # (T,), bool
+    at_least:int=5,      # wanted positions that an item, then a user, must have
+) -> np.ndarray:         # (T,), bool
+    "The wanted positions without rare items, then without rare users."
+    wanted = wanted & (np.bincount(rows.items[wanted], minlength=rows.items.max(initial=-1) + 1) >= at_least)[rows.items]
+    return wanted & np.repeat(rows.count(wanted) >= at_least, rows.lengths)
+
 def calendar_holdout(
     rows:Sequences,        # every user's whole history
     part:np.ndarray,       # part of the calendar of each position, (T,): 0 is training
@@ -657,28 +668,62 @@ def calendar_holdout(
     "One part of the calendar without cold users, cold items, rare items and rare users."
     of, n_items = np.repeat(np.arange(len(rows)), rows.lengths), rows.items.max() + 1
     warm, known = rows.count(part == 0) > 0, np.bincount(rows.items[part == 0], minlength=n_items) > 0
-    wanted = (part == p) & warm[of] & known[rows.items]
-    wanted &= (np.bincount(rows.items[wanted], minlength=n_items) >= at_least)[rows.items]
-    wanted &= (rows.count(wanted) >= at_least)[of]
+    wanted = frequent(rows, (part == p) & warm[of] & known[rows.items], at_least)
     targets, before = rows.keep(rows.first_of(wanted)), rows.count(part < p)
     return Holdout(targets.users, rows.between(0*before, before).select(targets.users), targets)
 
 # %% ../nbs/01_data.ipynb #cdb85be5
+def calendar_parts(
+    ranks:np.ndarray,    # rank in time of each position, (T,)
+    shares:tuple[float, float]=(.7, .2),  # of training and validation; the rest is the test
+) -> np.ndarray:         # (T,), int64: 0 training, 1 validation, 2 test
+    "The calendar, cut at two moments."
+    return np.searchsorted(np.round(np.round(np.cumsum(shares), 9)*len(ranks)), ranks, side='right')
+
 def global_time(
     rows:Sequences,      # every user's whole history
     ranks:np.ndarray,    # rank in time of each position, (T,)
     shares:tuple[float, float]=(.7, .2),  # of training and validation; the rest is the test
 ) -> tuple[Sequences, Holdout, Holdout]:  # train, validation, test
     "Cut all interactions at two moments: train before the first, test after the second."
-    part = np.searchsorted(np.round(np.round(np.cumsum(shares), 9)*len(ranks)), ranks, side='right')  # 0 train, 1 validation, 2 test
+    part = calendar_parts(ranks, shares)
     return rows.keep(part == 0), calendar_holdout(rows, part, 1), calendar_holdout(rows, part, 2)
 
+# %% ../nbs/01_data.ipynb #73fae0b3
+def latest_wanted(
+    rows:Sequences,      # every user's whole history
+    wanted:np.ndarray,   # (T,), bool
+    n:int=200,           # wanted positions to keep of each sequence, at most
+) -> np.ndarray:         # (T,), bool
+    "The latest `n` wanted positions of every sequence."
+    counts = rows.count(wanted)
+    place = np.cumsum(wanted) - np.repeat(np.cumsum(counts) - counts, rows.lengths)   # from 1 within a sequence
+    return wanted & (place > np.repeat(counts - n, rows.lengths))
+
+# %% ../nbs/01_data.ipynb #fa2b080e
+def report_2024(
+    rows:Sequences,      # every user's whole history
+    ranks:np.ndarray,    # rank in time of each position, (T,)
+    at_least:int=5,      # later interactions of an item and a user, and training interactions of who is asked
+    n_latest:int=200,    # interactions kept of each user, the latest of all parts together
+) -> tuple[Sequences, Holdout, Holdout]:  # train, validation (the last tenth), test (the fifth before it)
+    "The cut behind the replication report's 450 users, as far as computation can tell."
+    part = calendar_parts(ranks)
+    warm = np.repeat(rows.count(part == 0) > 0, rows.lengths)
+    kept = latest_wanted(rows, (part == 0) | frequent(rows, (part > 0) & warm, at_least), n_latest)
+    train = kept & (part == 0)
+    def holdout(p):
+        asked = np.repeat((rows.count(train) >= at_least) & (rows.count(kept & (part == p)) > 0), rows.lengths)
+        targets = rows.keep(rows.first_of(kept & (part == p) & asked))
+        return Holdout(targets.users, rows.keep(train & asked), targets)
+    return rows.keep(train), holdout(2), holdout(1)
+
 # %% ../nbs/01_data.ipynb #e0164cdd
-protocols = {'leave-last-one-out': leave_last_one_out, 'global-time': global_time}
+protocols = {'leave-last-one-out': leave_last_one_out, 'global-time': global_time, 'report-2024': report_2024}
 
 def split(
     interactions:pd.DataFrame,            # already filtered; user_id, item_id, maybe timestamp
-    protocol:str='leave-last-one-out',    # or 'global-time'
+    protocol:str='leave-last-one-out',    # or 'global-time', 'report-2024'
     tie_order:str='stable',               # or 'shuffled', with `seed`
     max_length:int=200,                   # next-item pairs per training sequence, at most; the latest are kept
     seed:int=0,                           # of the shuffled ties

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['published_source', 'n_published', 'published', 'last_out_source', 'published_last_out', 'published_stable',
-           'published_epochs', 'report_metrics', 'verdict_rule', 'asked_marks', 'asked_notes', 'last_out_columns',
-           'metric_names', 'comparing', 'html_cell', 'table_look', 'details', 'svg_opening', 'figure', 'style',
-           'dataset_names', 'protocol_names', 'bold_words', 'how_judged', 'tables', 'last_out_words', 'elsewhere',
-           'section', 'verdict_words', 'document', 'report_body', 'fold', 'bold_fold', 'trial_words', 'bad_words',
-           'aside', 'published_name', 'published_metrics', 'published_row', 'block_of', 'blocks', 'place', 'settled',
-           'sort_records', 'no_report', 'read_runs', 'verdict', 'values', 'seed_half', 'interval', 'line', 'method_of',
-           'results_table', 'paired_tests', 'p_between', 'clear_best', 'not_told_apart', 'published_remark', 'listed',
-           'sig', 'signed', 'our_remark', 'both_words', 'drawn_remark', 'floor_remark', 'by_public_rule',
+           'published_epochs', 'report_metrics', 'protocol_order', 'another_rule', 'verdict_rule', 'anchors',
+           'asked_marks', 'asked_notes', 'last_out_columns', 'metric_names', 'comparing', 'html_cell', 'table_look',
+           'details', 'svg_opening', 'figure', 'style', 'dataset_names', 'protocol_names', 'bold_words', 'how_judged',
+           'tables', 'last_out_words', 'elsewhere', 'shown_words', 'section', 'verdict_words', 'document',
+           'report_body', 'fold', 'bold_fold', 'trial_words', 'bad_words', 'aside', 'published_name',
+           'published_metrics', 'published_row', 'standing', 'block_of', 'blocks', 'place', 'settled', 'sort_records',
+           'no_report', 'read_runs', 'verdict', 'values', 'seed_half', 'interval', 'line', 'method_of', 'results_table',
+           'paired_tests', 'p_between', 'clear_best', 'not_told_apart', 'published_remark', 'listed', 'sig', 'signed',
+           'our_remark', 'both_words', 'drawn_remark', 'floor_remark', 'anchors_remark', 'by_public_rule',
            'read_their_way', 'negatives_text', 'asked_of', 'last_out_table', 'judged', 'Cell', 'cell_of',
            'markdown_cell', 'cells', 'markdown_table', 'set_table', 'html_table', 'pairs_square', 'run_details',
            'inline_svg', 'figure_html', 'figure_of', 'section_title', 'metric_tables', 'Block', 'readings',
@@ -101,6 +102,19 @@ def published_row(
     same = same[same.loss.isna() | (same.loss == config['loss'])]
     return same.iloc[0] if len(same) else None
 
+# %% ../nbs/34_report.ipynb #25c76a8b
+report_metrics['report-2024'] = report_metrics['global-time']
+protocol_order = ('report-2024', 'global-time', 'leave-last-one-out')
+another_rule = 'printed under another rule'   # the verdict where the model is the same and the question is not
+
+def standing(
+    block:tuple,    # as `block_of` gives it
+) -> str:           # 'judged', 'shown' or 'apart'
+    "How the replication report's figures stand beside a block."
+    dataset, protocol, *_ = block
+    if dataset != 'ml-1m': return 'apart'
+    return {'report-2024': 'judged', 'global-time': 'shown'}.get(protocol, 'apart')
+
 # %% ../nbs/34_report.ipynb #2f636d17
 def block_of(run:Run) -> tuple:
     "Runs of a block have the same test users: data set, protocol, fingerprint of the split, and how many of its users were drawn."
@@ -111,13 +125,13 @@ def blocks(
 ) -> list[list[Run]]:  # MovieLens first, and of a data set what the public tables measure
     "Runs that may be compared, together."
     ties = {block_of(r): r.config['tie_order'] for r in runs}
-    keys = sorted(ties, key=lambda k: (not k[0].startswith('ml-'), k[0], ties[k] != 'shuffled', k[1] != 'global-time', -k[3], k))
+    keys = sorted(ties, key=lambda k: (not k[0].startswith('ml-'), k[0], ties[k] != 'shuffled', protocol_order.index(k[1]) if k[1] in protocol_order else len(protocol_order), -k[3], k))
     return [[r for r in runs if block_of(r) == key] for key in keys]
 
 def place(run:Run):
     "Sort key: published order, then ours by name."
     order = list(published_last_out['ml-1m'])
-    if run.config['protocol'] != 'global-time': return order.index(name) if (name := published_name(run.config)) in order else len(order), run.label, run.record['id']
+    if run.config['protocol'] == 'leave-last-one-out': return order.index(name) if (name := published_name(run.config)) in order else len(order), run.label, run.record['id']
     row = published_row(run.config)
     return len(published) if row is None else row.name, run.label, run.record['id']
 
@@ -207,15 +221,15 @@ def results_table(
 ) -> pd.DataFrame:    # row, method, metric, published, ours, low, high, difference, verdict; NaN where there is none
     "Published beside ours, line by line."
     if len(set(map(block_of, runs))) != 1: raise DataError('runs of different splits do not belong in one table: see `blocks`')
-    dataset, protocol, *_ = block_of(runs[0])
-    lines, comparable = [], (dataset, protocol) == ('ml-1m', 'global-time')
-    for metric in report_metrics[protocol]:
+    lines, stands = [], standing(block_of(runs[0]))
+    for metric in report_metrics[runs[0].config['protocol']]:
         for run in runs:
             twin = published_row(run.config)
-            theirs = twin[metric] if comparable and twin is not None else math.nan
+            theirs = twin[metric] if stands != 'apart' and twin is not None else math.nan
             lines.append(line(run.label, method_of(run.config), metric, theirs, *interval(run, metric)))
-            if not comparable and twin is not None: lines[-1]['verdict'] = 'not comparable'
-        if comparable:
+            if stands == 'apart' and twin is not None: lines[-1]['verdict'] = 'not comparable'
+            if stands == 'shown' and twin is not None: lines[-1] |= dict(difference=math.nan, verdict=another_rule)
+        if stands == 'judged':
             ran = [t.name for r in runs if (t := published_row(r.config)) is not None]
             lines += [line(t.row, t.similarity, metric, t[metric], *[math.nan]*3) for _, t in published.drop(index=ran).iterrows()]
     return pd.DataFrame(lines)
@@ -332,6 +346,25 @@ def floor_remark(
     text = (f"A test user has {part['n_test_targets']/part['n_test_users']:.1f} held-out items here and any of them counts; recommending what is popular, the same to everybody, "
             f"reaches HR@10 {sig(hr)}, {'above' if hr > best else 'below'} the {sig(best)} of the best published model.")
     return text + (' So our test part is the easier one: differences from the published column are first of all differences of the protocol, and rows are to be compared with each other and with the floor.' if hr > best else '')
+
+# %% ../nbs/34_report.ipynb #63de2722
+anchors = pd.DataFrame([
+    ('amazon-beauty', 'TIGER, its paper', .0648, .0384), ('amazon-beauty', 'TIGER, an open version', .0634, .0338), ('amazon-beauty', 'TIGER, another open version', .0721, .0378),
+    ('amazon-beauty', 'LC-Rec', .0791, .0438), ('amazon-beauty', 'ActionPiece', .0775, .0424), ('amazon-beauty', 'RPG', .0809, .0464),
+    ('amazon-beauty', 'SASRec with sampled softmax, tuned, ids alone', .0921, math.nan),
+    ('amazon-sports', 'TIGER, its paper', .0400, .0225), ('amazon-sports', 'ids alone, tuned', .0569, math.nan),
+    ('amazon-toys', 'TIGER, its paper', .0712, .0432), ('amazon-toys', 'ids alone, tuned', .0970, math.nan),
+], columns=['dataset', 'model', 'hr@10', 'ndcg@10'])
+
+def anchors_remark(
+    config:dict,    # of a run of the block
+) -> str:           # a sentence, plain text; empty where nothing of the kind is printed, or part of the users is asked
+    "What others print of a data set under leave-last-one-out, by other models."
+    if config['protocol'] != 'leave-last-one-out' or config.get('holdout_users'): return ''
+    there = anchors[anchors.dataset == config['dataset']]
+    def one(a): return f'{a.model} {sig(a.hr10)}' + ('' if math.isnan(a.ndcg10) else f' / {sig(a.ndcg10)}')
+    said = [one(a) for a in there.rename(columns={'hr@10': 'hr10', 'ndcg@10': 'ndcg10'}).itertuples()]
+    return f'Printed by others of this set, recall at 10 / NDCG@10, 5-core, the last item asked of the whole catalogue: {listed(said)}.' if said else ''
 
 # %% ../nbs/34_report.ipynb #c19ba06d
 def by_public_rule(
@@ -585,8 +618,8 @@ main table.gt_table { font-family: inherit !important; font-variant-numeric: tab
 
 # %% ../nbs/34_report.ipynb #cca2dea9
 dataset_names = {'ml-1m': 'MovieLens 1M', 'ml-100k': 'MovieLens 100K', 'ml-20m': 'MovieLens 20M',
-                 'amazon-beauty': 'Amazon Beauty', 'amazon-games': 'Amazon Games', 'amazon-books': 'Amazon Books'}
-protocol_names = {'global-time': 'global time split', 'leave-last-one-out': 'leave-last-one-out'}
+                 'amazon-beauty': 'Amazon Beauty', 'amazon-games': 'Amazon Games', 'amazon-sports': 'Amazon Sports', 'amazon-toys': 'Amazon Toys', 'amazon-books': 'Amazon Books'}
+protocol_names = {'report-2024': "the replication report's cut", 'global-time': 'global time split', 'leave-last-one-out': 'leave-last-one-out'}
 bold_words = "Bold: the best of our rows, where the paired test against the runner-up survives Holm's correction."
 how_judged = f'{verdict_rule} {bold_words}'
 
@@ -675,8 +708,8 @@ def make_block(
     tests = paired_tests(runs, (*report_metrics[protocol], *(['mrr'] if protocol == 'leave-last-one-out' else [])))
     n = len(runs[0].ranks)
     remarks = [our_remark(table, tests, n)]
-    remarks += filter(None, [drawn_remark(runs[0]), *([readings_remark(runs), short_remark(runs)] if protocol == 'leave-last-one-out' else [])])
-    if (dataset, protocol) == ('ml-1m', 'global-time'): remarks = [published_remark(), *filter(None, [floor_remark(runs, table)]), *remarks]
+    remarks += filter(None, [drawn_remark(runs[0]), anchors_remark(runs[0].config), *([readings_remark(runs), short_remark(runs)] if protocol == 'leave-last-one-out' else [])])
+    if standing(block_of(runs[0])) == 'judged': remarks = [published_remark(), *filter(None, [floor_remark(runs, table)]), *remarks]
     machines = sorted(set(map(hardware, runs)))
     block = Block(runs, name, table, tests, remarks, '')
     return replace(block, caption=hr_caption(block.hr10, n, [r.record['seed'] for run in runs for r in run.each], '; '.join(machines)))
@@ -690,8 +723,12 @@ last_out_words = ('"Ours, published way" is read as the published figures are: a
                   "The authors' own later run on MovieLens 1M has .3237 for HSTU-large and .3474 with MoL. The published BERT4Rec and GRU4Rec come from arXiv 2309.07602 and were trained against the whole catalogue, ours against sampled items.")
 elsewhere = "The published figures are for another data set: nothing here repeats them, so none is shown. Bold: the best of these trained models, where the paired test over users against the runner-up survives Holm's correction; with one seed a row, another training run may say otherwise."
 
+shown_words = ("The published column is printed under another rule, the one of the block above, in which histories stay in the ranking: it stands here to show what a rule decides, and nothing is judged by it. "
+               "Bold: the best of these rows, where the paired test against the runner-up survives Holm's correction.")
+
 def words(b:Block) -> str:
     "How the tables of a block are to be read."
+    if standing(block_of(b.runs[0])) == 'shown': return shown_words
     return ' '.join([elsewhere if not b.comparable else last_out_words if b.last_out else how_judged, *asked_remarks(b.runs)*b.last_out])
 
 # %% ../nbs/34_report.ipynb #940639d5
@@ -764,7 +801,7 @@ def page(
     made = sorted(r.record['started'] for b, _ in parts for run in b.runs for r in run.each)
     days = ' to '.join(sorted({made[0][:10], made[-1][:10]}))
     foot = (f'Built from {len(made)} run records, started {days}. '
-            f'Published: {last_out_source}; under the global time split, {published_source}.')
+            f'Published: {last_out_source}; under report-2024, {published_source}.')
     sections = [block_html(b, figure) for b, figure in parts]
     body = report_body(lead=lead, foot=foot, scale=scale, sections=sections, more=more)
     return document(title=f'molrec results, {scale}', style=style, body=body) + '\n'

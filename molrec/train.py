@@ -9,12 +9,12 @@ __all__ = ['public_depth', 'needs', 'head_teachers', 'make_similarity', 'make_en
            'log_frequency', 'State', 'state_digest', 'restore', 'read_state', 'make_optimisers', 'learning_rate',
            'train_stage', 'close_stage', 'followed', 'validate', 'read_test', 'fit', 'some_users', 'filtered',
            'cuts_text', 'parts_text', 'check_parts', 'interactions_of', 'identified', 'prepare', 'repeats_text',
-           'protocol_text', 'items_text', 'check_data', 'ranks_table', 'items_table', 'described', 'known_items',
-           'published_way', 'other_epochs', 'public_reading', 'unrated_items', 'untrained_rows', 'public_steps',
-           'step_metrics', 'public_record', 'write_public', 'asked_otherwise', 'cut_note', 'threads_note', 'record_in',
-           'run', 'a_folder', 'make_record', 'median_gap_s', 'describe', 'read_weights', 'weights_of', 'check_tensors',
-           'Sizes', 'load_weights', 'load_model', 'load_run', 'rank_again', 'training_queries', 'teacher_scores',
-           'next_item_loss', 'teacher_loss', 'fit_head']
+           'protocol_text', 'items_text', 'check_data', 'ranks_table', 'second_reading', 'items_table', 'described',
+           'known_items', 'published_way', 'other_epochs', 'public_reading', 'unrated_items', 'untrained_rows',
+           'public_steps', 'step_metrics', 'public_record', 'write_public', 'asked_otherwise', 'cut_note',
+           'threads_note', 'record_in', 'run', 'a_folder', 'make_record', 'median_gap_s', 'describe', 'read_weights',
+           'weights_of', 'check_tensors', 'Sizes', 'load_weights', 'load_model', 'load_run', 'rank_again',
+           'training_queries', 'teacher_scores', 'next_item_loss', 'teacher_loss', 'fit_head']
 
 # %% ../nbs/07_train.ipynb #ba23d35d
 import contextlib, dataclasses, itertools, json, math, time, warnings
@@ -514,7 +514,9 @@ needs = {
     'leave-last-one-out': 'leave-last-one-out takes the last event of each user with three or more for the test and the one before for validation, '
                           'so that training sees a pair only of users with four or more',
     'global-time': 'global-time cuts all events at 70 and 90 % of the time, and asks in the later parts for users and items that training knows '
-                   'and that have five events there'}
+                   'and that have five events there',
+    'report-2024': 'report-2024 cuts all events at 70 and 90 % of the time, keeps later events of users that training knows where items and users have five, '
+                   'and asks those who keep five events of training among their latest 200'}
 
 def check_parts(
     c:Config,   # the settings
@@ -596,10 +598,20 @@ def check_data(
 def ranks_table(
     ranks:Ranks,        # of the test part
     s:Split,            # for the original ids
-) -> pd.DataFrame:      # user_id, item_id, rank: a row per target, users in order
+    unseen:Ranks|None=None,     # as `second_reading` gives it
+) -> pd.DataFrame:      # user_id, item_id, rank, maybe rank_unseen: a row per target, users in order
     "What is kept of the test: enough to compute every metric again."
     users = np.repeat(ranks.users, ranks.counts)
-    return pd.DataFrame(dict(user_id=s.user_ids[users], item_id=s.item_ids[s.test.targets.items], rank=ranks.ranks))
+    table = pd.DataFrame(dict(user_id=s.user_ids[users], item_id=s.item_ids[s.test.targets.items], rank=ranks.ranks))
+    return table if unseen is None else table.assign(rank_unseen=unseen.ranks)
+
+def second_reading(
+    model:Recommender,  # with the weights that are kept
+    s:Split,            # for the test part
+    c:Config,           # the settings
+) -> Ranks|None:        # None: there is one reading
+    "Where histories stay in the ranking, the same targets ranked among what is new to each user."
+    return evaluate(model, s.test, c.max_length) if c.repeats == 'allow' else None
 
 def items_table(
     shown:Tensor,       # in how many lists an item is, (N,)
@@ -790,7 +802,8 @@ def make_record(c, s, state, folder, started, command):
     shown = torch.zeros(s.n_items, dtype=torch.int64)
     valid = evaluate(state.model, s.valid, c.max_length, repeats=c.repeats)
     test = evaluate(state.model, s.test, c.max_length, shown=shown, repeats=c.repeats)
-    for name, table in dict(ranks=ranks_table(test, s), items=items_table(shown, s, known_items(c, s))).items():
+    unseen = second_reading(state.model, s, c)
+    for name, table in dict(ranks=ranks_table(test, s, unseen), items=items_table(shown, s, known_items(c, s))).items():
         with atomic_path(folder/f'{name}.parquet') as aside: table.to_parquet(aside, index=False)
     with atomic_path(folder/'model.safetensors') as aside: save_file({k: v.contiguous() for k, v in state.model.state_dict().items()}, aside, dict(config=json.dumps(dataclasses.asdict(c))))
     book, seconds = state.book, sum(e['time_s'] for e in state.book['history'])
@@ -799,7 +812,7 @@ def make_record(c, s, state, folder, started, command):
                 code=code_version(), environment=environment(), n_threads=torch.get_num_threads(), started=started.isoformat(timespec='seconds'),
                 wall_time_s=round(book['time_s'] + time.perf_counter() - began, 2), peak_memory_mib=round(peak_memory_mib(), 1), n_parameters=sum(p.numel() for p in state.model.parameters()),
                 epochs=len(book['history']), best_epoch=book['best_epoch'], positions_per_s=round(positions/seconds) if seconds else None,
-                history=book['history'], test_hr10_by_epoch=[[epoch, m['hr@10']] for epoch, m, _ in book['test_by_epoch']], metrics=dict(valid=summary(valid), test=summary(test)),
+                history=book['history'], test_hr10_by_epoch=[[epoch, m['hr@10']] for epoch, m, _ in book['test_by_epoch']], metrics=dict(valid=summary(valid), test=summary(test)) | ({} if unseen is None else dict(unseen=summary(unseen))),
                 published_way=published_way(book['test_by_epoch']), public_rule=public_record(state, s, c, folder),
                 asked=asked_otherwise(state.model, s, c), other_epochs=other_epochs(state, s, c))
 

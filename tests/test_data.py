@@ -269,11 +269,23 @@ def test_ml100k_from_the_package_index(cache, monkeypatch):
     ('ml-1m', lambda df: latest(drop_rare_items(df), 200), [6040, 3416, 193.45, 109.41]),
     ('amazon-beauty', lambda df: latest(k_core(df), 50), [22_363, 12_101, 16.09, 8.71]),
     ('amazon-games', lambda df: latest(k_core(df), 50), [24_303, 10_672, 20.79, 9.13]),
+    ('amazon-sports', k_core, [35_598, 18_357, 16.14, 8.32]),
+    ('amazon-toys', k_core, [19_412, 11_924, 14.06, 8.63]),
 ])
 def test_published_sizes_to_the_last_digit(name, keep, expected):
     if not own_folder(name, None): pytest.skip(f'no copy of {name} in MOLREC_DATA or ../shared/data')
     table = dataset_table(keep(load(name)))
     assert table[['users', 'items', 'per_item', 'per_user']].iloc[0].tolist() == expected
+
+
+@pytest.mark.parametrize('name', ['amazon-sports', 'amazon-toys'])
+def test_items_whose_attributes_are_lists_are_read(name):
+    if not own_folder(name, None): pytest.skip(f'no copy of {name} in MOLREC_DATA or ../shared/data')
+    df = load(name)
+    assert 'timestamp' not in df and load_items(name, item_ids=df.item_id).item_id.isin(df.item_id).all()
+    s = split(df)
+    assert s.train.times is None and len(s.test) == df.user_id.nunique()
+    with pytest.raises(DataError, match='needs timestamps'): split(df, 'report-2024')
 
 
 def test_books_sample_is_not_mistaken_for_the_published_set():
@@ -359,6 +371,16 @@ def test_global_time_equals_pandas():
             before = by_time[:cuts[p]]
             assert s.item_ids[holdout.history[b]].tolist() == before[before.user_id == u].item_id.tolist()
     assert s.train.lengths.sum() == cuts[1]
+
+
+def test_the_report_of_2024_asks_450_people():
+    s = split(load('ml-1m'), 'report-2024')
+    assert (len(s.test), len(s.test.targets.items), len(s.train.items)) == (450, 13_847, 454_579)
+    assert np.array_equal(s.test.users, s.test.history.users) and s.test.history.lengths.min() >= 5
+    trained = {*zip(np.repeat(s.train.users, s.train.lengths).tolist(), s.train.items.tolist())}
+    asked = s.test.targets
+    assert not trained & {*zip(np.repeat(asked.users, asked.lengths).tolist(), asked.items.tolist())}
+    assert s.test.history.times.max() <= asked.times.min() <= s.valid.targets.times.min()
 
 
 def test_settings_that_make_no_sense_are_refused():

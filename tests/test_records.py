@@ -309,7 +309,7 @@ def test_published_tables_show_published_rows(tmp_path):
     make_run(tmp_path/'runs', 'SASRec, MoL + BCE', users=40, name='trial', config_hash='trial', started='2026-11-29T00:00:00+00:00', skill=3.)
     hash = records.read_record(made[0])['config_hash']
     files = report.build_report(tmp_path/'runs', tmp_path, rows={hash})
-    text, table = files['markdown'].read_text(), pd.read_csv(files['global-time table'])
+    text, table = files['markdown'].read_text(), pd.read_csv(files['report-2024 table'])
     assert 'Trials' in text and '| trial |' in text and 'Trials' in files['html'].read_text()
     stated = records.read_record(made[0])['metrics']['test']['hr@10']
     assert table[(table.row == 'SASRec, MoL + BCE') & (table.metric == 'hr@10')].ours.iloc[0] == pytest.approx(stated, abs=1e-5)

@@ -30,10 +30,10 @@ SVD, dot product | .0044 | .1933 | .5400 | .9088 | .0633
 
 
 def make_run(folder, row, encoder='sasrec', similarity='mol', loss='bce', skill=0., users=450, seed=0, dataset='ml-1m',
-             protocol='global-time', scale='quick', name=None, public=None, **extra):
+             protocol='report-2024', scale='quick', name=None, public=None, **extra):
     "A made-up run: shared easiness of users and targets, own luck; `public`: (epoch, readings) of its ranks by the public rule, one place worse each."
     shared, own = np.random.default_rng(1), np.random.default_rng(zlib.crc32(row.encode()) + seed)
-    several = protocol == 'global-time'
+    several = protocol == 'report-2024'
     counts = shared.integers(5, 30, users) if several else np.ones(users, dtype=int)
     n = int(counts.sum())
     log_rank = (6.5 if several else 4.6) - skill + np.repeat(shared.normal(0, .8, users), counts) + shared.normal(0, 1.6, n) + own.normal(0, 1, n)
@@ -267,7 +267,7 @@ def test_other_data_is_not_comparable(tmp_path):
     make_run(tmp_path, 'SASRec, dot product', similarity='dot', users=80, dataset='ml-100k', scale='smoke', protocol='leave-last-one-out')
     files = report.build_report(tmp_path, tmp_path/'out', scale='smoke')
     assert files['html'].name == 'results-smoke.html'
-    for name in ('global-time table', 'leave-last-one-out-shuffled table'):
+    for name in ('report-2024 table', 'leave-last-one-out-shuffled table'):
         table = pd.read_csv(files[name])
         assert table.published.isna().all() and table.difference.isna().all()
         assert set(table.verdict) <= {'not comparable', 'no published value'}
@@ -308,7 +308,7 @@ def test_bold_only_where_the_paired_test_says_so(tmp_path):
     close = [read_run(make_run(tmp_path/'close', f'row {i}', skill=.01*i, name=f'r{i}')) for i in range(2)]
     apart = [read_run(make_run(tmp_path/'apart', f'row {i}', skill=2.*i, name=f'r{i}')) for i in range(2)]
     for runs, best in ((close, None), (apart, 'row 1')):
-        b = report.make_block(runs, 'global-time')
+        b = report.make_block(runs, 'report-2024')
         assert report.clear_best(b.hr10, b.tests) == best
         assert ('**row 1**' in report.block_markdown(b).split('<details>')[0]) == (best is not None)
 
@@ -417,10 +417,10 @@ def test_names_are_escaped(tmp_path):
 
 
 def test_tables_carry_every_row(built):
-    table = pd.read_csv(built['global-time table'])
+    table = pd.read_csv(built['report-2024 table'])
     assert set(table.row) == set(report.published.row) | {'Popularity'} and len(table) == 55
     assert table.columns.tolist() == ['row', 'method', 'metric', 'published', 'ours', 'low', 'high', 'difference', 'verdict']
     markdown = built['markdown'].read_text()
     assert all(f'| {row} |' in markdown or f'| **{row}** |' in markdown for row in set(table.row))
-    paired = pd.read_csv(built['global-time paired'])
+    paired = pd.read_csv(built['report-2024 paired'])
     assert len(paired) == 55*5 and (paired.p_holm >= paired.p).all()
