@@ -55,8 +55,8 @@ def test_a_list_that_is_not_certain_is_looked_at_again():
     x, q = corpus('plain'), torch.randn(5, 24)
     x[17] = 1e4*x[17]
     index, looks = FlatIndex(x), []
-    offered = index.offered
-    index.offered = lambda queries, k_prime: looks.append((len(queries), k_prime)) or offered(queries, k_prime)
+    look = index.look
+    index.look = lambda queries, k, k_prime: looks.append((len(queries), k_prime)) or look(queries, k, k_prime)
     assert torch.equal(index.search(q, 10)[1], truth(x, q, 10)) and len(looks) > 1 and looks[0] == (5, 84)
 
 
