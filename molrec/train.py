@@ -606,7 +606,7 @@ def ranks_table(
     return table if unseen is None else table.assign(rank_unseen=unseen.ranks)
 
 def second_reading(
-    model:Recommender,  # with the weights that are kept
+    model:RetrievalModel,  # with the weights that are kept
     s:Split,            # for the test part
     c:Config,           # the settings
 ) -> Ranks|None:        # None: there is one reading

@@ -107,3 +107,21 @@ def test_many_items_are_written_down(tmp_path, taught):
     measured = bench.hundred_million(tmp_path, n=9_000, k_primes=(500, 9_000), batches=(1, 3), k=10, rounds=1, n_truth=2, model=taught[0], corpus=taught[1], block=2_000)
     assert files(tmp_path, 'hundred-million') == ['.json', '.md'] and elsewhere in (tmp_path/'hundred-million.md').read_text()
     assert [r['recall'] for r in measured['searches'] if r['setting'] == "k' 9,000"] == [1, 1]
+
+
+def test_the_grid_goes_on_where_it_ended(tmp_path):
+    pieces = [('gaussian', 3_000, 16), ('clustered', 3_000, 16)]
+    first = bench.stage1_grid(tmp_path, True, budget_s=1e-9, pieces=pieces)
+    assert not len(first)
+    one = bench.stage1_grid(tmp_path, True, pieces=pieces[:1])
+    both = bench.stage1_grid(tmp_path, True, pieces=pieces)
+    assert len(both) == 2*len(one) and set(both.corpus) == {'gaussian', 'clustered'} and both.exact_ms[:len(one)].tolist() == pytest.approx(one.exact_ms.tolist(), rel=1e-4)
+    assert files(tmp_path, 'stage1-grid-quick') == ['.csv', '.md', '.png', '.svg'] and both.exact_overlap.min() > .9
+    assert len(bench.stage1_grid(tmp_path, True, pieces=pieces)) == len(both)
+
+
+def test_a_missed_goal_of_the_grid_is_not_met():
+    def cell(B, exact): return dict(corpus='gaussian', items=10**6, width=64, queries=B, k_prime=100, read_ms=3., exact_ms=exact, sampled_ms=9., flat_ms=50., ivf_ms=1., ivf_overlap=.9, arithmetic_ms=.4*B)
+    bars = bench.grid_bars(pd.DataFrame([cell(32, 40.), cell(64, 90.)])).set_index('asked for')
+    assert bars.met['64 queries: five times Flat'] == 0 and bars.met['two calls of half the queries are not cheaper than one'] == 0
+    assert 'never slower than IVF at overlap .98' not in bars.index and bars.met['never slower than Flat'] == 1

@@ -33,11 +33,13 @@ def use_triton(
 ) -> bool:
     "Whether a call takes the kernel."
     if impl not in impls: raise ConfigError(f'impl: got {impl!r}, wanted one of {", ".join(impls)}')
-    on_gpu, there = all(t.is_cuda for t in tensors), importlib.util.find_spec('triton') is not None
+    on_gpu = all(t.is_cuda for t in tensors)
+    if impl == 'torch' or impl == 'auto' and not on_gpu: return False   # before it is looked for: that takes .1 ms
+    there = importlib.util.find_spec('triton') is not None
     if impl == 'triton' and not there: raise ConfigError("impl: got 'triton', but Triton is not installed here; it exists for Linux only: pip install triton, or take impl='auto'")
     if impl == 'triton' and not (on_gpu or interpreted()):
         raise ConfigError("impl: got 'triton' for tensors on the CPU; move them to a GPU, take impl='auto', or set TRITON_INTERPRET=1 before Python starts to run kernels in Triton's slow interpreter")
-    return there and (impl == 'triton' or impl == 'auto' and on_gpu)
+    return there
 
 # %% ../../nbs/21_kernels.backend.ipynb #3b784eff
 def nearest(
