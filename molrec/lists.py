@@ -115,7 +115,8 @@ def no_titles(
     items:pd.DataFrame,     # as `item_table` gives it
 ) -> str:
     "All that is no title, each with those nearest to it."
-    return '; '.join(f'{typed!r}: no such title; the nearest are {"; ".join(nearest_titles(typed, items)) or "none"}' for typed in missing)
+    def said(typed): return f'{typed!r}: no such title; the nearest are {"; ".join(nearest_titles(typed, items)) or "none"}'
+    return '; '.join(map(said, missing))
 
 def title_row(
     typed:str,              # a title
@@ -124,7 +125,8 @@ def title_row(
 ) -> int:                   # dense id; -1: no such title
     "The item that a title stands for."
     found = fitting(typed, items)
-    if len(found) > 1: say(f'{typed!r} fits {len(found)} titles; taken: {items.title[found[0]]}, the most popular; not: {"; ".join(items.title[found[1:4]])}' + ', ...'*(len(found) > 4))
+    others = '; '.join(items.title[found[1:4]]) + ', ...'*(len(found) > 4)
+    if others: say(f'{typed!r} fits {len(found)} titles; taken: {items.title[found[0]]}, the most popular; not: {others}')
     return int(found[0]) if len(found) else -1
 
 def find_titles(
@@ -162,7 +164,8 @@ def nearest_id(
     ids:np.ndarray,     # those that are
 ):                      # one of them; None: nothing is near
     "The id that is most like it."
-    if isinstance(ids[0], (int, np.integer)): return ids[np.abs(ids - int(wanted)).argmin()] if re.fullmatch(r'-?\d{1,18}', str(wanted)) else None
+    if isinstance(ids[0], (int, np.integer)):
+        return ids[np.abs(ids - int(wanted)).argmin()] if re.fullmatch(r'-?\d{1,18}', str(wanted)) else None
     alike = {str(i): i for i in ids if abs(len(str(i)) - len(str(wanted))) < 3}
     near = difflib.get_close_matches(str(wanted), alike, 1)
     return alike[near[0]] if near else None
@@ -174,7 +177,8 @@ def unknown_text(
 ) -> str:
     "All that is not known."
     ids = np.asarray(ids)
-    text = f'{what}{"s"*(len(missing) > 1)} {", ".join(map(str, missing))}: not among the {len(ids):,} {what}s of this run, whose ids go from {ids.min()} to {ids.max()}'
+    called = f'{what}{"s"*(len(missing) > 1)} {", ".join(map(str, missing))}'
+    text = f'{called}: not among the {len(ids):,} {what}s of this run, whose ids go from {ids.min()} to {ids.max()}'
     near = nearest_id(missing[0], ids) if len(missing) == 1 else None
     return text + f'; the nearest is {near}'*(near is not None)
 
@@ -190,7 +194,8 @@ def item_rows(
 ) -> np.ndarray:            # dense ids, (n,), int64; -1: not known
     "The items that titles or ids stand for, as far as they are known."
     rows, numbers = rows_of(wanted, items.item_id), items.item_id.dtype == np.int64
-    for typed in {w for w, row in zip(wanted, rows) if isinstance(w, str) and (numbers or row < 0)} if 'title' in items else ():
+    typed_ones = {w for w, row in zip(wanted, rows) if isinstance(w, str) and (numbers or row < 0)}
+    for typed in typed_ones if 'title' in items else ():
         if (row := title_row(typed, items, say)) >= 0: rows[[w == typed for w in wanted]] = row
     return rows
 
@@ -287,7 +292,8 @@ def as_lists(
     kept = (ids >= 0).numpy()
     query, place = kept.nonzero()
     shown = items[[name for name in ('item_id', 'title') if name in items]].iloc[ids.numpy()[kept]].reset_index(drop=True)
-    return pd.DataFrame(dict(user_id=whose[query], item_id=shown.item_id, score=scores.numpy()[kept], rank=place + 1)).join(shown.drop(columns='item_id'))
+    lists = pd.DataFrame(dict(user_id=whose[query], item_id=shown.item_id, score=scores.numpy()[kept], rank=place + 1))
+    return lists.join(shown.drop(columns='item_id'))
 
 # %% ../nbs/15_lists.ipynb #6ccae4d7
 def moment(
@@ -320,7 +326,8 @@ def events_of(
     history = as_listed(history)
     timed = [isinstance(event, tuple) and len(event) == 2 for event in history]
     if not any(timed): return history, None
-    if not all(timed): raise DataError(f'histories: event {history[timed.index(False)]!r} has no time and others have; wanted (item, time) for all or for none')
+    if not all(timed):
+        raise DataError(f'histories: event {history[timed.index(False)]!r} has no time and others have; wanted (item, time) for all or for none')
     dated = sorted(((item, moment(time)) for item, time in history), key=lambda event: event[1])
     return [item for item, _ in dated], [time for _, time in dated]
 
@@ -330,8 +337,9 @@ def histories_in(
     "The histories of a frame, users in the order in which they come first."
     rows = read_interactions(frame, duplicates='keep', frame='histories').interactions
     if 'timestamp' in rows: rows = rows.sort_values('timestamp', kind='stable')
-    found = {user: part for user, part in rows.groupby('user_id', sort=False)}
-    return [(user, found[user].item_id.tolist(), found[user].timestamp.tolist() if 'timestamp' in rows else None) for user in rows.user_id.sort_index().unique()]
+    found = dict(iter(rows.groupby('user_id')))
+    def events(part): return part.item_id.tolist(), part.timestamp.tolist() if 'timestamp' in part else None
+    return [(user, *events(found[user])) for user in rows.user_id.sort_index().unique()]
 
 def read_histories(
     given,      # a history, a list or dictionary of them, or a frame
@@ -373,9 +381,10 @@ def asked_by_hand(
     rows = find_items([item for _, items, _ in named for item in items], items, say, unknown)
     rows = np.split(rows, np.cumsum([len(items) for _, items, _ in named])[:-1])
     place = np.array([i for i, own in enumerate(rows) if (own >= 0).any()], dtype=np.int64)
-    kept = [rows[i] >= 0 for i in place]
-    lists, times = [rows[i][k] for i, k in zip(place, kept)], [None if named[i][2] is None else np.array(named[i][2])[k] for i, k in zip(place, kept)]
-    history = as_sequences(lists, times_by_hand(times, [len(own) for own in lists], gap_s, say) if timed and lists else None)
+    lists = [rows[i][rows[i] >= 0] for i in place]
+    times = [None if named[i][2] is None else np.array(named[i][2])[rows[i] >= 0] for i in place]
+    known = times_by_hand(times, [len(own) for own in lists], gap_s, say) if timed and lists else None
+    history = as_sequences(lists, known)
     return Query(history, asking(history, at)), place
 
 # %% ../nbs/15_lists.ipynb #f594a7c7
@@ -417,10 +426,14 @@ def users_of_run(
 ) -> tuple[Sequences, np.ndarray]:  # as `full_histories` gives it
     "What every user of a run did, if the data are what they were."
     c, then = trained.config, trained.record['split']['fingerprint']
-    if data is None and c.dataset == in_memory: raise DataError(f'{trained.folder.name}: trained on a data frame, which no record keeps; for its users give it again: data=')
-    df = interactions_of(c) if data is None else load(data, columns=c.columns, time_unit=c.time_unit, duplicates=c.duplicates, say=lambda remark: None)
+    name = trained.folder.name
+    if data is None and c.dataset == in_memory:
+        raise DataError(f'{name}: trained on a data frame, which no record keeps; for its users give it again: data=')
+    read = dict(columns=c.columns, time_unit=c.time_unit, duplicates=c.duplicates, say=lambda remark: None)
+    df = interactions_of(c) if data is None else load(data, **read)
     found = prepare(c, df).fingerprint
-    if found != then: raise DataError(f'{trained.folder.name}: the data of this run are not what they were: their split is {found[:12]}, it was {then[:12]}; other data, or in another order')
+    if found != then:
+        raise DataError(f'{name}: the data of this run are not what they were: their split is {found[:12]}, it was {then[:12]}; other data, or in another order')
     return full_histories(c, df)
 
 # %% ../nbs/15_lists.ipynb #73c092e6
@@ -434,7 +447,8 @@ def one_each(
         named = {str(who): ids for who, ids in given.items()}
         if stray := named.keys() - set(map(str, whose)): raise DataError(f'{name}: nothing called {", ".join(sorted(stray))} is asked about')
         return [named.get(str(who)) for who in whose]
-    if not is_many(given) or not any(is_many(part) or part is None for part in given): return [given]*len(whose)
+    each = is_many(given) and any(is_many(part) or part is None for part in given)
+    if not each: return [given]*len(whose)
     if len(given) != len(whose): raise DataError(f'{name}: {len(given)} lists, wanted one for each of {len(whose)}')
     return list(given)
 
@@ -455,13 +469,12 @@ def make_rules(
     "Rules in dense ids."
     def known(wanted): rows = rows_of(as_listed(wanted), ids); return rows[rows >= 0]
     allowed = None if allow is None else known(allow)
-    if allowed is not None and not len(allowed): raise DataError(f'allow: none of its {len(as_listed(allow)):,} ids is among the {len(ids):,} items of this run')
+    if allowed is not None and not len(allowed):
+        raise DataError(f'allow: none of its {len(as_listed(allow)):,} ids is among the {len(ids):,} items of this run')
     if exclude is None: return Rules(seen, allowed)
-    own, seen_before = [], {}
-    for part in one_each('exclude', exclude, whose):
-        if id(part) not in seen_before: seen_before[id(part)] = np.empty(0, np.int64) if part is None else known(part)
-        own.append(seen_before[id(part)])
-    return Rules(seen, allowed, own)
+    each = one_each('exclude', exclude, whose)
+    rows = {id(part): np.empty(0, np.int64) if part is None else known(part) for part in {id(part): part for part in each}.values()}
+    return Rules(seen, allowed, [rows[id(part)] for part in each])
 
 # %% ../nbs/15_lists.ipynb #2874a352
 def popular(
@@ -491,10 +504,9 @@ def answered(
 ) -> tuple[Tensor, Tensor]: # scores and dense ids, (B, k)
     "The lists that answer a query: what an evaluation of the same query ranks."
     banned = None if rules.seen or c.repeats == 'allow' else [query.history[i] for i in range(len(query))]
-    if rules.exclude: banned = rules.exclude if banned is None else [np.concatenate(pair) for pair in zip(banned, rules.exclude)]
-    users = None if query.users is None else torch.as_tensor(query.users)
-    allow = None if rules.allow is None else torch.as_tensor(rules.allow)
+    if rules.exclude: banned = [np.concatenate(pair) for pair in zip(banned, rules.exclude)] if banned else rules.exclude
     exclude = None if banned is None else [torch.as_tensor(own) for own in banned]
+    users, allow = (None if rows is None else torch.as_tensor(rows) for rows in (query.users, rules.allow))
     return index.search(history_query(model, query, c.max_length), k, exclude=exclude, allow=allow, users=users)
 
 # %% ../nbs/15_lists.ipynb #c070ebbf
@@ -523,9 +535,12 @@ def lists_of(
     rules:Rules,        # of those who ask
 ) -> pd.DataFrame:      # as `as_lists` gives it
     "The list of each: the model's answer where there is a query, else what is popular."
-    k, own = min(k, len(trained.items)), rules.exclude and [rules.exclude[i] for i in asked.place]
-    scores, ids = popular(trained.items['count'].to_numpy(), len(asked), k, rules) if len(asked.place) < len(asked) else (torch.empty(len(asked), k), torch.empty(len(asked), k, dtype=torch.int64))
-    if len(asked.place): scores[asked.place], ids[asked.place] = answered(index, trained.model, asked.query, k, trained.config, Rules(rules.seen, rules.allow, own))
+    k = min(k, len(trained.items))
+    scores, ids = torch.empty(len(asked), k), torch.empty(len(asked), k, dtype=torch.int64)
+    if len(asked.place) < len(asked): scores, ids = popular(trained.items['count'].to_numpy(), len(asked), k, rules)
+    own = Rules(rules.seen, rules.allow, rules.exclude and [rules.exclude[i] for i in asked.place])
+    if len(asked.place):
+        scores[asked.place], ids[asked.place] = answered(index, trained.model, asked.query, k, trained.config, own)
     return as_lists(scores, ids, trained.items, asked.whose)
 
 n_block = 512   # people who are answered together
@@ -539,6 +554,7 @@ def list_blocks(
     first:int=0,        # block to begin at
 ) -> Iterator[pd.DataFrame]:    # a block of lists
     "Lists of everybody who asks, some at a time."
-    for lo in range(first*n_block, len(asked), n_block):
+    for lo in range(first*n_block, max(1, len(asked)), n_block):
         hi = min(lo + n_block, len(asked))
-        yield lists_of(index, trained, asked.part(lo, hi), k, Rules(rules.seen, rules.allow, rules.exclude and rules.exclude[lo:hi]))
+        own = Rules(rules.seen, rules.allow, rules.exclude and rules.exclude[lo:hi])
+        yield lists_of(index, trained, asked.part(lo, hi), k, own)

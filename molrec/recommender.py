@@ -9,7 +9,7 @@ __all__ = ['in_a_file', 'fit_run', 'ask_users', 'ask_by_hand', 'joined', 'item_d
 
 # %% ../nbs/17_recommender.ipynb #90823a75
 import copy, json, os, shutil, tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 
 from .core import ConfigError, DataError, atomic_path, digest, make_config, neighbour, saying
 from .data import catalogue
-from .lists import (Asked, Rules, Trained, as_listed, as_lists, asked_by_hand, asked_by_users, find_items, find_users, in_memory, list_blocks, make_index,
-                          make_rules, moment, n_block, one_each, one_type, read_histories, read_trained, reads_time, rows_of, users_of_run)
+from .lists import (Asked, Rules, Trained, as_listed, as_lists, asked_by_hand, asked_by_users, check_choice, find_items,
+                          find_users, in_memory, list_blocks, make_index, make_rules, moment, n_block, one_each, one_type,
+                          read_histories, read_trained, reads_time, rows_of, users_of_run)
 from .records import file_of, kept_files
 from .train import RetrievalModel, run
 
@@ -62,11 +63,13 @@ def ask_users(
 ) -> Asked:
     "Users of the data."
     everything, user_ids = people
-    if users is None: return Asked(user_ids, asked_by_users(everything, np.arange(len(user_ids)), moment(at)), np.arange(len(user_ids)))
+    if users is None:
+        rows = np.arange(len(user_ids))
+        return Asked(user_ids, asked_by_users(everything, rows, moment(at)), rows)
     wanted = list({str(u): u for u in as_listed(users)}.values())
     rows = find_users(wanted, user_ids, cold)
-    place = np.flatnonzero(rows >= 0)
-    return Asked(one_type([user_ids[row] if row >= 0 else u for u, row in zip(wanted, rows)]), asked_by_users(everything, rows[place], moment(at)), place)
+    whose, place = [user_ids[row] if row >= 0 else u for u, row in zip(wanted, rows)], np.flatnonzero(rows >= 0)
+    return Asked(one_type(whose), asked_by_users(everything, rows[place], moment(at)), place)
 
 # %% ../nbs/17_recommender.ipynb #ea8c045d
 def ask_by_hand(
@@ -81,7 +84,9 @@ def ask_by_hand(
     named = read_histories(given)
     query, place = asked_by_hand(named, trained.items, reads_time(trained.model), trained.gap_s, say, moment(at), unknown)
     empty = [str(name) for i, (name, *_) in enumerate(named) if i not in set(place.tolist())]
-    if empty and cold == 'error': raise DataError(f"histories: nothing is left of {', '.join(empty)}, wanted at least one item; cold='popular' shows what is popular")
+    check_choice('cold', cold, 'error', 'popular')
+    if empty and cold == 'error':
+        raise DataError(f"histories: nothing is left of {', '.join(empty)}, wanted at least one item; cold='popular' shows what is popular")
     return Asked(one_type([name for name, *_ in named]), query, place)
 
 # %% ../nbs/17_recommender.ipynb #641c1ff1
@@ -102,7 +107,8 @@ def item_directions(
     model:RetrievalModel,   # in evaluation mode
 ) -> Tensor:                # (N, W), unit norm
     "The item side of the similarity as one vector for each item."
-    if model.encoder.dim == 1: raise ConfigError('similar: this model has one number for an item, so that all are alike; wanted an encoder with dim of at least 2')
+    if model.encoder.dim == 1:
+        raise ConfigError('similar: this model has one number for an item, so that all are alike; wanted an encoder with dim of at least 2')
     return F.normalize(model.similarity.item_side(model.encoder.items)[0].flatten(1), dim=1)
 
 def most_similar(
@@ -116,7 +122,8 @@ def most_similar(
     cosine[torch.arange(len(rows)), rows] = -torch.inf
     scores, ids = cosine.sort(dim=1, descending=True, stable=True)
     k = min(k, len(directions) - 1)
-    return as_lists(scores[:, :k], ids[:, :k], trained.items, trained.items.item_id.to_numpy()[rows]).rename(columns=dict(user_id='similar_to'))
+    lists = as_lists(scores[:, :k], ids[:, :k], trained.items, trained.items.item_id.to_numpy()[rows])
+    return lists.rename(columns=dict(user_id='similar_to'))
 
 # %% ../nbs/17_recommender.ipynb #29fe1b55
 def grown(
@@ -138,9 +145,12 @@ def new_rows(
     "Embeddings of new items, given or the mean of others'."
     if (embeddings is None) == (like is None): raise ConfigError('add_items: wanted embeddings or like, and not both')
     table = trained.model.encoder.items.detach()
-    if embeddings is None: return torch.stack([table[find_items(as_listed(part), trained.items)].mean(0) for part in one_each('like', like, ids)])
-    rows = torch.as_tensor(np.asarray(embeddings), dtype=torch.float32)
-    if rows.shape != (len(ids), table.shape[1]) or not rows.isfinite().all(): raise DataError(f'embeddings: shape {tuple(rows.shape)}, wanted finite numbers of shape ({len(ids)}, {table.shape[1]})')
+    if embeddings is None:
+        alike = [find_items(as_listed(part), trained.items) for part in one_each('like', like, ids)]
+        return torch.stack([table[part].mean(0) for part in alike])
+    rows, wanted = torch.as_tensor(np.asarray(embeddings), dtype=torch.float32), (len(ids), table.shape[1])
+    if rows.shape != wanted or not rows.isfinite().all():
+        raise DataError(f'embeddings: shape {tuple(rows.shape)}, wanted finite numbers of shape {wanted}')
     return rows
 
 def with_items(
@@ -153,9 +163,11 @@ def with_items(
     known, new = trained.items, pd.Series(ids)
     twice = [i for i, row in zip(ids, rows_of(ids, known.item_id)) if row >= 0] + new[new.astype(str).duplicated()].tolist()
     if twice: raise DataError(f'ids: {", ".join(map(str, twice))}: there already, or given twice')
-    if (new.dtype == np.int64) != (known.item_id.dtype == np.int64): raise DataError(f'ids: got {ids[0]!r}, wanted ids as those of the data, such as {known.item_id.iloc[0]!r}')
-    more = pd.DataFrame(dict(item_id=new, count=0)) if titles is None else pd.DataFrame(dict(item_id=new, count=0, title=as_listed(titles)))
-    return replace(trained, model=grown(trained.model, rows), items=pd.concat([known, more], ignore_index=True))
+    if (new.dtype == np.int64) != (known.item_id.dtype == np.int64):
+        raise DataError(f'ids: got {ids[0]!r}, wanted ids as those of the data, such as {known.item_id.iloc[0]!r}')
+    named = {} if titles is None else dict(title=as_listed(titles))
+    items = pd.concat([known, pd.DataFrame(dict(item_id=new, count=0, **named))], ignore_index=True)
+    return replace(trained, model=grown(trained.model, rows), items=items)
 
 # %% ../nbs/17_recommender.ipynb #9bd19219
 def save_record(
@@ -165,11 +177,12 @@ def save_record(
     "A copy of a record, whole or not at all."
     folder, record = Path(folder), (run/'record.json').read_bytes()
     if (folder/'record.json').is_file() and (folder/'record.json').read_bytes() == record: return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise DataError(f'{folder}: there is something under this name; wanted a new folder')
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f'{folder}: there is something under this name; wanted a new folder')
     with neighbour(folder) as aside:
         aside.mkdir()
-        for file in (run/'record.json', *(file_of(run, name) for name in kept_files)):
-            if file.is_file(): shutil.copyfile(file, aside/('model.safetensors' if file.suffix == '.safetensors' else file.name))
+        for name in ('record.json', *kept_files):
+            if file_of(run, name).is_file(): shutil.copyfile(file_of(run, name), aside/name)
         os.replace(aside, folder)
     return folder
 
@@ -181,7 +194,10 @@ class Recommender:
         trained:Trained,
         data=None,          # what it was trained on: a path or a frame; None: what its settings name
         say:Callable=print, # is told, once, what was doubtful, left out or assumed
-    ): self.trained, self.data, self._say, self._said, self._people, self._indexes, self._own = trained, data, say, set(), None, {}, None
+    ):
+        self.trained, self.data = trained, data
+        self._say, self._said = say, set()
+        self._people, self._indexes, self._own = None, {}, None
 
     @classmethod
     def fit(
@@ -211,13 +227,13 @@ class Recommender:
     def recommend(
         self,
         users=None,         # ids, one or many; None, and no histories: everybody
-        histories=None,     # of somebody new: titles or ids, oldest first, or (item, time); a list or dict of such lists; a frame
+        histories=None,     # of somebody new: a list of titles, ids or (item, time), oldest first; a list or dict of lists; a frame
         k:int=10,           # length of a list, at most
         at=None,            # when it is asked: seconds since 1970 or a date; None: a usual gap after the last event
         filter_seen:bool=True,  # leave out what is in the history, unless the run was made with repeats: allow
         allow=None,         # ids of the only items that may be shown; None: all
         exclude=None,       # ids not to be shown to anybody, or a list of ids for each, or a dict from users to ids
-        index=None,         # a name, or what `index` gave; None: one that misses nothing, or the h-indexer where there is a head
+        index=None,         # a name, or what `index` gave; None: the h-indexer where there is a head, else brute force
         cold:str='error',   # who is not known or has no history: error, or popular
         unknown:str='refuse',   # items of a history that are not known: refuse, or skip
         progress:bool=True, # show a bar where there are many
@@ -282,8 +298,9 @@ class Recommender:
     def _request(self, users, histories, k, at, filter_seen, allow, exclude, cold, unknown):
         "Who asks, and what may be shown."
         check_k(k)
-        if users is not None and histories is not None: raise ConfigError('recommend: wanted users or histories, and not both')
-        asked = ask_users(self.people, users, at, cold) if histories is None else ask_by_hand(self.trained, histories, at, cold, unknown, self.tell)
+        if histories is None: asked = ask_users(self.people, users, at, cold)
+        elif users is None: asked = ask_by_hand(self.trained, histories, at, cold, unknown, self.tell)
+        else: raise ConfigError('recommend: wanted users or histories, and not both')
         return asked, make_rules(self.trained.items.item_id, asked.whose, not filter_seen, allow, exclude)
 
     def _search(self, index):
@@ -294,11 +311,13 @@ class Recommender:
 
     def __repr__(self):
         c = self.trained.config
-        return f"Recommender: {c.encoder} and {c.similarity} on {Path(c.dataset).stem}, {len(self.trained.items):,} items, HR@10 {self.metrics['hr@10']:.4f}"
+        model = f'{c.encoder} and {c.similarity} on {Path(c.dataset).stem}'
+        return f"Recommender: {model}, {len(self.trained.items):,} items, HR@10 {self.metrics['hr@10']:.4f}"
 
 def check_k(k) -> int:
     "Refuse a length that none is."
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1: raise ConfigError(f'k: got {k!r}, wanted a whole number of at least 1')
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise ConfigError(f'k: got {k!r}, wanted a whole number of at least 1')
     return int(k)
 
 # %% ../nbs/17_recommender.ipynb #4f76c70a
@@ -310,7 +329,8 @@ def request_key(
     "A name for lists: the same request has the same, another has another."
     history, at = asked.query.history, asked.query.at
     arrays = [a for a in (asked.place, history.offsets, history.items, history.times, at) if a is not None]
-    return digest(json.dumps([trained.record, len(trained.items), n_block, settings], sort_keys=True), json.dumps(asked.whose.tolist()), *arrays)[:12]
+    words = json.dumps([trained.record, len(trained.items), n_block, settings], sort_keys=True)
+    return digest(words, json.dumps(asked.whose.tolist()), *arrays)[:12]
 
 def list_schema(
     whose:np.ndarray,       # the people
@@ -334,7 +354,8 @@ def write_parts(
     first = next((i for i in range(n) if not part_file(folder, i).exists()), n)
     for i in range(first): step(i)
     for i, lists in enumerate(blocks(first) if first < n else (), first):
-        with atomic_path(part_file(folder, i)) as aside: pq.write_table(pa.Table.from_pandas(lists, schema, preserve_index=False), aside)
+        table = pa.Table.from_pandas(lists, schema, preserve_index=False)
+        with atomic_path(part_file(folder, i)) as aside: pq.write_table(table, aside)
         step(i)
 
 # %% ../nbs/17_recommender.ipynb #9f367a46
@@ -343,7 +364,8 @@ def list_writer(
 ):                  # of pyarrow, to be closed; from (file, schema)
     "What writes tables to a file of that form."
     writers = {'.parquet': pq.ParquetWriter, '.csv': pa_csv.CSVWriter}
-    if file.suffix not in writers: raise ConfigError(f'out: got {file.name!r}, wanted a name that ends in {" or ".join(writers)}')
+    if file.suffix not in writers:
+        raise ConfigError(f'out: got {file.name!r}, wanted a name that ends in {" or ".join(writers)}')
     return writers[file.suffix]
 
 def join_parts(
@@ -370,7 +392,8 @@ def remove_parts(out:Path) -> None:
 
 def rules_words(rules:Rules) -> list:
     "Rules as JSON takes them."
-    return [rules.seen, None if rules.allow is None else rules.allow.tolist(), rules.exclude and [own.tolist() for own in rules.exclude]]
+    allow, exclude = rules.allow, rules.exclude
+    return [rules.seen, None if allow is None else allow.tolist(), exclude and [own.tolist() for own in exclude]]
 
 def write_lists(
     out:str|Path,           # name.parquet or name.csv
@@ -387,11 +410,13 @@ def write_lists(
     list_writer(out)
     if not len(asked): raise DataError('users: nobody is asked about')
     key = request_key(trained, asked, k, rules_words(rules), *settings)
-    folder, n, schema = out.with_name(f'.molrec-parts-{key}-{out.name}'), -(-len(asked)//n_block), list_schema(asked.whose, trained.items)
+    folder, schema = out.with_name(f'.molrec-parts-{key}-{out.name}'), list_schema(asked.whose, trained.items)
+    def blocks(first): return list_blocks(index, trained, asked, k, rules, first)
+    n, bar = -(-len(asked)//n_block), tqdm(total=len(asked), unit='user', desc='lists', disable=not progress)
     with saying(out): folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder/'.lock', timeout=0), tqdm(total=len(asked), unit='user', desc='lists', disable=not progress) as bar:
-            write_parts(folder, lambda first: list_blocks(index, trained, asked, k, rules, first), n, schema, lambda i: bar.update(min(n_block, len(asked) - i*n_block)))
+        with FileLock(folder/'.lock', timeout=0), bar:
+            write_parts(folder, blocks, n, schema, lambda i: bar.update(min(n_block, len(asked) - i*n_block)))
             rows = join_parts((part_file(folder, i) for i in range(n)), out, schema)
     except Timeout: raise DataError(f'{out}: another process is making these lists') from None
     remove_parts(out)

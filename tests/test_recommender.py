@@ -179,6 +179,7 @@ def test_lists_are_never_padded(numbers):
     made = numbers.recommend(3, k=500)
     assert len(made) == 30 - len(seen) and np.isfinite(made.score).all() and made.item_id.is_unique
     assert len(numbers.recommend(3, exclude=range(101, 131))) == 0
+    for nobody in (numbers.recommend([]), numbers.recommend(histories={})): assert len(nobody) == 0 and nobody.columns.tolist() == made.columns.tolist()
 
 
 @pytest.mark.parametrize('bad, message', [(dict(k=0), 'k: got 0'), (dict(k='3'), "k: got '3'"), (dict(k=True), 'k: got True'), (dict(index='faiss'), "index: got 'faiss'"), (dict(at='noon'), "at: got 'noon'"),
