@@ -280,7 +280,7 @@ def laid_out(
     start:int,          # where the numbers begin
 ) -> dict[str, tuple]:  # name to dtype, shape and first byte
     "Where each tensor lies, checked."
-    def wrong(name, what): return DataError(f'{opened.path}: truncated or altered ({name}: {what})')
+    def wrong(name, what): return DataError(f'{opened.path}: truncated, altered or no safetensors file ({name}: {what})')
     types, out, end = {text: dtype for dtype, text in dtypes.items()}, {}, 0
     def first(entry): return entry[1]['data_offsets'][0]
     def whole(v): return type(v) is int and 0 <= v < 2**48
@@ -294,7 +294,7 @@ def laid_out(
         if lo != end or hi - lo != math.prod(said['shape'])*dtype.itemsize: raise wrong(name, 'its place')
         if (start + lo) % dtype.itemsize: raise wrong(name, 'its place is not a multiple of its width')
         out[name], end = (dtype, said['shape'], start + lo), hi
-    if start + end != opened.opened[0]: raise DataError(f'{opened.path}: truncated or altered ({opened.opened[0]:,} bytes, wanted {start + end:,})')
+    if start + end != opened.opened[0]: raise DataError(f'{opened.path}: truncated, altered or no safetensors file ({opened.opened[0]:,} bytes, wanted {start + end:,})')
     return out
 
 def read_tensors(
