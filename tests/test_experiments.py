@@ -108,7 +108,7 @@ def test_the_executed_notebook_is_kept_and_shows_no_error(folder):
 
 
 def test_nothing_is_left_aside(folder):
-    assert sorted(p.name for p in folder.iterdir() if p.name != '.lock') == ['items.parquet', 'model.safetensors', 'ranks.parquet', 'record.json', 'run.ipynb']
+    assert sorted(p.name for p in folder.iterdir() if p.name != '.lock') == ['items.parquet', 'model.safetensors', 'ranks-public.parquet', 'ranks.parquet', 'record.json', 'run.ipynb']
 
 
 def test_a_recorded_row_is_skipped_within_seconds(trained, folder):

@@ -66,7 +66,7 @@ def outcome(runs):
     "Weights, metrics and history of the one run in a folder."
     folder = next(p for p in runs.iterdir() if p.is_dir())
     record = json.loads((folder/'record.json').read_text())
-    return load_file(folder/'model.safetensors'), record['metrics'], [(e['loss'], e['valid_hr@10']) for e in record['history']], record['published_way']
+    return load_file(folder/'model.safetensors'), record['metrics'], [(e['loss'], e['valid_hr@10']) for e in record['history']], record['published_way'], record['public_rule']
 
 
 @pytest.mark.parametrize('settings', [
@@ -96,7 +96,7 @@ def test_sigkill_in_the_middle_of_an_epoch(world, tmp_path, settings):
     assert ('head.from_item.weight' in weights) == ('head_width' in settings)
     assert all(weights[k].tobytes() == weights_killed[k].tobytes() for k in weights)
     assert numbers == numbers_killed
-    leftovers = [p.name for p in killed.glob('*/*') if p.name not in ('record.json', 'ranks.parquet', 'items.parquet', 'model.safetensors', '.lock')]
+    leftovers = [p.name for p in killed.glob('*/*') if p.name not in ('record.json', 'ranks.parquet', 'ranks-public.parquet', 'items.parquet', 'model.safetensors', '.lock')]
     assert all(name.startswith('.') and 'state' in name for name in leftovers)  # at most what the kill interrupted
 
 
