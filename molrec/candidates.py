@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['item_storages', 'mol_source', 'arithmetics', 'impls', 'check_storage', 'stored', 'as_evaluated', 'joined',
            'ItemTable', 'score_rows_torch', 'mol_library', 'in_words', 'padded_to_16', 'given', 'unpacked',
-           'score_rows_native', 'for_kernel', 'score_rows_triton', 'score_range_triton', 'chosen', 'score_rows',
-           'check_rows', 'score_range', 'score_items']
+           'score_rows_native', 'for_kernel', 'score_rows_triton', 'score_range_triton', 'loop_of', 'chosen',
+           'score_rows', 'check_rows', 'score_range', 'score_items']
 
 # %% ../nbs/12_candidates.ipynb #2a9e2a7f
 import torch
@@ -112,57 +112,135 @@ def score_rows_torch(
 
 # %% ../nbs/12_candidates.ipynb #36e54efd
 mol_source = r'''
-#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || (KS == 2 && !defined(__AVX512BF16__))
-#error "MoL's compiled loop needs a processor with AVX512 (and BF16 for bf16 arithmetic)"
+#ifndef LANES                                        // numbers in a register
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define LANES 16
+#elif defined(__AVX2__) && defined(__FMA__)
+#define LANES 8
+#elif defined(__aarch64__)
+#define LANES 4
+#else
+#error "MoL's compiled loop needs a processor with AVX2 and FMA, with AVX512, or a 64-bit ARM"
 #endif
+#endif
+#if KS == 2 && (LANES < 16 || !defined(__AVX512BF16__))
+#error "bf16 arithmetic needs a processor with AVX512 and its BF16"
+#endif
+#if LANES == 16
 #include <immintrin.h>
+#endif
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 #define G (P_Q*P_X)
 #define ITEM (P_X*D)                                 // numbers of an item
 #define UP(n, m) (((n) + (m) - 1)/(m)*(m))
 #define WORDS(n) (((n) + KS - 1)/KS)                 // 32-bit words that hold n numbers
 #define INLINE static inline __attribute__((always_inline))
-typedef __m512 lanes;                                // one number of 16 items
-typedef __m512i words;                               // KS numbers of 16 items
-#if KS == 1
-#define MULTIPLY_ADD(acc, x, w) _mm512_fmadd_ps((lanes)(x), _mm512_set1_ps(*(const float *)(w)), acc)
-#else
-#define MULTIPLY_ADD(acc, x, w) _mm512_dpbf16_ps(acc, (__m512bh)(x), (__m512bh)_mm512_set1_epi32(*(const int32_t *)(w)))
-#endif
-
-INLINE words pack(lanes first, lanes second) {       // to words: bf16 pairs, or the first alone
-#if KS == 1
-    return (words)first;
-#else
-    const __m512i pairs = _mm512_set_epi16(31,15,30,14,29,13,28,12,27,11,26,10,25,9,24,8,23,7,22,6,21,5,20,4,19,3,18,2,17,1,16,0);
-    return _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(second, first));
-#endif
-}
 '''
 
-# %% ../nbs/12_candidates.ipynb #473aa0a8
+# %% ../nbs/12_candidates.ipynb #0d376920
 mol_source += r'''
-INLINE lanes power_of_2(lanes y) {
-    static const float c[7] = {1.535336188e-4f, 1.339887440e-3f, 9.618437358e-3f, 5.550332471e-2f, 2.402264791e-1f, 6.931472029e-1f, 1.f};
-    lanes r = _mm512_roundscale_ps(y, 0), f = _mm512_sub_ps(y, r), p = _mm512_set1_ps(c[KS == 1 ? 0 : 2]);
-    for (int i = KS == 1 ? 1 : 3; i < 7; i++) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c[i]));
-    return _mm512_scalef_ps(p, r);
-}
+#if LANES == 16
+typedef __m512 lanes;                                // one number of 16 items
+typedef __m512i words;                               // KS numbers of 16 items
+enum { AT_ONCE = 16 };                               // sums of 16 items that registers hold
+INLINE lanes all(float x) { return _mm512_set1_ps(x); }
+INLINE lanes add(lanes a, lanes b) { return _mm512_add_ps(a, b); }
+INLINE lanes subtract(lanes a, lanes b) { return _mm512_sub_ps(a, b); }
+INLINE lanes multiply(lanes a, lanes b) { return _mm512_mul_ps(a, b); }
+INLINE lanes multiply_add(lanes a, lanes b, lanes c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE lanes divide(lanes a, lanes b) { return _mm512_div_ps(a, b); }
+INLINE lanes larger(lanes a, lanes b) { return _mm512_max_ps(a, b); }
+INLINE lanes whole(lanes y) { return _mm512_roundscale_ps(y, 0); }
+INLINE lanes scale_by_2(lanes p, lanes r) { return _mm512_scalef_ps(p, r); }         // p times 2 to the power r
+INLINE lanes bounded(lanes y) { return y; }                                          // to what `scale_by_2` can do
 INLINE lanes reciprocal(lanes x) {
     lanes r = _mm512_rcp14_ps(x);
     if (KS == 2) return r;
     lanes better = _mm512_mul_ps(r, _mm512_fnmadd_ps(x, r, _mm512_set1_ps(2.f)));      // Newton's step; of infinity it would be NaN
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(1e38f), _CMP_LT_OQ), r, better);
 }
+INLINE void put(float *out, lanes v, int n) { _mm512_mask_storeu_ps(out, n >= 16 ? 0xffff : (1u << n) - 1, v); }
+INLINE lanes where_rows(lanes v, const int32_t *at, int n) {                         // -inf where there is no row
+    __mmask16 none = _mm512_cmplt_epi32_mask(_mm512_maskz_loadu_epi32(n >= 16 ? 0xffff : (1u << n) - 1, at), _mm512_setzero_si512());
+    return _mm512_mask_mov_ps(v, none, _mm512_set1_ps(-INFINITY));
+}
+#if KS == 1
+#define MULTIPLY_ADD(acc, x, w) _mm512_fmadd_ps((lanes)(x), _mm512_set1_ps(*(const float *)(w)), acc)
+INLINE words pack(lanes first, lanes second) { return (words)first; }                // to words: the first alone, or bf16 pairs
+INLINE lanes number(const words *w, int l) { return (lanes)w[l]; }                   // number l of the items
+#else
+#define MULTIPLY_ADD(acc, x, w) _mm512_dpbf16_ps(acc, (__m512bh)(x), (__m512bh)_mm512_set1_epi32(*(const int32_t *)(w)))
+INLINE words pack(lanes first, lanes second) {
+    const __m512i pairs = _mm512_set_epi16(31,15,30,14,29,13,28,12,27,11,26,10,25,9,24,8,23,7,22,6,21,5,20,4,19,3,18,2,17,1,16,0);
+    return _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+}
+INLINE lanes number(const words *w, int l) {
+    return (lanes)(l % 2 ? _mm512_and_si512(w[l/2], _mm512_set1_epi32(0xffff0000)) : _mm512_slli_epi32(w[l/2], 16));
+}
+#endif
+#endif
+'''
+
+# %% ../nbs/12_candidates.ipynb #78fbbc8e
+mol_source += r'''
+#if LANES < 16
+enum { AT_ONCE = 4, REGISTERS = 16/LANES };
+typedef float vf __attribute__((vector_size(4*LANES), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(4*LANES), aligned(4), may_alias));
+typedef struct { vf v[REGISTERS]; } __attribute__((aligned(4*LANES))) lanes;
+typedef lanes words;
+#define EACH(value) ({ lanes made; _Pragma("GCC unroll 4") for (int i = 0; i < REGISTERS; i++) made.v[i] = value; made; })
+#define CHOOSE(condition, a, b) (vf)(((condition) & (vi)(a)) | (~(condition) & (vi)(b)))
+INLINE lanes all(float x) { return EACH((vf){0} + x); }
+INLINE lanes add(lanes a, lanes b) { return EACH(a.v[i] + b.v[i]); }
+INLINE lanes subtract(lanes a, lanes b) { return EACH(a.v[i] - b.v[i]); }
+INLINE lanes multiply(lanes a, lanes b) { return EACH(a.v[i]*b.v[i]); }
+INLINE lanes multiply_add(lanes a, lanes b, lanes c) { return EACH(a.v[i]*b.v[i] + c.v[i]); }
+INLINE lanes divide(lanes a, lanes b) { return EACH(a.v[i]/b.v[i]); }
+INLINE lanes reciprocal(lanes x) { return EACH(1.f/x.v[i]); }
+INLINE lanes larger(lanes a, lanes b) { return EACH(CHOOSE(a.v[i] > b.v[i], a.v[i], b.v[i])); }
+INLINE vf within(vf y) {
+    const vf low = (vf){0} - 126.f, high = (vf){0} + 127.f;
+    y = CHOOSE(y < low, low, y);
+    return CHOOSE(y > high, high, y);
+}
+INLINE lanes bounded(lanes y) { return EACH(within(y.v[i])); }
+INLINE lanes whole(lanes y) { return EACH((y.v[i] + 12582912.f) - 12582912.f); }     // 1.5 * 2^23: no place for a fraction
+INLINE lanes scale_by_2(lanes p, lanes r) { return EACH(p.v[i]*(vf)((__builtin_convertvector(r.v[i], vi) + 127) << 23)); }
+#define MULTIPLY_ADD(acc, x, w) multiply_add(x, all(*(const float *)(w)), acc)
+INLINE words pack(lanes first, lanes second) { return first; }
+INLINE lanes number(const words *w, int l) { return w[l]; }
+INLINE void put(float *out, lanes v, int n) { if (n >= 16) memcpy(out, &v, sizeof v); else memcpy(out, &v, 4*n); }
+INLINE lanes where_rows(lanes v, const int32_t *at, int n) {
+    float all[16];
+    memcpy(all, &v, sizeof v);
+    for (int i = 0; i < n; i++) if (at[i] < 0) all[i] = -INFINITY;
+    memcpy(&v, all, sizeof v);
+    return v;
+}
+#endif
+'''
+
+# %% ../nbs/12_candidates.ipynb #473aa0a8
+mol_source += r'''
+INLINE lanes power_of_2(lanes y) {
+    static const float c[7] = {1.535336188e-4f, 1.339887440e-3f, 9.618437358e-3f, 5.550332471e-2f, 2.402264791e-1f, 6.931472029e-1f, 1.f};
+    y = bounded(y);
+    lanes r = whole(y), f = subtract(y, r), p = all(c[KS == 1 ? 0 : 2]);
+    for (int i = KS == 1 ? 1 : 3; i < 7; i++) p = multiply_add(p, f, all(c[i]));
+    return scale_by_2(p, r);
+}
 INLINE lanes silu(lanes x) {
-    lanes e = power_of_2(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)));
-    return _mm512_mul_ps(x, reciprocal(_mm512_add_ps(e, _mm512_set1_ps(1.f))));
+    lanes e = power_of_2(multiply(x, all(-1.44269504f)));
+    return multiply(x, reciprocal(add(e, all(1.f))));
 }
 '''
 
 # %% ../nbs/12_candidates.ipynb #9de2a583
 mol_source += r'''
+#if LANES == 16
 INLINE lanes sixteen(const void *row, int first, int n) {     // numbers first..first+15 of a stored row of n
     int left = n - first; __mmask16 m = left >= 16 ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
 #if STORE == 0
@@ -196,6 +274,78 @@ INLINE void transpose(words *r) {
     }
     for (int i = 0; i < 8; i++) { r[i] = _mm512_shuffle_i32x4(t[i], t[i+8], 0x88); r[i+8] = _mm512_shuffle_i32x4(t[i], t[i+8], 0xdd); }
 }
+#endif
+'''
+
+# %% ../nbs/12_candidates.ipynb #33f3acfa
+mol_source += r'''
+#if LANES < 16
+#if STORE == 0
+typedef float stored;
+#elif STORE == 1
+typedef uint16_t stored;
+#else
+typedef int8_t stored;
+#endif
+INLINE vf numbers(const stored *from) {
+#if STORE == 0
+    return *(const vf *)from;
+#else
+    typedef stored piece __attribute__((vector_size(sizeof(stored)*LANES)));
+    piece x;
+    memcpy(&x, from, sizeof x);
+    vi wide = __builtin_convertvector(x, vi);
+    return STORE == 1 ? (vf)(wide << 16) : __builtin_convertvector(wide, vf);
+#endif
+}
+INLINE words some(const void *row, int at, int n) {           // numbers at..at+15 of a stored row of n, 0 beyond
+    const stored *from = (const stored *)row + at;
+    stored rest[16] = {0};
+    if (n - at < 16) { memcpy(rest, from, (n - at)*sizeof(stored)); from = rest; }
+    return EACH(numbers(from + i*LANES));
+}
+#ifdef __clang__
+#define MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MIX(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
+#endif
+#if LANES == 8
+#define LOW(a, b) MIX(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define HIGH(a, b) MIX(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define LOW_PAIRS(a, b) MIX(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define HIGH_PAIRS(a, b) MIX(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+#else
+#define LOW(a, b) MIX(a, b, 0, 4, 1, 5)
+#define HIGH(a, b) MIX(a, b, 2, 6, 3, 7)
+#define LOW_PAIRS(a, b) MIX(a, b, 0, 1, 4, 5)
+#define HIGH_PAIRS(a, b) MIX(a, b, 2, 3, 6, 7)
+#endif
+INLINE void transpose_square(vf *r) {
+    vf t[LANES];
+    for (int i = 0; i < LANES; i += 2) { t[i] = LOW(r[i], r[i+1]); t[i+1] = HIGH(r[i], r[i+1]); }
+    for (int i = 0; i < LANES; i += 4) {
+        r[i] = LOW_PAIRS(t[i], t[i+2]); r[i+1] = HIGH_PAIRS(t[i], t[i+2]);
+        r[i+2] = LOW_PAIRS(t[i+1], t[i+3]); r[i+3] = HIGH_PAIRS(t[i+1], t[i+3]);
+    }
+#if LANES == 8
+    for (int i = 0; i < 4; i++) {
+        vf low = MIX(r[i], r[i+4], 0, 1, 2, 3, 8, 9, 10, 11);
+        r[i+4] = MIX(r[i], r[i+4], 4, 5, 6, 7, 12, 13, 14, 15);
+        r[i] = low;
+    }
+#endif
+}
+INLINE void transpose(words *r) {
+    words t[16];
+    memcpy(t, r, sizeof t);
+    for (int a = 0; a < REGISTERS; a++) for (int b = 0; b < REGISTERS; b++) {
+        vf x[LANES];
+        for (int k = 0; k < LANES; k++) x[k] = t[a*LANES + k].v[b];
+        transpose_square(x);
+        for (int k = 0; k < LANES; k++) r[b*LANES + k].v[a] = x[k];
+    }
+}
+#endif
 '''
 
 # %% ../nbs/12_candidates.ipynb #11958957
@@ -216,36 +366,41 @@ static void load(tile *t, const table from, const int32_t *rows, int64_t first, 
     for (int w = 0; w < WORDS(G); w += 16) { for (int i = 0; i < 16; i++) t->b[w + i] = some(b[i], w, G); transpose(t->b + w); }
 }
 INLINE lanes gate_item(const tile *t, int l) {
-    words w = t->b[l/KS];
-    lanes v = KS == 1 ? (lanes)w : (lanes)(l % 2 ? _mm512_and_si512(w, _mm512_set1_epi32(0xffff0000)) : _mm512_slli_epi32(w, 16));
-    return STORE == 2 ? _mm512_mul_ps(v, t->b_scale) : v;
+    lanes v = number(t->b, l);
+    return STORE == 2 ? multiply(v, t->b_scale) : v;
 }
 '''
 
 # %% ../nbs/12_candidates.ipynb #c629b965
 mol_source += r'''
-#define OUT 16                                       // outputs of a layer that accumulate together
+#define OUT 16                                       // outputs of a layer that lie together
+enum { FEW = AT_ONCE < 8 ? AT_ONCE : 8 };            // query components that accumulate together
 typedef struct { const uint32_t *f; const float *a; } query;              // f (P_Q, WORDS(D)) over tau, a (G,)
 typedef struct { const uint32_t *w1; const float *b1; const uint32_t *w2; const float *b2; } gate;  // weights (out/16, WORDS(in), 16)
 
 INLINE void logits(const tile *t, const query q, lanes *x) {
-    for (int m = 0; m < P_X; m++) for (int n0 = 0; n0 < P_Q; n0 += 8) {
-        lanes acc[8];
-        for (int n = 0; n < 8; n++) acc[n] = _mm512_setzero_ps();
+    for (int m = 0; m < P_X; m++) for (int n0 = 0; n0 < P_Q; n0 += FEW) {
+        lanes acc[FEW];
+        for (int n = 0; n < FEW; n++) acc[n] = all(0);
         for (int k = 0; k < WORDS(D); k++)
 _Pragma("GCC unroll 8")
-            for (int n = 0; n < 8; n++) if (n0 + n < P_Q) acc[n] = MULTIPLY_ADD(acc[n], t->g[m*WORDS(D) + k], q.f + (n0 + n)*WORDS(D) + k);
-        for (int n = 0; n < 8; n++) if (n0 + n < P_Q) x[(n0 + n)*P_X + m] = STORE == 2 ? _mm512_mul_ps(acc[n], t->g_scale[m]) : acc[n];
+            for (int n = 0; n < FEW; n++) if (n0 + n < P_Q) acc[n] = MULTIPLY_ADD(acc[n], t->g[m*WORDS(D) + k], q.f + (n0 + n)*WORDS(D) + k);
+        for (int n = 0; n < FEW; n++) if (n0 + n < P_Q) x[(n0 + n)*P_X + m] = STORE == 2 ? multiply(acc[n], t->g_scale[m]) : acc[n];
     }
 }
-INLINE void layer(const words *in, const int n, const uint32_t *weights, const float *bias, lanes *acc) {
-    for (int o = 0; o < OUT; o++) acc[o] = _mm512_set1_ps(bias[o]);
-    for (int i = 0; i < n; i++)
+INLINE void layer(const words *in, const int n, const uint32_t *weights, const float *bias, lanes *out) {
+    for (int from = 0; from < OUT; from += AT_ONCE) {
+        lanes acc[AT_ONCE];
+        for (int o = 0; o < AT_ONCE; o++) acc[o] = all(bias[from + o]);
+        for (int i = 0; i < n; i++)
 _Pragma("GCC unroll 16")
-        for (int o = 0; o < OUT; o++) acc[o] = MULTIPLY_ADD(acc[o], in[i], weights + i*OUT + o);
+            for (int o = 0; o < AT_ONCE; o++) acc[o] = MULTIPLY_ADD(acc[o], in[i], weights + i*OUT + from + o);
+        for (int o = 0; o < AT_ONCE; o++) out[from + o] = acc[o];
+    }
 }
-static lanes score(const tile *t, const query q, const gate c) {
-    lanes x[UP(G, 2)], z[UP(G, OUT)], top = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps(), phi = sum;
+// never copied into its callers: whoever asks for a pair gets the same bits
+__attribute__((noinline)) static lanes score(const tile *t, const query q, const gate c) {
+    lanes x[UP(G, 2)], z[UP(G, OUT)], top = all(-INFINITY), sum = all(0), phi = sum;
     x[UP(G, 2) - 1] = z[0] = sum;
     logits(t, q, x);
 #if H > 0
@@ -262,14 +417,14 @@ static lanes score(const tile *t, const query q, const gate c) {
     for (int l = 0; l < G; l++) z[l] = sum;
 #endif
     for (int l = 0; l < G; l++) {
-        z[l] = silu(_mm512_fmadd_ps(_mm512_set1_ps(q.a[l]), gate_item(t, l), z[l]));
-        top = _mm512_max_ps(top, z[l]);
+        z[l] = silu(multiply_add(all(q.a[l]), gate_item(t, l), z[l]));
+        top = larger(top, z[l]);
     }
     for (int l = 0; l < G; l++) {
-        lanes e = power_of_2(_mm512_mul_ps(_mm512_sub_ps(z[l], top), _mm512_set1_ps(1.44269504f)));
-        sum = _mm512_add_ps(sum, e); phi = _mm512_fmadd_ps(e, x[l], phi);
+        lanes e = power_of_2(multiply(subtract(z[l], top), all(1.44269504f)));
+        sum = add(sum, e); phi = multiply_add(e, x[l], phi);
     }
-    return _mm512_div_ps(phi, sum);
+    return divide(phi, sum);
 }
 '''
 
@@ -278,7 +433,6 @@ mol_source += r'''
 #define GIVEN const char *g, const float *g_scale, const char *b, const float *b_scale, const uint32_t *f, const float *a, const uint32_t *w1, const float *b1, const uint32_t *w2, const float *b2
 #define MODEL const table from = {g, g_scale, b, b_scale}; const gate c = {w1, b1, w2, b2}; tile t
 INLINE query of(const uint32_t *f, const float *a, int64_t i) { return (query){f + i*P_Q*WORDS(D), a + i*G}; }
-INLINE void put(float *out, lanes v, int n) { _mm512_mask_storeu_ps(out, n >= 16 ? 0xffff : (1u << n) - 1, v); }
 
 // part `part` of `parts` of every query's list; rows (B, row_stride), out (B, stride)
 void score_rows(GIVEN, const int32_t *rows, int64_t row_stride, const int64_t *count, int64_t n_queries, int64_t stride, int64_t part, int64_t parts, float *out) {
@@ -292,8 +446,7 @@ void score_rows(GIVEN, const int32_t *rows, int64_t row_stride, const int64_t *c
                 for (int v = 0; v < G*BYTES; v += 64) __builtin_prefetch(b + (int64_t)at[k]*G*BYTES + v);
             }
             load(&t, from, at, 0, n);
-            __mmask16 none = _mm512_cmplt_epi32_mask(_mm512_maskz_loadu_epi32(n >= 16 ? 0xffff : (1u << n) - 1, at), _mm512_setzero_si512());
-            put(out + i*stride + j, _mm512_mask_mov_ps(score(&t, of(f, a, i), c), none, _mm512_set1_ps(-INFINITY)), n);
+            put(out + i*stride + j, where_rows(score(&t, of(f, a, i), c), at, n), n);
         }
         if (part == parts - 1) for (int64_t j = count[i]; j < stride; j++) out[i*stride + j] = -INFINITY;
     }
@@ -412,13 +565,19 @@ def score_range_triton(similarity, query_side, table, lo, hi, arithmetic):
 # %% ../nbs/12_candidates.ipynb #c1b9648a
 impls = ('auto', 'torch', 'native', 'triton')
 
+def loop_of(similarity, table, arithmetic):
+    "The compiled loop and its arithmetic: fp32 where the processor has no instruction for bf16."
+    library = mol_library(similarity, table, arithmetic)
+    if library is None and arithmetic == 'bf16': return mol_library(similarity, table, 'fp32'), 'fp32'
+    return library, arithmetic
+
 def chosen(similarity, table, arithmetic, impl):
-    "The way to score: 'triton' on a GPU, 'native' where the compiled loop is, else 'torch'; and the compiled loop."
+    "The way to score: 'triton' on a GPU, 'native' where the compiled loop is, else 'torch'; the loop; its arithmetic."
     if impl not in impls: raise ConfigError(f'impl: got {impl!r}, wanted one of {", ".join(impls)}')
-    if impl in ('auto', 'triton') and isinstance(similarity, MoL) and use_triton(impl, table.parts[0].values): return 'triton', None
-    library = None if impl in ('torch', 'triton') else mol_library(similarity, table, arithmetic)
+    if impl in ('auto', 'triton') and isinstance(similarity, MoL) and use_triton(impl, table.parts[0].values): return 'triton', None, arithmetic
+    library, arithmetic = (None, arithmetic) if impl in ('torch', 'triton') else loop_of(similarity, table, arithmetic)
     if impl in ('native', 'triton') and library is None: raise ConfigError(f'impl: no {impl} loop for {type(similarity).__name__} and {table.storage} items here; molrec doctor says why')
-    return ('torch' if library is None else 'native'), library
+    return ('torch' if library is None else 'native'), library, arithmetic
 
 @torch.no_grad()
 def score_rows(
@@ -428,10 +587,10 @@ def score_rows(
     rows:Tensor,            # candidates, (B, C), int32; -1: nothing, also beyond `count`
     count:Tensor,           # (B,), int64
     impl:str='auto',        # 'torch', 'native' (compiled C), 'triton', or 'auto': the fastest there is for where the table is
-    arithmetic:str='fp32',  # 'fp32', or 'bf16': twice as fast, an error of about 0.01 at tau = 0.05
+    arithmetic:str='fp32',  # 'fp32', or 'bf16': an error of about 0.01 at tau = 0.05, twice as fast where the processor multiplies it (else fp32)
 ) -> Tensor:                # (B, C), float32, -inf beyond `count`
     "Scores of each query's own candidates."
-    way, library = chosen(similarity, table, arithmetic, impl)
+    way, library, arithmetic = chosen(similarity, table, arithmetic, impl)
     check_rows(rows, count, len(table))
     if way == 'torch': return score_rows_torch(similarity, query_side, table, rows, count)
     if way == 'triton': return score_rows_triton(similarity, query_side, table, rows, count, arithmetic)
@@ -454,7 +613,7 @@ def score_range(
     arithmetic:str='fp32',  # as in `score_rows`
 ) -> Tensor:                # (B, hi - lo), float32
     "Scores of a range of items for all queries."
-    way, library = chosen(similarity, table, arithmetic, impl)
+    way, library, arithmetic = chosen(similarity, table, arithmetic, impl)
     if way == 'torch': return score_items(similarity, query_side, table, lo, hi)
     if way == 'triton': return score_range_triton(similarity, query_side, table, lo, hi, arithmetic)
     out, parts = torch.empty(len(query_side[0]), hi - lo, dtype=torch.float32), table.parts

@@ -743,7 +743,7 @@ def check_compiled() -> list[Check]:
     fast = [name for name in there if name not in slow]
     found = [f'compiled: {", ".join(fast)}'.replace('scan', f'scan ({form}, {worth:.3g} times as fast as torch)')]*bool(fast)
     found += [f'in torch: {", ".join(slow)} ({"; ".join(sorted({problems[name] for name in slow}))})']*bool(slow)
-    mend = 'searches and attention run in torch, slower: a C compiler (gcc or clang) makes them fast, for attention and MoL on a processor with AVX512'
+    mend = 'searches and attention run in torch, slower: a C compiler (gcc or clang) and a processor with AVX2, AVX512 or 64-bit ARM make them fast'
     return [Check('loops', '; '.join(found), mend if slow else ''), check_kept()]
 
 # %% ../nbs/36_cli.ipynb #8e64de99

@@ -99,12 +99,20 @@ def attention_by_runs(q, k, v, offsets, n_heads=1, causal=True):   # as `packed_
 attention_panels = r"""
 #include <stdint.h>
 #include <string.h>
-#ifndef __AVX512F__
-#error "compiled attention needs a processor with AVX512"
+#ifndef LANES               // numbers in a register
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__) && defined(__FMA__)
+#define LANES 8
+#elif defined(__aarch64__)
+#define LANES 4
+#else
+#error "compiled attention needs a processor with AVX2 and FMA, with AVX512, or a 64-bit ARM"
 #endif
-typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t vi __attribute__((vector_size(64), aligned(4), may_alias));
-enum { R = 8, C = 32 };     // rows and columns of a tile
+#endif
+typedef float vf __attribute__((vector_size(4*LANES), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(4*LANES), aligned(4), may_alias));
+enum { R = LANES == 8 ? 4 : 8, C = 2*LANES };     // rows and columns of a tile; R divides C
 #define UP(x) (((x) + C - 1)/C*C)
 
 // c (R, C) = a (R, k) b (k, C); an element of a lies at r*rs + t*cs
@@ -112,11 +120,11 @@ static inline void tile(int64_t k, const float *a, int64_t rs, int64_t cs, const
     vf x[R][2];
     for (int r = 0; r < R; r++) x[r][0] = x[r][1] = (vf){0};
     for (int64_t t = 0; t < k; t++) {
-        vf b0 = *(const vf *)(b + t*ldb), b1 = *(const vf *)(b + t*ldb + 16);
+        vf b0 = *(const vf *)(b + t*ldb), b1 = *(const vf *)(b + t*ldb + LANES);
         #pragma GCC unroll 8
         for (int r = 0; r < R; r++) { float w = a[r*rs + t*cs]; x[r][0] += w*b0; x[r][1] += w*b1; }
     }
-    for (int r = 0; r < R; r++) { *(vf *)(c + r*ldc) = x[r][0]; *(vf *)(c + r*ldc + 16) = x[r][1]; }
+    for (int r = 0; r < R; r++) { *(vf *)(c + r*ldc) = x[r][0]; *(vf *)(c + r*ldc + LANES) = x[r][1]; }
 }
 
 static inline vf exponential(vf y) {
@@ -145,15 +153,15 @@ static void back_to(const float *rows, int64_t L, int64_t d, int64_t step, float
 softmax_source = attention_panels + r"""
 // scores of a query to probabilities over the first `seen`; 0 from there to `end`
 static inline void softmax(float *s, int64_t seen, int64_t end) {
-    const int64_t whole = (seen + 15)/16*16;
+    const int64_t whole = (seen + LANES - 1)/LANES*LANES;
     for (int64_t j = seen; j < whole; j++) s[j] = -1e30f;
     vf top = *(vf *)s, sum = {0};
-    for (int64_t j = 16; j < whole; j += 16) { vf x = *(vf *)(s + j); vi more = x > top; top = (vf)(((vi)x & more) | ((vi)top & ~more)); }
+    for (int64_t j = LANES; j < whole; j += LANES) { vf x = *(vf *)(s + j); vi more = x > top; top = (vf)(((vi)x & more) | ((vi)top & ~more)); }
     float most = top[0], total = 0;
-    for (int l = 1; l < 16; l++) most = top[l] > most ? top[l] : most;
-    for (int64_t j = 0; j < whole; j += 16) { vf p = exponential(*(vf *)(s + j) - most); *(vf *)(s + j) = p; sum += p; }
-    for (int l = 0; l < 16; l++) total += sum[l];
-    for (int64_t j = 0; j < whole; j += 16) *(vf *)(s + j) *= 1.f/total;
+    for (int l = 1; l < LANES; l++) most = top[l] > most ? top[l] : most;
+    for (int64_t j = 0; j < whole; j += LANES) { vf p = exponential(*(vf *)(s + j) - most); *(vf *)(s + j) = p; sum += p; }
+    for (int l = 0; l < LANES; l++) total += sum[l];
+    for (int64_t j = 0; j < whole; j += LANES) *(vf *)(s + j) *= 1.f/total;
     for (int64_t j = seen; j < end; j++) s[j] = 0;
 }
 
@@ -197,9 +205,9 @@ void attend_back(const float *q, const float *k, const float *v, int64_t q_step,
                 const int64_t seen = r >= L ? 0 : causal ? r + 1 : L;   // of a row beyond the sequence, nothing
                 vf sum = {0};
                 if (seen) softmax(w, seen, end);
-                for (int64_t j = 0; j < seen; j += 16) sum += *(vf *)(w + j)* *(vf *)(e + j);
-                for (int l = 0; l < 16; l++) mean += sum[l];
-                for (int64_t j = 0; j < seen; j += 16) *(vf *)(e + j) = *(vf *)(w + j)*(*(vf *)(e + j) - mean);
+                for (int64_t j = 0; j < seen; j += LANES) sum += *(vf *)(w + j)* *(vf *)(e + j);
+                for (int l = 0; l < LANES; l++) mean += sum[l];
+                for (int64_t j = 0; j < seen; j += LANES) *(vf *)(e + j) = *(vf *)(w + j)*(*(vf *)(e + j) - mean);
                 for (int64_t j = seen; j < end; j++) w[j] = e[j] = 0;
             }
             for (int64_t c = 0; c < UP(d); c += C) tile(end, E + i*wide, wide, 1, K + c, UP(d), O + i*UP(d) + c, UP(d));

@@ -117,7 +117,7 @@ void attend_silu(const float *q, const float *k, const float *v, const int64_t *
             for (int64_t r = 0; r < R && i + r < L; r++) {
                 float *w = W + r*wide;
                 add_bias(w, i + r, distance, elapsed, buckets ? buckets + cells[s] + (i + r)*L : 0);
-                for (int64_t j = 0; j <= i + r; j += 16) { vf x = *(vf *)(w + j); *(vf *)(w + j) = x*sigmoid(x); }
+                for (int64_t j = 0; j <= i + r; j += LANES) { vf x = *(vf *)(w + j); *(vf *)(w + j) = x*sigmoid(x); }
                 for (int64_t j = i + r + 1; j < i + R; j++) w[j] = 0;
             }
             for (int64_t c = 0; c < UP(dv); c += C) tile(i + R, W, wide, 1, V + c, UP(dv), O + i*UP(dv) + c, UP(dv));
@@ -147,7 +147,7 @@ void attend_silu_back(const float *q, const float *k, const float *v, const floa
                 const uint8_t *b = buckets ? buckets + cells[s] + r*L : 0;
                 const int64_t seen = r < L ? r + 1 : 0;     // of a row beyond the sequence, nothing
                 if (seen) add_bias(w, r, distance, elapsed, b);
-                for (int64_t j = 0; j < seen; j += 16) {
+                for (int64_t j = 0; j < seen; j += LANES) {
                     vf x = *(vf *)(w + j), y = sigmoid(x);
                     *(vf *)(w + j) = x*y;
                     *(vf *)(e + j) *= y*(1.f + x*(1.f - y));

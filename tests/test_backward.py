@@ -211,16 +211,12 @@ def test_tiles_of_mol_at_the_edge(kind):
 
 # -- attention and memory --
 
-def anywhere(source):
-    "C that refuses to be compiled where it would be slow, without the refusal: it is right on any processor."
-    at = source.index('#ifndef __AVX512F__')
-    return source[:at] + source[source.index('#endif', at) + len('#endif'):]
-
-
-@pytest.fixture(scope='module')
-def compiled():
-    "The compiled forms, whatever the processor; None where there is no compiler."
-    built = [build(f'{name}-anywhere', anywhere(source)) for name, source in dict(softmax=encoders.softmax_source + encoders.softmax_back_source, hstu=hstu.silu_source + hstu.silu_back_source + hstu.buckets_source).items()]
+@pytest.fixture(scope='module', params=[None, 4, 8, 16], ids=lambda lanes: f'{lanes} lanes' if lanes else 'own')
+def compiled(request):
+    "The compiled forms: this processor's own; then with registers of other processors, which the compiler puts together. None: there is none."
+    constants = dict(LANES=request.param) if request.param else {}
+    sources = dict(softmax=encoders.softmax_source + encoders.softmax_back_source, hstu=hstu.silu_source + hstu.silu_back_source + hstu.buckets_source)
+    built = [build(name, source, **constants) for name, source in sources.items()]
     with patch.object(encoders, 'softmax_library', lambda: built[0]), patch.object(hstu, 'silu_library', lambda: built[1]): yield None if None in built else built
 
 
@@ -240,7 +236,7 @@ def packed(kind, h, d, dv, whole=True):
 @pytest.mark.parametrize('kind', lengths)
 @pytest.mark.parametrize('impl', ['native', 'torch'])
 def test_softmax_attention(impl, kind, causal, scale, compiled):
-    if impl == 'native' and not compiled: pytest.skip('no compiler')
+    if impl == 'native' and not compiled: pytest.skip('no compiler, or none of the forms here')
     offsets, q, k, v = packed(kind, 2, 16, 16)
     q, slopes = q*scale, torch.randn(len(q), 32)
     def run(q, k, v, attend):
@@ -275,7 +271,7 @@ def silu_by_hand(q, k, v, distance, elapsed, offsets, times, asked, n):
 @pytest.mark.parametrize('kind', lengths)
 @pytest.mark.parametrize('impl', ['native', 'torch'])
 def test_silu_attention(impl, kind, timed, scale, compiled):
-    if impl == 'native' and not compiled: pytest.skip('no compiler')
+    if impl == 'native' and not compiled: pytest.skip('no compiler, or none of the forms here')
     offsets, q, k, v = packed(kind, 2, 16, 8)
     T, q = len(q), q*scale
     distance, elapsed, slopes = torch.randn(161), torch.randn(hstu.n_buckets) if timed else None, torch.randn(T, 2, 8)

@@ -28,7 +28,7 @@ def mol(shape=(3, 2, 4), seed=0, gates='query+item+pair', temperature=.05):
 
 
 compiled = mol_library(mol(), ItemTable.build(mol(), torch.zeros(1, D)), 'fp32') is not None
-native = pytest.mark.skipif(not compiled, reason='the compiled loop needs a C compiler and a processor with AVX512')
+native = pytest.mark.skipif(not compiled, reason='the compiled loop needs a C compiler and a processor with AVX2, AVX512 or 64-bit ARM')
 impls = pytest.mark.parametrize('impl', ['torch', pytest.param('native', marks=native)])
 
 
