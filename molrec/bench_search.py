@@ -546,7 +546,8 @@ def grid_figure(
             for ax, B in zip(axs, (t.queries.min(), t.queries.max())):
                 part = t[(t.corpus == corpus) & (t.queries == B)].sort_values('items')
                 for name, (color, ls) in grid_looks.items(): ax.plot(part['items'], part[f'{name}_ms'], color=color, ls=ls, marker='.', label=name)
-                ax.set_xscale('log'); ax.set_yscale('log'); ax.set_ylabel(f'ms, {B} queries' if B > 1 else 'ms, one query'); ax.set_xlabel(f"items, {corpus}, width {width}, k' = {k:,}")
+                ax.set_xscale('log'); ax.set_yscale('log'); nice_log(ax.xaxis); nice_log(ax.yaxis)
+                ax.set_ylabel(f'ms, {B} queries' if B > 1 else 'ms, one query'); ax.set_xlabel(f"items, {corpus}, width {width}, k' = {k:,}")
         axes[0, 0].legend(frameon=False, fontsize=7)
     return fig
 

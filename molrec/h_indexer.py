@@ -8,7 +8,7 @@ __all__ = ['margin', 'room', 'most_sampled', 'scan_source', 'kinds', 'forms', 's
            'threshold_by_kernel', 'Candidates', 'padded', 'passing', 'scan_torch', 'scan_library', 'in_c', 'share',
            'Lists', 'lists_native', 'cut_native', 'scan_native', 'dense_native', 'exact_rows', 'best_rows', 'hint_size',
            'hint_rank', 'cut_torch', 'exact_torch', 'with_scores', 'hint_native', 'exact_native', 'stacked', 'Stage1',
-           'way_to_scan', 'way_to_cut', 'candidates', 'check_queries', 'scan', 'sample_scores', 'exactly',
+           'way_to_scan', 'way_to_cut', 'candidates', 'wanted_of', 'check_queries', 'scan', 'sample_scores', 'exactly',
            'sampled_thresholds', 'among', 'mended', 'scan_worth']
 
 # %% ../nbs/11_h_indexer.ipynb #c267f966
@@ -632,17 +632,19 @@ int dense(const uint32_t *rows, const float *scale, int64_t lo, int64_t hi, cons
     const sink to = {.stride = stride, .all = out};
     return walk((table){rows, scale, lo, hi}, queries, B, &to);
 }
-// the k-th best score of each list; fewer are there: minus infinity
-int threshold(const uint64_t *list, int64_t stride, int64_t B, const int64_t *count, int64_t k, float *t) {
-    for (int64_t b = 0; b < B; b++) {
-        const ranking a = {list + b*stride, 0, count[b], 0};
-        t[b] = count[b] < k ? -INFINITY : score_of(~(uint32_t)nth(a, k, 0).place);
-    }
-    return 0;
+// the k-th best score of n rows for each query; fewer are there: minus infinity
+int hint(const uint32_t *rows, const float *scale, int64_t n, const uint32_t *queries, int64_t B, int64_t k, float *t) {
+    uint64_t *list = malloc(8*B*(n + 1)); int64_t *count = calloc(B, 8);
+    for (int64_t b = 0; b < B; b++) t[b] = -INFINITY;
+    int failed = !list || !count || scan(rows, scale, 0, n, queries, B, t, 0, 0, 0, list, n + 1, n + 1, count);
+    for (int64_t b = 0; b < B && !failed; b++)
+        if (count[b] >= k) t[b] = score_of(~(uint32_t)nth((ranking){list + b*(n + 1), 0, count[b], 0}, k, 0).place);
+    free(list); free(count);
+    return failed;
 }
 // lists (B, stride) of parts, count (parts, B) -> out (B, width), for queries lo..hi: the `wanted` best, ascending, then -1
 int cut(uint64_t *list, int64_t stride, int64_t capacity, int64_t parts, const int64_t *count, int64_t B,
-        int64_t lo, int64_t hi, const int64_t *ids, const int64_t *wanted, int32_t *out, int64_t width) {
+        int64_t lo, int64_t hi, const int64_t *ids, const int64_t *wanted, int32_t *out, int64_t width, int64_t *kept) {
     for (int64_t b = lo; b < hi; b++) {
         uint64_t *all = list + b*stride; int64_t n = 0, k = 0; int32_t *to = out + b*width;
         for (int64_t p = 0; p < parts; p++) {
@@ -653,6 +655,7 @@ int cut(uint64_t *list, int64_t stride, int64_t capacity, int64_t parts, const i
         limit at = {0, UINT64_MAX};
         if (n > wanted[b]) at = limit_of(all, n, wanted[b], ids);
         for (int64_t i = 0; i < n && k < width; i++) { to[k] = (int32_t)all[i]; k += within(all[i], at, ids); }
+        kept[b] = k;
         for (; k < width; k++) to[k] = -1;
     }
     return 0;
@@ -750,12 +753,12 @@ def cut_native(
     ids:Tensor|None=None,   # of the rows, for ties
 ) -> Candidates:
     "The best of each list, ties cut at the lowest ids."
-    B, count, width = len(wanted), lists.count.clamp(max=lists.capacity).sum(0), int(wanted.max())
-    out = large_pages(torch.empty(B, width, dtype=torch.int32))
+    B, width = len(wanted), int(wanted.max())
+    out, kept = large_pages(torch.empty(B, width, dtype=torch.int32)), torch.empty(B, dtype=torch.int64)
     def given(i, parts):
-        return [lists.words, lists.words.shape[1], lists.capacity, len(lists.count), lists.count, B, *share(B, i, parts), ids, wanted, out, width]
+        return [lists.words, lists.words.shape[1], lists.capacity, len(lists.count), lists.count, B, *share(B, i, parts), ids, wanted, out, width, kept]
     in_c(library.cut, given, min(B, torch.get_num_threads()))
-    return Candidates(out, torch.minimum(count, wanted))
+    return Candidates(out, kept)
 
 def scan_native(
     library,            # as `scan_library` gives it
@@ -865,10 +868,8 @@ def hint_native(
     rank:int,           # from 1; beyond n: no bound
 ) -> Tensor:            # (B,)
     "Score of each query's `rank`-th best in the sample."
-    t = torch.full((len(queries),), -torch.inf)
-    if rank > len(sampled): return t
-    lists = lists_native(library, queries, sampled, t, None, len(sampled) + 1, parts=1)
-    library.threshold(*arguments([lists.words, lists.words.shape[1], len(queries), lists.count[0], rank, t]))
+    t = torch.empty(len(queries))
+    in_c(library.hint, lambda i, parts: [sampled.values, sampled.scales, len(sampled), queries.values, len(queries), rank, t], 1)
     return t
 
 def exact_native(
@@ -886,8 +887,9 @@ def exact_native(
     if len(queries) > step: return stacked([exact_native(library, queries.select(s), rows, t[s], allow, wanted[s], ids) for s in (slice(lo, lo + step) for lo in range(0, len(queries), step))])
     parts = 1 if rows.values.nbytes*len(queries) < worth_two else None
     found = cut_native(library, lists_native(library, queries, rows, t, allow, capacity, wanted, ids, parts), wanted, ids)
+    if torch.equal(found.count, wanted): return found
     bad = ((found.count < wanted) & (t > -torch.inf)).nonzero().squeeze(1)
-    if not len(bad): return found
+    if not len(bad): return found    # scores of NaN are no scores
     again = exact_native(library, queries.select(bad), rows, torch.full((len(bad),), -torch.inf), allow, wanted[bad], ids)
     found.rows[bad, :again.rows.shape[1]], found.count[bad] = again.rows, again.count
     return Candidates(found.rows, found.count, len(bad))
@@ -943,7 +945,7 @@ def candidates(
     check_queries(queries, self.rows.width, k_prime)
     q, N = quantize(queries, self.rows.storage, 'triton' if self.way == 'triton' else 'torch'), len(self.rows)
     allowed = N if allow is None else int(allow.sum())
-    wanted = (k_prime + torch.as_tensor(extra, device='cpu').long()).clamp(max=allowed).expand(len(queries)).contiguous()
+    wanted = wanted_of(k_prime, extra, allowed, len(queries))
     if not len(queries) or not allowed: return padded(wanted.new_empty(0).to(queries.device), wanted.new_empty(0).to(queries.device), len(queries))
     if allowed < N//4: return among(self, queries, allow.nonzero().squeeze(1), wanted)
     if self.threshold == 'exact': return exactly(self, q, wanted, allow, allowed)
@@ -952,9 +954,14 @@ def candidates(
     found = scan(self, q, t, allow, capacity)
     return mended(self, q, found, most, capacity, allow)
 
+def wanted_of(k_prime, extra, allowed, B):
+    "Rows per query, (B,), int64."
+    if isinstance(extra, int): return torch.full((B,), min(allowed, k_prime + extra))
+    return (k_prime + extra.cpu().long()).clamp(max=allowed).expand(B).contiguous()
+
 def check_queries(queries, width, k_prime):
     if queries.dim() != 2 or queries.shape[1] != width: raise DataError(f'queries: got shape {tuple(queries.shape)}, wanted (B, {width})')
-    if not (finite := torch.isfinite(queries).all(1)).all(): raise DataError(f'queries: row {int((~finite).nonzero()[0])} has NaN or infinity, wanted finite numbers')
+    if not (finite := torch.isfinite(queries)).all(): raise DataError(f'queries: row {int((~finite).any(1).nonzero()[0])} has NaN or infinity, wanted finite numbers')
     if k_prime < 1: raise ConfigError(f'k_prime: got {k_prime}, wanted at least 1')
 
 Stage1.candidates = candidates

@@ -83,7 +83,7 @@ int main(int n_args, char **args) {
     if (fread(rows, 4, N*W, in) != N*W || fread(scale, 4, N, in) != N || fread(q, 4, B*W, in) != B*W) return 1;
     for (int b = 0; b < B; b++) { count[b] = 0; wanted[b] = k; t[b] = -INFINITY; }
     if (dense(rows, scale, 0, N, q, B, all, N) || scan(rows, scale, 0, N, q, B, t, 0, 0, wanted, list, room, room, count)) return 2;
-    cut(list, room, room, 1, count, B, 0, B, 0, wanted, best, k);
+    cut(list, room, room, 1, count, B, 0, B, 0, wanted, best, k, count);
     fwrite(all, 4, B*N, out); fwrite(best, 4, B*k, out);
     return fclose(out) || form() != 2;
 }
