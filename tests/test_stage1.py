@@ -1,5 +1,5 @@
 "Stage 1: every form of its loop against plain integers, exactly k' under any order of rows, and any number of threads at once."
-import shutil, subprocess
+import ctypes, shutil, subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -107,6 +107,67 @@ def test_arm_gives_the_same_answers_in_an_emulator(storage, tmp_path):
         best = torch.from_numpy(np.frombuffer(out, np.int32, B*k, 4*B*N).copy()).view(B, k)
         if storage == 'int8': assert torch.equal(scores, block_scores(q, rows)) and torch.equal(best, exact_rows(q, rows, None, k).rows)
         else: torch.testing.assert_close(scores, block_scores(q, rows), rtol=1e-4, atol=1e-4)
+
+
+# Instructions that few processors have, in plain C; what is around them is the code that such a processor runs.
+spelled_out = r'''
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+#define AS(type, x, n) type x##s[n]; memcpy(x##s, &x, sizeof x)
+#define DPBUSD(name, reg, n) static reg name(reg a, reg x, reg q) { AS(int32_t, a, n); AS(uint8_t, x, 4*n); AS(int8_t, q, 4*n); \
+    for (int i = 0; i < n; i++) for (int j = 0; j < 4; j++) as[i] += xs[4*i + j]*qs[4*i + j]; \
+    memcpy(&a, as, sizeof a); return a; }
+DPBUSD(dpbusd_512, __m512i, 16)
+DPBUSD(dpbusd_256, __m256i, 8)
+static __m512i madd_512(__m512i x, __m512i q) { AS(int16_t, x, 32); AS(int16_t, q, 32); int32_t out[16];
+    for (int i = 0; i < 16; i++) out[i] = xs[2*i]*qs[2*i] + xs[2*i + 1]*qs[2*i + 1];
+    memcpy(&x, out, sizeof x); return x; }
+static __m512 dpbf16_512(__m512 a, __m512bh x, __m512bh q) { AS(float, a, 16); AS(uint16_t, x, 32); AS(uint16_t, q, 32);
+    for (int i = 0; i < 32; i++) { uint32_t u = (uint32_t)xs[i] << 16, v = (uint32_t)qs[i] << 16; float f, g; memcpy(&f, &u, 4); memcpy(&g, &v, 4); as[i/2] += f*g; }
+    memcpy(&a, as, sizeof a); return a; }
+static __mmask16 cmp_512(__m512 x, __m512 y, int how) { AS(float, x, 16); AS(float, y, 16); uint32_t out = 0;
+    for (int i = 0; i < 16; i++) out |= (uint32_t)(how == _CMP_GE_OQ ? xs[i] >= ys[i] : how == _CMP_GT_OQ ? xs[i] > ys[i] : 1/0) << i;
+    return out; }
+#define _mm512_dpbusd_epi32 dpbusd_512
+#define _mm256_dpbusd_epi32 dpbusd_256
+#define _mm256_dpbusd_avx_epi32 dpbusd_256
+#define _mm512_madd_epi16 madd_512
+#define _mm512_dpbf16_ps dpbf16_512
+#undef _mm512_cmp_ps_mask
+#define _mm512_cmp_ps_mask cmp_512
+'''
+wide = ('F', 'BW', 'VL')
+lacking = {'avx512 with VNNI and BF16': (5, (*wide, 'VNNI', 'BF16')), 'avx512 alone': (5, wide), 'avxvnni': (4, ())}
+
+
+@needs_compiler
+@pytest.mark.parametrize('name', lacking)
+@pytest.mark.parametrize('storage', kinds)
+def test_forms_for_other_processors_run_with_their_instructions_spelled_out(name, storage, tmp_path, monkeypatch):
+    "The whole of stage 1 in the form that a wider processor would take."
+    gcc, (form, has) = shutil.which('gcc'), lacking[name]
+    if not gcc or 'avx2' not in torch.backends.cpu.get_cpu_capability().lower() and 'avx512' not in torch.backends.cpu.get_cpu_capability().lower(): pytest.skip('needs gcc and a processor with AVX2')
+    if form == 4 and storage != 'int8': pytest.skip('a form of int8 alone differs')
+    defined = ''.join(f'#define __AVX512{part}__ 1\n' for part in has) or '#define __AVXVNNI__ 1\n'
+    rows = codes(9000, 20, storage)
+    words = [gcc, '-mavx2', '-mfma', '-O2', '-fno-strict-aliasing', '-Wno-psabi', '-shared', '-fPIC', '-x', 'c', '-', '-o', tmp_path/'loop.so', '-lm']
+    macros = [f'-DW={20*bytes_of[storage]//4}', f'-DKIND={kinds[storage]}', f'-DFORM={form}']
+    done = subprocess.run([*words, *macros], input=spelled_out + defined + scan_source, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[:800]
+    library = ctypes.CDLL(str(tmp_path/'loop.so'))
+    assert library.form() == form
+    monkeypatch.setattr(h_indexer, 'scan_library', lambda rows, form=None: library)
+    for B in (1, 2, 5, 9, 70):
+        q = codes(B, 20, storage, seed=1)
+        got, true = dense_native(library, q, rows.select(slice(0, 777))), block_scores(q, rows.select(slice(0, 777)))
+        if storage == 'int8': assert torch.equal(got, true)
+        else: torch.testing.assert_close(got, true, rtol=1e-4, atol=1e-4)
+        queries = torch.randn(B, 20, generator=torch.Generator().manual_seed(B))
+        found = Stage1(rows, impl='native').candidates(queries, 300)
+        best = exact_rows(quantize(queries, storage), rows, None, 300)
+        if storage == 'int8': assert torch.equal(found.rows, best.rows)
+        else: assert (found.count == 300).all() and sum(np.isin(a, b).sum() for a, b in zip(found.rows, best.rows)) >= 299*B
 
 
 # -- exactly k' --
