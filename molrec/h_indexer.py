@@ -7,9 +7,9 @@ __all__ = ['margin', 'room', 'most_sampled', 'scan_source', 'kinds', 'forms', 's
            'sample_rank', 'buffer_size', 'signed', 'hashed', 'sample', 'block_scores', 'thresholds',
            'threshold_by_kernel', 'Candidates', 'padded', 'passing', 'scan_torch', 'scan_library', 'in_c', 'share',
            'Lists', 'lists_native', 'cut_native', 'scan_native', 'dense_native', 'exact_rows', 'best_rows', 'hint_size',
-           'hint_rank', 'cut_torch', 'exact_torch', 'with_scores', 'hint_native', 'exact_native', 'stacked', 'Stage1',
-           'way_to_scan', 'way_to_cut', 'candidates', 'wanted_of', 'check_queries', 'scan', 'sample_scores', 'exactly',
-           'sampled_thresholds', 'among', 'mended', 'scan_worth']
+           'hint_rank', 'cut_torch', 'exact_torch', 'with_scores', 'hint_native', 'exact_native', 'stacked',
+           'sample_size', 'drawn', 'Stage1', 'way_to_scan', 'way_to_cut', 'survivors_of', 'wanted_of', 'check_queries',
+           'scan', 'sample_scores', 'exactly', 'sampled_thresholds', 'among', 'mended', 'scan_worth']
 
 # %% ../nbs/11_h_indexer.ipynb #c267f966
 import math, os, time
@@ -61,10 +61,9 @@ most_sampled = .1  # of all rows
 def sample(
     ids:Tensor,             # of the rows, (N,), int64
     seed:int=0,
-    least:int=4096,         # rows, if there are as many
 ) -> Tensor:                # positions of rows, int64, by hash: every beginning of it is a sample too
     "Rows to estimate thresholds on."
-    n = min(len(ids), max(least, math.ceil(most_sampled*len(ids))))
+    n = min(len(ids), max(4096, math.ceil(most_sampled*len(ids))))
     keys = hashed(ids, seed)
     limit = int(2**63*min(1., 1.3*n/max(1, len(ids)))) - 1
     small = (keys <= limit).nonzero().squeeze(1) if n < len(ids) else torch.arange(len(ids), device=ids.device)
@@ -901,6 +900,17 @@ def stacked(lists:list[Candidates]) -> Candidates:
     return Candidates(rows, torch.cat([c.count for c in lists]), sum(c.again for c in lists))
 
 # %% ../nbs/11_h_indexer.ipynb #925ea4f2
+def sample_size(n_rows:int, threshold:str) -> int:
+    "Rows that stage 1 keeps a copy of: a tenth for sampled thresholds, what the widest bound needs for exact ones."
+    n = math.ceil(most_sampled*n_rows) if threshold == 'sampled' else hint_size(n_rows, n_rows)
+    return min(n_rows, max(4096, n))
+
+def drawn(n_rows:int, seed:int) -> Tensor:  # positions, int64, in any order
+    "Rows to take a first bound from."
+    draw = torch.Generator().manual_seed(seed)
+    if sample_size(n_rows, 'exact') == n_rows: return torch.randperm(n_rows, generator=draw)
+    return torch.randint(n_rows, (sample_size(n_rows, 'exact'),), generator=draw)
+
 class Stage1:
     "Keeps `k_prime` rows per query by one low-dimensional dot product (KDD'23, h-indexer)."
     aim, least = 400, .02   # lambda k' that is enough, and the least lambda; of sampled thresholds
@@ -917,8 +927,20 @@ class Stage1:
         self.way, self.library = way_to_scan(rows, impl)
         self.threshold = way_to_cut(threshold, rows.values.device.type)
         device = rows.values.device
-        self.sample = sample(torch.arange(len(rows), device=device) if ids is None else ids.to(device), seed)
+        if self.threshold == 'exact': self.sample = drawn(len(rows), seed).to(device)
+        else: self.sample = sample(torch.arange(len(rows), device=device) if ids is None else ids.to(device), seed)
         self.sampled = rows.select(self.sample)  # side by side: gathered once, not at every search
+
+    def candidates(
+        self,
+        queries:Tensor,             # (B, w), float32, finite
+        k_prime:int,                # rows wanted per query, >= 1
+        allow:Tensor|None=None,     # rows that may be kept, (N,), bool; None: all
+        extra:Tensor|int=0,         # rows wanted on top, int or (B,): what the caller will drop afterwards
+    ) -> Candidates:                # min(k_prime + extra, allowed) rows per query, or, if sampled, at least so many
+        "The survivors of stage 1; any number of threads may ask at once."
+        check_queries(queries, self.rows.width, k_prime)
+        return survivors_of(self, queries, k_prime, allow, extra)
 
 def way_to_scan(rows, impl):
     "Which pass, and its library if it is a compiled one."
@@ -934,19 +956,13 @@ def way_to_cut(threshold, device):
     return ('exact' if device == 'cpu' else 'sampled') if threshold == 'auto' else threshold
 
 # %% ../nbs/11_h_indexer.ipynb #1824e24b
-def candidates(
-    self:Stage1,
-    queries:Tensor,             # (B, w), float32, finite
-    k_prime:int,                # rows wanted per query, >= 1
-    allow:Tensor|None=None,     # rows that may be kept, (N,), bool; None: all
-    extra:Tensor|int=0,         # rows wanted on top, int or (B,): what the caller will drop afterwards
-) -> Candidates:                # min(k_prime + extra, allowed) rows per query, or, if sampled, at least so many
-    "The survivors of stage 1."
-    check_queries(queries, self.rows.width, k_prime)
+def survivors_of(self:Stage1, queries:Tensor, k_prime:int, allow:Tensor|None, extra:Tensor|int) -> Candidates:
+    "What `candidates` gives, of queries that are checked."
     q, N = quantize(queries, self.rows.storage, 'triton' if self.way == 'triton' else 'torch'), len(self.rows)
     allowed = N if allow is None else int(allow.sum())
     wanted = wanted_of(k_prime, extra, allowed, len(queries))
-    if not len(queries) or not allowed: return padded(wanted.new_empty(0).to(queries.device), wanted.new_empty(0).to(queries.device), len(queries))
+    none = wanted.new_empty(0).to(queries.device)
+    if not len(queries) or not allowed: return padded(none, none, len(queries))
     if allowed < N//4: return among(self, queries, allow.nonzero().squeeze(1), wanted)
     if self.threshold == 'exact': return exactly(self, q, wanted, allow, allowed)
     most = int(wanted.max())
@@ -963,8 +979,6 @@ def check_queries(queries, width, k_prime):
     if queries.dim() != 2 or queries.shape[1] != width: raise DataError(f'queries: got shape {tuple(queries.shape)}, wanted (B, {width})')
     if not (finite := torch.isfinite(queries)).all(): raise DataError(f'queries: row {int((~finite).any(1).nonzero()[0])} has NaN or infinity, wanted finite numbers')
     if k_prime < 1: raise ConfigError(f'k_prime: got {k_prime}, wanted at least 1')
-
-Stage1.candidates = candidates
 
 def scan(self, q, t, allow, capacity):
     "One pass, in this table's way."

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .candidates import ItemTable, chosen, impls, item_storages, score_range, score_rows, stored
 from .core import ConfigError, DataError
-from .h_indexer import Candidates, Stage1, block_scores, most_sampled, padded
+from .h_indexer import Candidates, Stage1, block_scores, padded, sample_size
 from .mol import MoL
 from .quantize import Rows, quantize, storages
 from .requests import Best, Request, as_count, as_ids, as_table, as_users, best, exclusions
@@ -808,6 +808,7 @@ def plan(
     head_width:int=0,           # w; 0: that of the similarity's own components
     dim:int|None=None,          # D; None: what the similarity's first linear layer takes
     sampled:bool=True,          # does stage 1 keep a sample? HIndexer does, ComponentMean does not
+    threshold:str='exact',      # of stage 1: 'exact', as on a CPU, or 'sampled', as on a GPU
 ) -> dict:                      # part to bytes per item
     "Memory per item of an index, before it is built."
     dim = dim or input_width(similarity)
@@ -815,7 +816,7 @@ def plan(
     if stage1 is None: return parts
     width = head_width or (similarity.width if isinstance(similarity, MoL) else dim)
     parts['stage 1'] = quantize(torch.zeros(1, width), stage1).bytes_per_row
-    n = min(n_items, max(4096, math.ceil(most_sampled*n_items)))
+    n = sample_size(n_items, threshold)
     return parts | ({'sample': n/max(1, n_items)*(parts['stage 1'] + 8)} if sampled else {})
 
 # %% ../nbs/13_index.ipynb #938780d4
