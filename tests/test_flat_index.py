@@ -80,7 +80,7 @@ def test_ties_go_to_the_lowest_ids():
 
 
 @pytest.mark.parametrize('given, k, error, word', [
-    (torch.zeros(3), 1, DataError, 'queries: got shape'), (torch.zeros(1, 7), 1, DataError, r'wanted \(n, 8\)'),
+    (torch.zeros(3), 1, DataError, 'queries: torch.float32 of shape'), (torch.zeros(1, 7), 1, DataError, r'of shape \(n, 8\)'),
     (torch.full((1, 8), torch.nan), 1, DataError, 'row 0 has NaN'), (torch.full((1, 8), 1e30), 1, DataError, 'length'), (torch.zeros(1, 8), 0, ConfigError, 'k: got 0')])
 def test_odd_calls_end_in_a_sentence(given, k, error, word):
     with pytest.raises(error, match=word): FlatIndex(torch.eye(8)).search(given, k)
