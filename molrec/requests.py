@@ -71,7 +71,7 @@ def as_table(
     x = as_array(name, x, wanted)
     floating = x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == 'f'
     if x.ndim != 2 or dim not in (None, x.shape[1]) or not floating: raise DataError(f'{name}: {said(x)}, {wanted}')
-    x = x.float() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, np.float32))
+    with np.errstate(over='ignore'): x = x.float() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, np.float32))
     for lo in range(0, len(x), 2**16):
         bad = (~torch.isfinite(x[lo:lo + 2**16]).all(1)).nonzero()
         if len(bad): raise DataError(f'{name}: row {lo + int(bad[0])} has NaN or infinity, wanted finite numbers')
