@@ -539,7 +539,7 @@ def build_protocol(
     out, name, files = Path(out_dir), dataset_names.get(dataset, dataset), {}
     if runs:
         rows, b = family(runs), variance_budget(runs, again)
-        tables = dict(protocol=epoch_table(runs), sampled=sampled_table(one_split(runs)), public_rule=rule_table(runs), asked=asked_table(runs))
+        tables = dict(protocol=epoch_table(runs), sampled=sampled_table(one_split(runs)), **{'public-rule': rule_table(runs)}, asked=asked_table(runs))
         files |= {k: write(out/'tables'/f'{k}.csv', csv(t)) for k, t in tables.items()}
         drawn = save_figure(budget_figure(b, published_hr(rows[0]), method_of(rows[0].config)), out/'figures'/'variance', b)
         files |= {f'variance {f.suffix[1:]}': f for f in drawn}

@@ -188,7 +188,7 @@ def test_without_such_records_nothing_is_said(reports):
 
 def test_the_same_records_give_the_same_bytes(reports, tmp_path):
     first, second = (protocol.build_protocol(reports/'runs', tmp_path/name) for name in 'ab')
-    assert set(first) == {'protocol', 'sampled', 'public_rule', 'asked', 'variance svg', 'variance png', 'variance csv', 'markdown'}
+    assert set(first) == {'protocol', 'sampled', 'public-rule', 'asked', 'variance svg', 'variance png', 'variance csv', 'markdown'}
     assert all(first[k].read_bytes() == second[k].read_bytes() for k in first)
     assert not [f for f in tmp_path.rglob('.*')]
 
