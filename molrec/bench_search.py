@@ -10,7 +10,7 @@ __all__ = ['packages', 'lists', 'recipes', 'graph_most', 'probes', 'knobs', 'mak
            'in_rounds', 'bound_rows', 'stage1_rows', 'verdict', 'stage1_bars', 'stage1_text', 'share_axis',
            'overlap_panel', 'stage1_figure', 'load_before', 'where', 'note', 'write_bench', 'stage1', 'heavy_tailed',
            'gaussian', 'reading', 'multiplying', 'Place', 'place_of', 'grid_cell', 'grid_bars', 'grid_figure',
-           'grid_pieces', 'grid_piece', 'stage1_grid', 'forms_here', 'Mixture', 'teach', 'plain_scores',
+           'grid_pieces', 'grid_piece', 'not_done', 'stage1_grid', 'forms_here', 'Mixture', 'teach', 'plain_scores',
            'scoring_calls', 'score_gaps', 'scoring_rows', 'setting_text', 'smallest_k_prime', 'search_rows',
            'blocks_ahead', 'filled', 'settled_mib', 'cost_at', 'slope', 'growth_costs', 'growth_rows', 'search_bars',
            'search_text', 'scoring_panel', 'recall_panel', 'growth_panel', 'search_figure', 'search', 'large_rows',
@@ -565,6 +565,10 @@ def grid_piece(corpus:str, n:int, width:int, g:dict) -> pd.DataFrame:
         rows += [dict(corpus=corpus, items=n, width=width, queries=B, k_prime=k_prime) | grid_cell(place, B, k_prime) for B in g['queries']]
     return pd.DataFrame(rows)
 
+def not_done(table:pd.DataFrame, quick:bool) -> int:
+    "How many pieces of the grid a table lacks."
+    return len(set(grid_pieces(quick)) - set(zip(table.corpus, table['items'], table.width)))
+
 def stage1_grid(
     out:Path='reports/bench',   # folder for the results, made if absent
     quick:bool=False,           # few sizes
@@ -581,7 +585,7 @@ def stage1_grid(
         print(f'{left[0]}; {len(left)} pieces left', flush=True)
         made = grid_piece(*left.pop(0), g).assign(form=forms_here(), quick=quick, **where(load))
         table = pd.concat([table, made], ignore_index=True) if len(table) else made
-        write_bench(name, table, grid_figure(table), [grid_bars(table)], note(table, f'{len(table)} cells, {len(left)} pieces left', ('faiss',)), out)
+        write_bench(name, table, grid_figure(table), [grid_bars(table)], note(table, f'{len(table)} cells, {not_done(table, quick)} pieces of the grid left', ('faiss',)), out)
     return table
 
 def forms_here() -> str: return scan_worth(1000, 1)[0] or 'torch'
