@@ -574,8 +574,9 @@ def recommend(
 ) -> int:                   # rows of the file
     "`molrec recommend`: lists of many users, in a file."
     from molrec.lists import Rules, moment  # late: torch takes seconds to import
-    from molrec.recommender import Recommender, ask_users, check_k, list_writer, write_lists
-    list_writer(Path(out)), check_k(k), moment(at)      # what is typed wrongly is said before anything is read
+    from molrec.recommender import Recommender, ask_users, list_writer, write_lists
+    from molrec.requests import as_count
+    list_writer(Path(out)), as_count('k', k), moment(at)      # what is typed wrongly is said before anything is read
     wanted, rec = read_users(users) if users else None, Recommender.load(find_run(name, runs), say=say)
     settings = {} if k_prime is None else dict(k_prime=k_prime)
     made, asked = rec.index(index, **settings), ask_users(rec.people, wanted, at, cold)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import ConfigError, DataError
+from .core import DataError
 from .h_indexer import Stage1, in_c, share
 from .index import new_ids
 from .native import build

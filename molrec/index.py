@@ -13,7 +13,7 @@ __all__ = ['option', 'check_option', 'IndexSettings', 'changed', 'snapshot', 'pl
            'peaks', 'fingerprint', 'about_index', 'kinds_of', 'index_for', 'check_stored', 'check_contents']
 
 # %% ../nbs/13_index.ipynb #5b92c85d
-import contextlib, copy, dataclasses, difflib, hashlib, json, math, threading
+import contextlib, copy, dataclasses, difflib, hashlib, json, threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,7 +30,8 @@ from .mol import MoL
 from .quantize import Rows, quantize, storages
 from .requests import Best, Request, as_count, as_ids, as_table, as_users, best, exclusions
 from .similarity import Dot, Similarity
-from .stored import Items, Living, OpenFile, appended, content_sha256, copied, raw, read_tensors, removed, room_for, rows_of, started, write_tensors
+from .stored import (Items, Living, appended, content_sha256, copied, raw, read_tensors, removed, rows_of, started,
+                           write_tensors)
 
 # %% ../nbs/13_index.ipynb #eb3d97c5
 def option(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['in_a_file', 'fit_run', 'ask_users', 'ask_by_hand', 'joined', 'item_directions', 'most_similar', 'grown', 'new_rows',
-           'with_items', 'save_record', 'Recommender', 'check_k', 'request_key', 'list_schema', 'part_file',
-           'write_parts', 'list_writer', 'join_parts', 'remove_parts', 'rules_words', 'write_lists']
+           'with_items', 'save_record', 'Recommender', 'request_key', 'list_schema', 'part_file', 'write_parts',
+           'list_writer', 'join_parts', 'remove_parts', 'rules_words', 'write_lists']
 
 # %% ../nbs/17_recommender.ipynb #90823a75
 import copy, json, os, shutil, tempfile
@@ -29,6 +29,7 @@ from .data import catalogue
 from .lists import (Asked, Rules, Trained, as_listed, as_lists, asked_by_hand, asked_by_users, check_choice, find_items,
                           find_users, in_memory, list_blocks, make_index, make_rules, moment, n_block, one_each, one_type,
                           read_histories, read_trained, reads_time, rows_of, users_of_run)
+from .requests import as_count
 from .records import file_of, kept_files
 from .train import RetrievalModel, run
 
@@ -248,7 +249,7 @@ class Recommender:
         k:int=10,   # length of a list, at most
     ) -> pd.DataFrame:  # similar_to, item_id, score (cosine), rank, and title where known
         "The items that the model can hardly tell from these."
-        return most_similar(self.trained, find_items(as_listed(items), self.trained.items, self.tell), check_k(k))
+        return most_similar(self.trained, find_items(as_listed(items), self.trained.items, self.tell), as_count('k', k))
 
     def index(
         self,
@@ -297,7 +298,7 @@ class Recommender:
 
     def _request(self, users, histories, k, at, filter_seen, allow, exclude, cold, unknown):
         "Who asks, and what may be shown."
-        check_k(k)
+        as_count('k', k)
         if histories is None: asked = ask_users(self.people, users, at, cold)
         elif users is None: asked = ask_by_hand(self.trained, histories, at, cold, unknown, self.tell)
         else: raise ConfigError('recommend: wanted users or histories, and not both')
@@ -313,12 +314,6 @@ class Recommender:
         c = self.trained.config
         model = f'{c.encoder} and {c.similarity} on {Path(c.dataset).stem}'
         return f"Recommender: {model}, {len(self.trained.items):,} items, HR@10 {self.metrics['hr@10']:.4f}"
-
-def check_k(k) -> int:
-    "Refuse a length that none is."
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ConfigError(f'k: got {k!r}, wanted a whole number of at least 1')
-    return int(k)
 
 # %% ../nbs/17_recommender.ipynb #4f76c70a
 def request_key(

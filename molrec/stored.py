@@ -9,8 +9,8 @@ __all__ = ['version', 'dtypes', 'longest_header', 'room_for', 'empty_rows', 'Buf
 
 # %% ../nbs/12b_stored.ipynb #528072c4
 import contextlib, hashlib, json, math, mmap, os, stat, sys, threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
