@@ -75,8 +75,10 @@ def test_a_stopped_writer_lives(tmp_path, writer):
 def test_a_thread_of_this_process_lives(tmp_path):
     with atomic_path(tmp_path/'one') as one:
         one.write_text('1')
-        threading.Thread(target=write_json, args=(tmp_path/'two', 2)).start()
-        while not (tmp_path/'two').exists(): time.sleep(.01)
+        other = threading.Thread(target=write_json, args=(tmp_path/'two', 2))
+        other.start()
+        other.join(timeout=60)
+        assert not other.is_alive()
     assert sorted(os.listdir(tmp_path)) == ['one', 'two']
 
 
