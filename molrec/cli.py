@@ -732,19 +732,21 @@ def check_kept() -> Check:
 
 # %% ../nbs/36_cli.ipynb #3ba4b4ee
 def check_compiled() -> list[Check]:
-    "Whether the loops of the h-indexer and of attention are compiled here, or run in torch."
+    "Whether the loops of the h-indexer, of attention and of MoL's training step are compiled here, or run in torch."
     from molrec.h_indexer import scan_worth
     from molrec.encoders import softmax_library
     from molrec.hstu import silu_library
+    from molrec.mol import MoL
+    from molrec.mol_step import step_library
     from molrec.native import problems
     try: form, worth = scan_worth()
     except ConfigError as e: return [Check('loops', str(e), 'unset MOLREC_SCAN'), check_kept()]
-    there = dict(scan=form, softmax=softmax_library(), hstu=silu_library())
+    there = dict(scan=form, softmax=softmax_library(), hstu=silu_library(), mol_step=step_library(MoL(1), 'fp32'))
     slow = [name for name, library in there.items() if library is None]
     fast = [name for name in there if name not in slow]
     found = [f'compiled: {", ".join(fast)}'.replace('scan', f'scan ({form}, {worth:.3g} times as fast as torch)')]*bool(fast)
     found += [f'in torch: {", ".join(slow)} ({"; ".join(sorted({problems[name] for name in slow}))})']*bool(slow)
-    mend = 'searches and attention run in torch, slower: a C compiler (gcc or clang) and a processor with AVX2, AVX512 or 64-bit ARM make them fast'
+    mend = 'searches, attention and MoL\'s training run in torch, slower: a C compiler (gcc or clang) and a processor with AVX2, AVX512 or 64-bit ARM make them fast'
     return [Check('loops', '; '.join(found), mend if slow else ''), check_kept()]
 
 # %% ../nbs/36_cli.ipynb #8e64de99

@@ -97,7 +97,6 @@ def add_bias_gradients(d_s, bucket, d_distance, d_elapsed):
 
 # %% ../nbs/03a_hstu.ipynb #3a2b6629
 silu_source = attention_panels + r"""
-static inline vf sigmoid(vf x) { return 1.f/(1.f + exponential(-x)); }
 
 // scores of query i with all up to itself: distance points at the entry of distance 0
 static inline void add_bias(float *s, int64_t i, const float *distance, const float *elapsed, const uint8_t *bucket) {

@@ -119,15 +119,15 @@ def shared_plan(
     share:int,              # positions per group
     precision:str='fp32',   # of tiles written by hand
     correction=None,        # to subtract from negatives, (groups, R); None: nothing
+    impl:str='auto',        # of tiles that are compiled: 'auto', 'torch' or 'native'
 ):                          # function of (pos, queries, items) that yields rows, then what `tile_pass` takes; sets `group` and `last` of the tiles
     "All positions of a group meet the group's negatives."
     def plan(pos, queries, items):
-        step = max(1, similarity.tile_pairs//hit_ids.shape[1])
         for g, ids in enumerate(hit_ids):
-            tiles, stop = similarity.tiles(tuple(t[g] for t in items), precision), min((g + 1)*share, len(pos))
+            tiles, stop = similarity.tiles(tuple(t[g] for t in items), precision, impl), min((g + 1)*share, len(pos))
             tiles.group, minus = g, 0. if correction is None else correction[g]
-            for i in range(g*share, stop, step):
-                rows = slice(i, min(i + step, stop))
+            for i in range(g*share, stop, tiles.step):
+                rows = slice(i, min(i + tiles.step, stop))
                 tiles.last = rows.stop == stop
                 yield rows, tiles, criterion, tuple(t[rows] for t in queries), pos[rows], targets[rows, None] == ids, minus
     return plan
@@ -171,7 +171,7 @@ def sampled_loss(
     users:Tensor|None=None,     # dense user id of each position, (T,), int64; None: unknown
     criterion=softmax_criterion,# or `bce_criterion`
     precision:str='fp32',       # of tiles written by hand: 'fp32' or 'bf16'
-    impl:str='auto',            # 'torch', 'triton' (MoL with shared negatives and softmax), or 'auto': that on a GPU
+    impl:str='auto',            # 'torch'; of MoL with shared negatives 'native' (compiled C) and, with softmax, 'triton'; 'auto': the fastest there is
 ) -> Tensor:                    # mean over positions plus the similarity's penalty, 0-dim
     "Positives against uniform negatives; a negative equal to the positive does not count."
     has_kernel = share > 1 and criterion is softmax_criterion and hasattr(similarity, 'kernel_loss')
@@ -180,9 +180,9 @@ def sampled_loss(
     target_rows, negative_rows = where[:len(targets)], where[len(targets):].view_as(negatives)
     x, q = similarity.item_side(look_up(items, unique)), similarity.query_side(queries, users)
     pos, penalty = similarity.positive(q, tuple(look_up(t, target_rows) for t in x))
-    if has_kernel and use_triton(impl, queries): return similarity.kernel_loss(q, tuple(look_up(t, negative_rows) for t in x), pos, targets, negatives, share, precision)/max(1, len(pos)) + penalty
+    if has_kernel and impl != 'native' and use_triton(impl, queries): return similarity.kernel_loss(q, tuple(look_up(t, negative_rows) for t in x), pos, targets, negatives, share, precision)/max(1, len(pos)) + penalty
     if share == 1: plan, sides = own_plan(similarity, criterion, negative_rows, target_rows), x
-    else: plan, sides = shared_plan(similarity, criterion, negatives, targets, share, precision), tuple(look_up(t, negative_rows) for t in x)
+    else: plan, sides = shared_plan(similarity, criterion, negatives, targets, share, precision, impl=impl), tuple(look_up(t, negative_rows) for t in x)
     return pair_loss(similarity, plan, q, sides, pos) + penalty
 
 # %% ../nbs/06_losses.ipynb #d3c03d47

@@ -182,6 +182,9 @@ class Tiles:
         self.items = [t.detach().requires_grad_() for t in item_side]
         self.grads = [torch.zeros_like(t) for t in (*self.items, *self.params)]
 
+    @property
+    def step(self): return max(1, self.similarity.tile_pairs//max(1, len(self.items[0])))   # queries of a tile
+
     @torch.enable_grad()
     def forward(
         self,
@@ -211,6 +214,7 @@ def tiles(
     self:Similarity,
     item_side:tuple,        # tensors (R, ...)
     precision:str='fp32',   # for similarities whose tiles are written by hand; autograd's are fp32
+    impl:str='auto',        # for similarities whose tiles are compiled too
 ) -> Tiles:
     "Tiles of this similarity against these items."
     return Tiles(self, item_side)

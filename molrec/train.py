@@ -948,8 +948,8 @@ def teacher_scores(
 ) -> Tensor:                # (T, R), float32
     "All pairs, by the similarity's own tiles."
     side, tiles = similarity.query_side(queries, users), similarity.tiles(similarity.item_side(items))
-    step = max(1, similarity.tile_pairs//len(items))
-    return torch.cat([tiles.forward(tuple(t[i:i+step] for t in side)) for i in range(0, len(queries), step)])
+    rows = (slice(i, i + tiles.step) for i in range(0, len(queries), tiles.step))
+    return torch.cat([tiles.forward(tuple(t[r] for t in side)) for r in rows])
 
 # %% ../nbs/07_train.ipynb #3e6e65bf
 def next_item_loss(model, head, queries, targets, users, items, n):

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from molrec import encoders, hstu
+from molrec import encoders, hstu, mol_step
+from molrec.core import ConfigError
 from molrec.gru4rec import gru
 from molrec.losses import bce_criterion, calibrated_bce, draw_negatives, full_loss, in_batch_loss, sampled_loss, softmax_criterion
-from molrec.mol import MoL
+from molrec.mol import MoL, new_seed, without_some
 from molrec.native import build
 from molrec.similarity import FM, MLP, Dot, Head, NeuralFM
 
@@ -143,10 +144,20 @@ def test_losses_in_tiles(name, kind):
 
 # -- tiles of MoL --
 
+@pytest.fixture(params=['torch', 'own', 4, 8, 16], ids=lambda kind: f'{kind} lanes' if isinstance(kind, int) else kind)
+def impl(request):
+    "Tiles in torch; the compiled ones as this processor has them; then with registers of other processors, which the compiler puts together."
+    if request.param == 'torch': yield 'torch'; return
+    lanes = dict(LANES=request.param) if isinstance(request.param, int) else {}
+    with patch.object(mol_step, 'build', lambda name, source, **given: build(name, source, **given, **lanes)):
+        if mol_step.step_library(MoL(8, 4, 2, 4), 'fp32') is None: pytest.skip('no compiler, or no such step here')
+        yield 'native'
+
+
 gate_parts = ['query', 'item', 'pair', 'query+item', 'query+pair', 'item+pair', 'query+item+pair']
 
 
-def mol_gaps(m, precision='fp32', t=5, R=7, f=None, seed=5):
+def mol_gaps(m, precision='fp32', t=5, R=7, f=None, seed=5, impl='torch'):
     "Tiles against autograd of the plain form in fp64, dropout from the same masks; and the share of pairs below the floor."
     with torch.no_grad(): q, x = m.query_side(torch.randn(t, 8)), m.item_side(torch.randn(R, 8))
     if f is not None: q, x = (f(q[0]), *q[1:]), (f(x[0]), *x[1:])
@@ -157,7 +168,7 @@ def mol_gaps(m, precision='fp32', t=5, R=7, f=None, seed=5):
     gate = [] if exact.gate_pair is None else list(exact.gate_pair.parameters())
     grads = torch.autograd.grad((want*slopes).sum(), [*q64[:2], *x64, *gate], allow_unused=True, materialize_grads=True)
     torch.manual_seed(seed)
-    tiles = m.tiles(x, precision)
+    tiles = m.tiles(x, precision, impl)
     phi = tiles.forward(q)
     have = [*tiles.backward(slopes)[:2], *(g for g in tiles.grads if g is not None)]
     torch.manual_seed(seed)
@@ -170,41 +181,106 @@ def left_of(m, q, x):
     "What dropout leaves of each pair's mixture, (t, R)."
     delta = m.logits(q[0], x[0])
     z = q[1].unsqueeze(1)*x[1]
-    if m.gate_pair is not None: z = z + m.gate_pair(m.pair_drop(delta))
+    seed = new_seed() if m.drops else 0
+    if m.gate_pair is not None: z = z + m.gate_pair(without_some(delta, ~seed, m.pair_dropout*m.training))
     p = F.silu(z).softmax(-1)
     if not (m.training and m.mix_dropout): return p.sum(-1)
-    keep, kept = encoders.keep_mask(p.shape, m.mix_dropout, p.dtype)
-    return (p*keep/kept).sum(-1)
+    return without_some(p, seed, m.mix_dropout).sum(-1)
 
 
 @pytest.mark.parametrize('rates', [(0., 0.), (0., .2), (0., .9), (.3, .5), (.9, .9)])
 @pytest.mark.parametrize('gates', gate_parts)
-def test_tiles_of_mol_with_parts_of_the_gate_absent(gates, rates):
-    found, _ = mol_gaps(MoL(8, 4, 2, 4, gates=gates, pair_dropout=rates[0], mix_dropout=rates[1]).train())
+def test_tiles_of_mol_with_parts_of_the_gate_absent(gates, rates, impl):
+    m = MoL(8, 4, 2, 4, gates=gates, pair_dropout=rates[0], mix_dropout=rates[1]).train()
+    if impl == 'native' and m.gate_pair is None:
+        with pytest.raises(ConfigError, match='no compiled step'): mol_gaps(m, impl=impl)
+        return
+    found, _ = mol_gaps(m, impl=impl)
     assert max(found) < 1e-4, found
 
 
+@pytest.mark.parametrize('shape', [(8, 4, 64, 128, 9, 50), (3, 5, 10, 20, 5, 37), (1, 1, 3, 1, 4, 12), (2, 7, 17, 33, 13, 11), (9, 2, 6, 40, 3, 25)], ids=lambda s: 'x'.join(map(str, s)))
+def test_tiles_of_mol_of_many_shapes(shape, impl):
+    n_query, n_item, width, hidden, t, R = shape
+    m = MoL(8, n_query, n_item, width, gate_hidden=hidden, mix_dropout=.2, pair_dropout=.1).train()
+    found, _ = mol_gaps(m, t=t, R=R, impl=impl)
+    assert max(found) < 1e-4, found
+
+
+@pytest.mark.parametrize('shape', [(8, 4, 64, 128, 9, 50), (3, 5, 10, 20, 5, 37), (2, 7, 17, 33, 13, 11)], ids=lambda s: 'x'.join(map(str, s)))
+@pytest.mark.parametrize('lanes', [4, 8, 16])
+def test_compiled_tiles_of_mol_in_bf16(shape, lanes):
+    "The operands of products are rounded, nothing else: as near to fp64 as one rounding of each to eight bits allows."
+    n_query, n_item, width, hidden, t, R = shape
+    m = MoL(8, n_query, n_item, width, gate_hidden=hidden, mix_dropout=.2, pair_dropout=.1).train()
+    with patch.object(mol_step, 'build', lambda name, source, **given: build(name, source, **given, LANES=lanes, ANYWHERE=1)):
+        if mol_step.step_library(m, 'bf16') is None: pytest.skip('no compiler here')
+        assert m.tiles(m.item_side(torch.randn(R, 8)), 'bf16', 'native').precision == 'bf16'
+        found, _ = mol_gaps(m, 'bf16', t, R, impl='native')
+        rough, _ = mol_gaps(m, 'bf16', t, R, impl='torch')
+    assert 1e-4 < max(found) < .02 and max(found) < max(rough), (found, rough)
+
+
+@pytest.mark.parametrize('threads', [1, 2, 3])
+def test_compiled_tiles_draw_the_same_masks_on_any_number_of_threads_and_in_tiles_of_any_size(threads):
+    m, before = MoL(8, 4, 2, 4, mix_dropout=.3).train(), torch.get_num_threads()
+    if mol_step.step_library(m, 'fp32') is None: pytest.skip('no compiler, or no such step here')
+    with torch.no_grad(): q, x = m.query_side(torch.randn(21, 8)), m.item_side(torch.randn(30, 8))
+    def scores(step):
+        torch.manual_seed(3)
+        tiles = m.tiles(x, impl='native')
+        return torch.cat([tiles.forward(tuple(t[i:i + step] for t in q)) for i in range(0, 21, step)])
+    torch.manual_seed(3)
+    with torch.no_grad(): want = m.scores(q, x)
+    torch.set_num_threads(threads)
+    try:
+        for step in (1, 3, 8, 21): torch.testing.assert_close(scores(step), want, rtol=0, atol=1e-4)
+    finally: torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('loss', ['sampled', 'full', 'in batch'])
+def test_a_loss_is_the_same_with_compiled_tiles(loss):
+    m = MoL(8, 4, 2, 4, mix_dropout=.3, item_dropout=.2).train()
+    if mol_step.step_library(m, 'fp32') is None: pytest.skip('no compiler, or no such step here')
+    queries, items, targets = torch.randn(50, 8), torch.randn(30, 8), torch.randint(30, (50,))
+    def run(impl):
+        torch.manual_seed(4)
+        q, x = leaves(queries, items)
+        with patch.object(MoL, 'tiles', lambda self, side, precision='fp32', _='auto', tiles=MoL.tiles: tiles(self, side, precision, impl)):
+            if loss == 'full': value = full_loss(m, q, x, targets)
+            if loss == 'in batch': value = in_batch_loss(m, q, x, targets, torch.zeros(30), 20)
+            if loss == 'sampled': value = sampled_loss(m, q, x, targets, draw_negatives(50, 30, 13, 20), 20)
+        return [value.detach(), *torch.autograd.grad(value, [q, x, *m.parameters()], allow_unused=True, materialize_grads=True)]
+    assert max(gaps(run('native'), [t.double() for t in run('torch')], 1e-4)) < 1e-4
+
+
 @pytest.mark.parametrize('sure, least, most', [(8, 0, 0), (14, .05, .95), (16, .05, .95), (30, .2, .95), (300, .2, .95)])
-def test_tiles_of_mol_where_dropout_takes_the_logit_that_counts(sure, least, most):
+def test_tiles_of_mol_where_dropout_takes_the_logit_that_counts(sure, least, most, impl):
+    torch.manual_seed(0)
     m = MoL(8, 4, 2, 4, mix_dropout=.5).train()
     with torch.no_grad(): m.gate_pair[2].bias[3] += sure
-    found, faint = mol_gaps(m)
+    found, faint = mol_gaps(m, impl=impl)
     assert least <= faint <= most
     assert max(found) < 1e-4, found
 
 
 def test_tiles_of_mol_in_bf16_where_dropout_takes_the_logit_that_counts():
-    m = MoL(8, 4, 2, 4, mix_dropout=.5).train()
-    with torch.no_grad(): m.gate_pair[2].bias[3] += 15
-    found, faint = mol_gaps(m, 'bf16', 16, 64)
-    assert faint > .05
-    assert max(found) < .1, found
+    "Rounding moves a pair that is near the floor to its other side, so single models differ widely: the middle one of five."
+    worst = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        m = MoL(8, 4, 2, 4, mix_dropout=.5).train()
+        with torch.no_grad(): m.gate_pair[2].bias[3] += 30
+        found, faint = mol_gaps(m, 'bf16', 16, 64)
+        assert faint > .05
+        worst.append(max(found))
+    assert sorted(worst)[2] < .1, worst
 
 
 @pytest.mark.parametrize('kind', ['one pair', 'one logit', 'nothing kept', 'zero components', 'cold'])
-def test_tiles_of_mol_at_the_edge(kind):
+def test_tiles_of_mol_at_the_edge(kind, impl):
     m = MoL(8, *((1, 1) if kind == 'one logit' else (2, 1)), 4, mix_dropout=.99 if kind == 'nothing kept' else .5, temperature=.001 if kind == 'cold' else .05).train()
-    found, faint = mol_gaps(m, t=1 if kind == 'one pair' else 9, R=1 if kind == 'one pair' else 6, f=torch.zeros_like if kind == 'zero components' else None)
+    found, faint = mol_gaps(m, t=1 if kind == 'one pair' else 9, R=1 if kind == 'one pair' else 6, f=torch.zeros_like if kind == 'zero components' else None, impl=impl)
     assert faint > 0 or kind != 'nothing kept'
     assert max(found) < 1e-3, found
 
