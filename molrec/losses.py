@@ -7,6 +7,8 @@ __all__ = ['softmax_criterion', 'bce_criterion', 'calibrated_bce', 'draw_negativ
            'add_up', 'shared_plan', 'own_plan', 'pair_loss', 'sampled_loss', 'in_batch_loss', 'full_loss']
 
 # %% ../nbs/06_losses.ipynb #30c47fe6
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from .core import ConfigError
 from .encoders import look_up
 from .kernels.backend import use_triton
+from .native import torch_alone
 from .similarity import Similarity, Tiles
 
 # %% ../nbs/06_losses.ipynb #1ba1f565
@@ -91,9 +94,10 @@ class PairLoss(torch.autograd.Function):
         d_items, d_params = [torch.zeros_like(t) for t in items], [torch.zeros_like(t) for t in params]
         total = pos.new_zeros(())
         for rows, tiles, *rest in plan(pos, queries, items):
-            loss, d_pos[rows], d_tile = tile_pass(tiles, *rest)
+            with torch_alone() if tiles.own_threads else nullcontext():
+                loss, d_pos[rows], d_tile = tile_pass(tiles, *rest)
+                for whole, part in zip(d_queries, d_tile): whole[rows] = part
             total += loss
-            for whole, part in zip(d_queries, d_tile): whole[rows] = part
             if tiles.last: add_up(tiles, d_items, d_params)
         ctx.grads = (d_pos, *d_queries, *d_items, *d_params)
         return total

@@ -275,6 +275,8 @@ class MoLTiles:
         if key not in have or have[key].numel() < n: have[key] = torch.empty(n, dtype=self.dtype, device=self.g.device)
         return have[key][:n].view(shape)
 
+    own_threads = False     # are its threads its own, not torch's?
+
     @property
     def step(self): return max(1, self.mol.tile_pairs//self.R)  # queries of a tile
 

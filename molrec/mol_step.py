@@ -393,7 +393,7 @@ class CompiledTiles:
         self.GP, self.DP, self.blocks = up(self.G, self.lanes), up(mol.width, self.lanes), -(-self.R//self.items)
         self.take_items(*(t.detach() for t in item_side))
         self.take_gate(*(p.detach() for p in mol.gate_pair.parameters()))
-        self.sums = [torch.zeros(self.parts, *shape) for shape in self.shapes]
+        self.sums = [torch.zeros(self.parts, *shape) for shape in (*self.of_items, *self.of_gate)]
 
     def in_blocks(self, t):
         "Items (R, ...) in blocks, (blocks, ..., items of a block)."
@@ -404,7 +404,7 @@ class CompiledTiles:
         g = self.in_blocks((g/self.mol.temperature).mT).permute(0, 2, 3, 1).flatten(1, 2)  # (blocks, P_x*items, d)
         g = padded(g, g.shape[1], self.DP)
         self.g, self.g_t, self.b = by_twos(g, self.precision), by_twos(g.mT, self.precision), self.in_blocks(b).contiguous()
-        self.shapes = [g.shape, self.b.shape]
+        self.of_items = g.shape, self.b.shape
 
     def take_gate(self, W1, b1, W2, b2):
         "The gate's weights as each product reads them."
@@ -413,7 +413,7 @@ class CompiledTiles:
         W1, W2 = padded(W1, HE, GE), padded(W2, GE, HE)
         self.forth = [W1.to(dtype), padded(b1, HE), W2.to(dtype), b2.contiguous()]
         self.back = [W1.T.to(dtype).contiguous(), W2.T.to(dtype).contiguous()]
-        self.shapes += [(H, self.GP), (HE, self.lanes), (H, self.GP), (self.G, self.lanes)]
+        self.of_gate = (H, self.GP), (HE, self.lanes), (H, self.GP), (self.G, self.lanes)
 
     def memory(self, n):
         "Room for what is kept, made once per model: memory that is new to a process costs more than the arithmetic on it."
@@ -421,11 +421,13 @@ class CompiledTiles:
         if have is None or len(have) < n: have = self.mol.scratch['kept'] = large_pages(torch.empty(n))
         return have
 
+    own_threads = True      # torch's stay out of the way
+
     @property
     def step(self):
-        "Queries of a tile: whole blocks for every thread."
+        "Queries of a tile: whole blocks for every thread, twice the pairs of a tile in torch, whose buffers are larger."
         blocks = self.queries*self.parts
-        return max(1, self.mol.tile_pairs//(self.R*blocks))*blocks
+        return max(1, 2*self.mol.tile_pairs//(self.R*blocks))*blocks
 
     def out_of_blocks(self, t):
         "Back from `in_blocks`."
@@ -462,7 +464,9 @@ def backward(
     "Pull slopes back through the tile; gradients of items and gate add up."
     slopes, d_f, d_a = slopes.float().contiguous(), torch.zeros_like(self.f), torch.zeros(*self.a.shape, self.lanes)
     given = [by_twos(self.f.flatten(0, 1), self.precision), self.a, self.g, self.b, *self.back, self.kept, slopes, self.t, self.R, *self.drawn, d_f, d_a]
-    in_parts(lambda i, n: self.library.step_backward(*arguments([*given, *(s[i] for s in self.sums), i, n])), self.parts)
+    here = [*self.sums[:2], *(torch.zeros(self.parts, *shape) for shape in self.of_gate)]  # a sum of a million terms is made of short ones
+    in_parts(lambda i, n: self.library.step_backward(*arguments([*given, *(s[i] for s in here), i, n])), self.parts)
+    for whole, part in zip(self.sums[2:], here[2:]): whole += part
     return [d_f[:self.t, :, :self.mol.width], d_a[:self.t].sum(-1), slopes.new_zeros(self.t)]
 
 CompiledTiles.forward, CompiledTiles.backward = forward, backward

@@ -7,7 +7,7 @@ __all__ = ['version_s', 'compile_s', 'most_printed', 'flags', 'stuck', 'loaded',
            'vector_source', 'compiler', 'wait_for', 'first_complaint', 'output_of', 'ask', 'compiler_version',
            'library_name', 'compile_c', 'native_folder', 'private', 'read_own', 'note', 'kept', 'keep', 'from_memory',
            'load_library', 'say_once', 'library_of', 'build', 'address', 'arguments', 'pool', 'in_parts',
-           'call_in_parts', 'madvise', 'large_pages']
+           'call_in_parts', 'torch_alone', 'madvise', 'large_pages']
 
 # %% ../nbs/00a_native.ipynb #5ab9b72f
 import contextlib, ctypes, functools, hashlib, itertools, os, shutil, signal, stat, subprocess, sys, tempfile, time
@@ -278,6 +278,15 @@ def call_in_parts(
     parts = torch.get_num_threads()
     calls = [arguments(given(part, parts)) for part in range(parts)]
     in_parts(lambda part, parts: function(*calls[part]), parts)
+
+# %% ../nbs/00a_native.ipynb #aa9fd337
+@contextlib.contextmanager
+def torch_alone():
+    "Inside, torch takes one thread, and its other threads stay asleep."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(threads)
 
 # %% ../nbs/00a_native.ipynb #1d277d63
 page, advice = 2**21, 14    # bytes of a large page; MADV_HUGEPAGE

@@ -182,6 +182,8 @@ class Tiles:
         self.items = [t.detach().requires_grad_() for t in item_side]
         self.grads = [torch.zeros_like(t) for t in (*self.items, *self.params)]
 
+    own_threads = False     # are its threads its own, not torch's?
+
     @property
     def step(self): return max(1, self.similarity.tile_pairs//max(1, len(self.items[0])))   # queries of a tile
 
