@@ -53,7 +53,7 @@ def make_similarity(
     "The similarity that the configuration names."
     if c.similarity == 'dot': return Dot(c.normalise, c.temperature)
     if c.similarity == 'mol':
-        same = 'n_query n_item width n_uid uid_dropout glu query_hidden gate_hidden gates item_dropout pair_dropout mix_dropout temperature balance_weight uid_weight'
+        same = 'n_query n_item width n_uid uid_dropout glu glu_init query_hidden gate_hidden gates item_dropout gate_item_dropout pair_dropout mix_dropout temperature balance_weight uid_weight'
         mol = MoL(dim, uid_rows=n_users if c.n_uid else 0, **{key: getattr(c, key) for key in same.split()})
         return mol.start_as_dot() if c.dot_start else mol
     return dict(mlp=MLP, fm=FM, neuralfm=NeuralFM)[c.similarity](dim, c.hidden)
@@ -70,7 +70,7 @@ def make_encoder(
     if c.encoder == 'gru4rec': return GRU4Rec(N, c.dim, c.n_blocks, c.ffn, c.dropout)
     if c.encoder == 'bert4rec': return BERT4Rec(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.ffn, c.dropout, c.mask_rate)
     if c.encoder == 'hstu': return HSTU(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.head_dim, c.dropout, c.use_time, c.next_time, norm=c.similarity != 'dot')
-    return SASRec(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.ffn, c.dropout)
+    return SASRec(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.ffn, c.dropout, c.final_norm, c.position_init)
 
 # %% ../nbs/07_train.ipynb #b2600762
 class RetrievalModel(nn.Module):
