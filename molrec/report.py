@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['published_source', 'n_published', 'published', 'last_out_source', 'published_last_out', 'published_stable',
-           'published_epochs', 'report_metrics', 'protocol_order', 'another_rule', 'verdict_rule', 'anchors',
-           'asked_marks', 'asked_notes', 'last_out_columns', 'metric_names', 'comparing', 'html_cell', 'table_look',
-           'details', 'svg_opening', 'figure', 'style', 'dataset_names', 'protocol_names', 'bold_words', 'how_judged',
-           'tables', 'last_out_words', 'elsewhere', 'shown_words', 'section', 'verdict_words', 'document',
+           'published_epochs', 'published_dims', 'report_metrics', 'protocol_order', 'another_rule', 'verdict_rule',
+           'anchors', 'asked_marks', 'asked_notes', 'last_out_columns', 'metric_names', 'comparing', 'html_cell',
+           'table_look', 'details', 'svg_opening', 'figure', 'style', 'dataset_names', 'protocol_names', 'bold_words',
+           'how_judged', 'tables', 'last_out_words', 'elsewhere', 'shown_words', 'section', 'verdict_words', 'document',
            'report_body', 'fold', 'bold_fold', 'trial_words', 'bad_words', 'aside', 'published_name',
            'published_metrics', 'published_row', 'standing', 'block_of', 'blocks', 'place', 'settled', 'sort_records',
            'no_report', 'read_runs', 'verdict', 'values', 'seed_half', 'interval', 'line', 'method_of', 'results_table',
@@ -76,6 +76,7 @@ published_last_out = {dataset: {key: dict(zip(('hr@10', 'ndcg@10', 'hr@50', 'ndc
         ('hstu-large', 'mol'): (.0613, .0350, .1292, .0498, .2167, .0629)}}.items()}
 published_stable = {('hstu-large', 'dot'): {'hr@10': .3642}}   # MovieLens 1M by RecTools, with ties in the order of the file
 published_epochs = {'ml-1m': 101, 'ml-20m': 151, 'amazon-books': 201}
+published_dims = {'ml-1m': 50, 'ml-20m': 256, 'amazon-books': 64}
 
 def published_name(config:dict) -> tuple:   # encoder and similarity, as a key of `published_last_out`
     "HSTU with eight layers or more is the large one."
@@ -83,10 +84,11 @@ def published_name(config:dict) -> tuple:   # encoder and similarity, as a key o
 
 def published_metrics(
     config:dict,    # of a run
-) -> dict:          # metric: value; empty where nothing was published of this data set, order of ties, time of asking and length of training
+) -> dict:          # metric: value; empty where nothing was published of this data set, width, order of ties, time of asking and length of training
     "What a leave-last-one-out run is to be held against."
     dataset = config['dataset']
     if dataset not in published_epochs or config.get('sample_users') or config.get('ask', 'target') != 'target': return {}
+    if config.get('train_fraction', 1) < 1 or config.get('dim', published_dims[dataset]) != published_dims[dataset]: return {}
     if config['epochs'] + config.get('warm_epochs', 0) < published_epochs[dataset]: return {}
     if dataset == 'ml-1m' and config['tie_order'] == 'stable': return published_stable.get(published_name(config), {})
     return published_last_out[dataset].get(published_name(config), {})

@@ -503,7 +503,8 @@ def filtered(
 def cuts_text(c) -> str:
     "The settings of a run that leave rows out, as typed."
     names = ('sample_users', 'core', 'min_item_count', 'min_user_count', 'latest_per_user')
-    return ', '.join(f'{n} {getattr(c, n)}' for n in names if getattr(c, n)) or 'no filter'
+    cuts = [f'{n} {getattr(c, n)}' for n in names if getattr(c, n)] + [f'train_fraction {c.train_fraction}']*(c.train_fraction < 1)
+    return ', '.join(cuts) or 'no filter'
 
 def parts_text(s:Split) -> str:
     "How much each part of a split holds."
@@ -557,7 +558,7 @@ def prepare(
     identified(c, df)
     kept = filtered(df, c)
     if not len(kept): raise DataError(f'{c.dataset}: of {len(df):,} interactions none is left after {cuts_text(c)}')
-    s = split(kept, c.protocol, c.tie_order, c.max_length, c.tie_seed)
+    s = split(kept, c.protocol, c.tie_order, c.max_length, c.tie_seed, c.train_fraction)
     valid, test = (some_users(part, n or len(part)) for part, n in ((s.valid, c.valid_users or c.holdout_users), (s.test, c.holdout_users)))
     s = ask_at(dataclasses.replace(s, valid=valid, test=test), c.ask)
     check_parts(c, s)
