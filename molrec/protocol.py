@@ -37,8 +37,9 @@ def last_out(
     runs:list[Run],         # as `read_runs` gives them
     dataset:str='ml-1m',    # name in the catalogue
 ) -> list[Run]:             # in the same order
-    "The rows that this page is about: one data set, leave-last-one-out."
-    return [r for r in runs if (r.config['dataset'], r.config['protocol']) == (dataset, 'leave-last-one-out')]
+    "The rows that this page is about: one data set, whole, leave-last-one-out."
+    of_it = [r for r in runs if (r.config['dataset'], r.config['protocol']) == (dataset, 'leave-last-one-out')]
+    return [r for r in of_it if r.config.get('train_fraction', 1) == 1]
 
 def every(runs:list[Run]) -> list[Run]:
     "The runs behind the rows: one per seed, each by itself."

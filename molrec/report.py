@@ -18,7 +18,7 @@ __all__ = ['published_source', 'n_published', 'published', 'last_out_source', 'p
            'inline_svg', 'figure_html', 'figure_of', 'section_title', 'metric_tables', 'Block', 'readings',
            'readings_remark', 'asked_remarks', 'short_remark', 'make_block', 'words', 'block_html', 'headline', 'page',
            'block_markdown', 'folded', 'summary_markdown', 'write', 'block_name', 'make_blocks', 'trial_lines',
-           'bad_lines', 'asides', 'aside_markdown', 'aside_html', 'build_report']
+           'bad_lines', 'asides', 'aside_markdown', 'aside_html', 'in_tables', 'build_report']
 
 # %% ../nbs/34_report.ipynb #514ae4c5
 import itertools, math, re, tempfile
@@ -891,6 +891,11 @@ def aside_html(trials:list[Run], bad:dict) -> Markup:           # as `sort_recor
     def table(t, name): return set_table(t, name, tuple(c for c in t if c != 'HR@10'))
     return Markup('').join(aside(title=title, words=words, table=table(t, title.lower())) for title, words, t in asides(trials, bad))
 
+# %% ../nbs/34_report.ipynb #56bd4027
+def in_tables(run:Run) -> bool:
+    "Does a row stand in the tables of results, or on a page of its own?"
+    return not run.config.get('tie_seed') and run.config.get('train_fraction', 1) == 1
+
 # %% ../nbs/34_report.ipynb #b90ff5b9
 def build_report(
     runs_dir:str|Path,      # folder of run folders
@@ -901,7 +906,7 @@ def build_report(
 ) -> dict:                  # name: Path of each file written
     "Tables, figures and the page, from the records alone."
     found, trials, bad = sort_records(runs_dir, scale, rows)
-    runs = [r for r in found if not r.config.get('tie_seed')]  # other draws of the ties are for the page on protocol
+    runs = list(filter(in_tables, found))
     if not runs: raise DataError(f'no records of scale {scale!r} in {runs_dir}: `molrec run`, or in a checkout `make report SCALE={scale}`, makes them')
     out, name, made, parts = Path(out_dir), 'results' if scale == 'quick' else f'results-{slug(scale)}', make_blocks(runs), []
     files = {}
