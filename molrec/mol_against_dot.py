@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from .core import Config, DataError, canonical, choices, load_config, make_config, read_row, run_id
 from .metrics import crossed_test, holm
 from .pages import Markup, literal, markdown_text, template
-from .plots import method_style, save_figure, theme
+from .plots import method_style, nice_log, save_figure, theme
 from .protocol import every, html_of, points
 from .records import Run, metric_values
 from .report import dataset_names, figure_html, listed, markdown_table, published_name, read_runs, sig, write
@@ -308,7 +308,8 @@ def density_figure(
             ax.plot(of.per_item, y.gain, color=style['color'], lw=1.2, alpha=.6)
             ax.errorbar(of.per_item, y.gain, [(y.gain - y.low).fillna(0), (y.high - y.gain).fillna(0)], **style, ms=5, ls='', lw=1)
             ax.annotate(literal(f'{dataset_names.get(dataset, dataset)}, {encoder}'), (of.per_item.iloc[-1], y.gain.iloc[-1]), xytext=(6, 4), textcoords='offset points', fontsize=7.5)
-        ax.margins(x=.2, y=.2)
+        nice_log(ax.xaxis)
+        ax.margins(x=.25, y=.2)
     return fig
 
 def density_caption(
