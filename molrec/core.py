@@ -256,7 +256,7 @@ class Config:
     latest_per_user:int=setting(0, 0, 2**53)  # keep each user's latest interactions before splitting; 0: all
     holdout_users:int=setting(0, 0, 2**53, said='changed')  # users in the validation and test part, the same for every seed; 0: all
     valid_users:int=setting(0, 0, 2**53, said='changed')  # users in the validation part alone; 0: as many as are tested
-    train_fraction:float=setting(1., above=0, high=1, said='changed')  # keep each interaction of the training part with this probability, the same ones for every seed; 1: all
+    train_fraction:float=setting(1., above=0, high=1, said='changed')  # share of the training part's interactions that is kept, the same for every seed; 1: all
     # encoder
     encoder:str='sasrec'                # sasrec, hstu, gru4rec, bert4rec, svd or popularity
     dim:int=setting(50, 1, 2**16, of=lambda c: c.encoder != 'popularity')  # D, width of query and item embeddings

@@ -728,7 +728,8 @@ def pair_draws(
 ) -> np.ndarray:        # (T,), float64, at least 0 and below 1
     "A number for every pair of a user and an item, always the same."
     x = pair_keys(rows).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)): x = (x ^ (x >> np.uint64(shift)))*np.uint64(factor)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift)))*np.uint64(factor)
     return ((x ^ (x >> np.uint64(31))) >> np.uint64(11))*2.**-53
 
 def thin(

@@ -314,7 +314,8 @@ def start_positions(
     init:str='normal',  # standard deviation .02; 'truncated-normal': sqrt(1/D), cut off at two of them
 ) -> Tensor:            # the same
     "What a learned position is before it has learned."
-    if init not in position_inits: raise ConfigError(f"position_init: got {init!r}, wanted one of {', '.join(position_inits)}")
+    if init not in position_inits:
+        raise ConfigError(f"position_init: got {init!r}, wanted one of {', '.join(position_inits)}")
     if init == 'normal': return nn.init.normal_(table, std=.02)
     std = table.shape[1]**-.5
     return nn.init.trunc_normal_(table, std=std, a=-2*std, b=2*std)

@@ -367,7 +367,7 @@ from scipy.special import stdtr, stdtrit
 
 def seeds_part(
     x:np.ndarray,   # a metric of one model, (S, B)
-) -> tuple:         # variance of the mean over everything by seeds; what is neither user nor seed in that of the users' means
+) -> tuple:         # variance that seeds give the mean; what in that of the users' means is neither user nor seed
     "What seeds do to a mean; 0 and 0 for a single one."
     S, B = x.shape
     if S == 1: return 0., 0.
@@ -381,15 +381,17 @@ def crossed_test(
 ) -> tuple[float, float, float]:    # a - b, half of its 95 % interval, two-sided p
     "Test of the mean difference, users and seeds both drawn at random."
     a, b = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (a, b))
-    if a.shape[1] != b.shape[1]: raise DataError(f'paired values must be of the same users, got {a.shape} and {b.shape}')
+    if a.shape[1] != b.shape[1]:
+        raise DataError(f'paired values must be of the same users, got {a.shape} and {b.shape}')
     each, B = a.mean(0) - b.mean(0), a.shape[1]
     (seeds_a, rest_a), (seeds_b, rest_b) = seeds_part(a), seeds_part(b)
     users = max(0., each.var(ddof=1)/B - rest_a - rest_b)
     parts = [(v, n - 1) for v, n in ((users, B), (seeds_a, len(a)), (seeds_b, len(b))) if v > 0]
-    if not parts: return float(each.mean()), 0., float(each.mean() == 0)
-    variance = sum(v for v, _ in parts)
-    freedom = variance**2/sum(v**2/n for v, n in parts)
-    return float(each.mean()), float(stdtrit(freedom, .975)*variance**.5), float(2*stdtr(freedom, -abs(each.mean())/variance**.5))
+    difference = float(each.mean())
+    if not parts: return difference, 0., float(difference == 0)
+    error = sum(v for v, _ in parts)**.5
+    freedom = error**4/sum(v**2/n for v, n in parts)
+    return difference, float(stdtrit(freedom, .975)*error), float(2*stdtr(freedom, -abs(difference)/error))
 
 # %% ../nbs/02_metrics.ipynb #8ed9c3fe
 def holm(

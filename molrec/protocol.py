@@ -535,14 +535,15 @@ def detail_line(
     names:tuple,        # settings that differ
     ours:Run|None=None,     # the row with ours; None: not run
     theirs:Run|None=None,   # the row with theirs
-) -> dict:              # detail, settings, row, ours, public, difference (public - ours), half, p (NaN: not known), seeds
+) -> dict:              # detail, settings, row, ours, public, difference (public - ours), half, p, seeds; NaN: not known
     "What a detail does to HR@10."
-    line = dict(detail=' and '.join(details[n][0] for n in names), settings=', '.join(names), row='', seeds='', **dict.fromkeys(('ours', 'public', 'difference', 'half', 'p'), math.nan))
-    if ours is None: return line
+    line = dict(detail=' and '.join(details[n][0] for n in names), settings=', '.join(names), row='', seeds='')
+    if ours is None: return line | dict.fromkeys(('ours', 'public', 'difference', 'half', 'p'), math.nan)
     a, b = (np.stack([hr_at_k(r.ranks, 10) for r in row.each]) for row in (ours, theirs))
     difference, half, p = crossed_test(b, a)
-    known = (half, p) if min(len(a), len(b)) > 1 else (math.nan, math.nan)
-    return line | dict(row=full_config(ours.config)['row'], ours=a.mean(), public=b.mean(), difference=difference, half=known[0], p=known[1], seeds=f'{len(a)} and {len(b)}')
+    if min(len(a), len(b)) < 2: half = p = math.nan
+    found = dict(ours=a.mean(), public=b.mean(), difference=difference, half=half, p=p)
+    return line | found | dict(row=full_config(ours.config)['row'], seeds=f'{len(a)} and {len(b)}')
 
 def detail_table(
     runs:list[Run],     # rows of one data set and protocol
@@ -557,12 +558,16 @@ def detail_markdown(
 ) -> str:               # a table; empty without runs
     "What each detail is worth, as text."
     if not runs: return ''
-    t = detail_table(runs)
-    four = lambda x: '–' if pd.isna(x) else f'{x:.4f}'
-    def worth(r): return 'not measured yet' if pd.isna(r.difference) else points(r.difference) + ('' if pd.isna(r.half) else f' ± {100*r.half:.2f}')
-    text = pd.DataFrame({'detail': t.detail, 'row': t.row.replace('', '–'), 'HR@10, ours': t.ours.map(four), 'as in the public code': t.public.map(four),
-                         'worth, points': [worth(r) for r in t.itertuples()], 'p': ['–' if pd.isna(p) else f'{p:.2g}' for p in t.p], 'seeds': t.seeds.replace('', '–')})
-    return f'{markdown_table(text)}\n\nHR@10 on the test item at the validated epoch; ± is half of a 95 % interval over users and seeds.'
+    t, four = detail_table(runs), lambda x: '–' if pd.isna(x) else f'{x:.4f}'
+    def worth(r):
+        if pd.isna(r.difference): return 'not measured yet'
+        return points(r.difference) + ('' if pd.isna(r.half) else f' ± {100*r.half:.2f}')
+    text = pd.DataFrame({
+        'detail': t.detail, 'row': t.row.replace('', '–'), 'HR@10, ours': t.ours.map(four), 'as in the public code': t.public.map(four),
+        'worth, points': [worth(r) for r in t.itertuples()], 'p': ['–' if pd.isna(p) else f'{p:.2g}' for p in t.p],
+        'seeds': t.seeds.replace('', '–')})
+    said = 'HR@10 on the test item at the validated epoch; ± is half of a 95 % interval over users and seeds.'
+    return f'{markdown_table(text)}\n\n{said}'
 
 # %% ../nbs/34a_protocol.ipynb #f5d6a0f4
 def protocol_markdown(

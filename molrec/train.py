@@ -53,7 +53,8 @@ def make_similarity(
     "The similarity that the configuration names."
     if c.similarity == 'dot': return Dot(c.normalise, c.temperature)
     if c.similarity == 'mol':
-        same = 'n_query n_item width n_uid uid_dropout glu glu_init query_hidden gate_hidden gates item_dropout gate_item_dropout pair_dropout mix_dropout temperature balance_weight uid_weight'
+        same = ('n_query n_item width n_uid uid_dropout glu glu_init query_hidden gate_hidden gates item_dropout '
+                'gate_item_dropout pair_dropout mix_dropout temperature balance_weight uid_weight')
         mol = MoL(dim, uid_rows=n_users if c.n_uid else 0, **{key: getattr(c, key) for key in same.split()})
         return mol.start_as_dot() if c.dot_start else mol
     return dict(mlp=MLP, fm=FM, neuralfm=NeuralFM)[c.similarity](dim, c.hidden)
@@ -503,7 +504,8 @@ def filtered(
 def cuts_text(c) -> str:
     "The settings of a run that leave rows out, as typed."
     names = ('sample_users', 'core', 'min_item_count', 'min_user_count', 'latest_per_user')
-    cuts = [f'{n} {getattr(c, n)}' for n in names if getattr(c, n)] + [f'train_fraction {c.train_fraction}']*(c.train_fraction < 1)
+    cuts = [f'{n} {getattr(c, n)}' for n in names if getattr(c, n)]
+    if c.train_fraction < 1: cuts.append(f'train_fraction {c.train_fraction}')
     return ', '.join(cuts) or 'no filter'
 
 def parts_text(s:Split) -> str:

@@ -150,6 +150,10 @@ def test_the_files_are_made_from_smoke_records_and_are_the_same_twice(smoke, tmp
     assert '<svg' in html and '<table>' in html and 'thinned: the gain of MoL' in html
 
 
+def test_data_of_ones_own_go_by_the_name_of_their_file():
+    assert page.data_title("a/folder/events.csv", "stable") == "events"
+
+
 def test_without_records_there_is_a_sentence(tmp_path):
     files = page.build_against(tmp_path, tmp_path)
     assert list(files) == ['markdown'] and files['markdown'].read_text() == page.nothing + '\n'
