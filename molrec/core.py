@@ -191,7 +191,7 @@ choices = dict(
     time_unit=('auto', 's', 'ms', 'us', 'ns'), duplicates=('drop', 'keep', 'refuse'),
     encoder=('sasrec', 'hstu', 'gru4rec', 'bert4rec', 'svd', 'popularity'), similarity=('dot', 'mlp', 'fm', 'neuralfm', 'mol'),
     loss=('sampled-softmax', 'bce', 'gbce', 'in-batch-softmax', 'full-softmax'), schedule=('joint', 'alternate'),
-    glu=('swiglu', 'geglu'), precision=('fp32', 'bf16'), scale=('smoke', 'quick'),
+    position_init=('normal', 'truncated-normal'), glu=('swiglu', 'geglu'), glu_init=('normal', 'xavier'), precision=('fp32', 'bf16'), scale=('smoke', 'quick'),
 )
 closed_form = ('svd', 'popularity')     # encoders that are computed, not trained
 
@@ -256,6 +256,7 @@ class Config:
     latest_per_user:int=setting(0, 0, 2**53)  # keep each user's latest interactions before splitting; 0: all
     holdout_users:int=setting(0, 0, 2**53, said='changed')  # users in the validation and test part, the same for every seed; 0: all
     valid_users:int=setting(0, 0, 2**53, said='changed')  # users in the validation part alone; 0: as many as are tested
+    train_fraction:float=setting(1., above=0, high=1, said='changed')  # share of the training part's interactions that is kept, the same for every seed; 1: all
     # encoder
     encoder:str='sasrec'                # sasrec, hstu, gru4rec, bert4rec, svd or popularity
     dim:int=setting(50, 1, 2**16, of=lambda c: c.encoder != 'popularity')  # D, width of query and item embeddings
@@ -268,6 +269,8 @@ class Config:
     ask:str=setting('target', of=reads_asking, said='changed')  # hstu: is that next event's time known (target), or taken a usual gap later (usual)?
     mask_rate:float=setting(.2, above=0, below=1, of=is_encoder('bert4rec'), said='read')  # bert4rec: share of items hidden in training
     dropout:float=setting(.2, 0, below=.998, of=lambda c: c.encoder not in closed_form)  # rate in the encoder
+    final_norm:bool=setting(True, of=is_encoder('sasrec'), said='changed')  # sasrec: LayerNorm on the last block's output; the public code has none before a dot product
+    position_init:str=setting('normal', of=is_encoder('sasrec'), said='changed')  # sasrec: positions start normal, or truncated-normal of variance 1/dim, as in the public code
     # similarity
     similarity:str='dot'                # dot, mlp, fm, neuralfm or mol
     normalise:bool=setting(True, of=is_similarity('dot'))  # dot: both sides at unit length (svd and popularity: never)
@@ -279,10 +282,12 @@ class Config:
     n_uid:int=setting(0, 0, 1023, of=is_similarity('mol'))  # mol: how many of the P_q components are rows of a user table
     uid_dropout:float=setting(.5, 0, below=1, of=is_uid)  # mol: rate on user rows
     glu:str=setting('swiglu', of=is_similarity('mol'))  # mol: swiglu or geglu
+    glu_init:str=setting('normal', of=is_similarity('mol'), said='changed')  # mol: GLU weights start normal, or xavier, as in the public code
     query_hidden:int=setting(512, 1, 2**18, of=is_similarity('mol'))  # mol: width of the query's GLU
     gate_hidden:int=setting(128, 1, 2**18, of=is_similarity('mol'))  # mol: width inside each gate part
     gates:str=setting('query+item+pair', of=is_similarity('mol'))  # mol: parts of the gate
     item_dropout:float=setting(.1, 0, below=1, of=is_similarity('mol'))  # mol: rate on item embeddings
+    gate_item_dropout:bool=setting(True, of=is_similarity('mol'), said='changed')  # mol: is the item embedding that gate b reads dropped out too?
     pair_dropout:float=setting(0., 0, below=1, of=is_similarity('mol'))  # mol: rate on the logits that the gate reads
     mix_dropout:float=setting(.2, 0, below=1, of=is_similarity('mol'))  # mol: rate on the mixture
     balance_weight:float=setting(1e-3, 0, 1e6, of=is_similarity('mol'))  # mol: of the load-balancing loss

@@ -11,8 +11,9 @@ __all__ = ['rating_columns', 'absent_1m', 'movielens_terms', 'movielens_citation
            'unknown_set', 'is_path', 'known_rows', 'load', 'where_own', 'load_items', 'dataset_table',
            'drop_rare_items', 'drop_rare_users', 'k_core', 'latest', 'Sequences', 'time_ranks', 'histories', 'Query',
            'usual_time', 'running_medians', 'usual_times', 'Holdout', 'Split', 'ask_at', 'leave_last_one_out',
-           'frequent', 'calendar_holdout', 'calendar_parts', 'global_time', 'latest_wanted', 'report_2024', 'split',
-           'split_table', 'PackedBatch', 'pack_pairs', 'as_tensor', 'pack_history', 'next_times', 'PackedBatches']
+           'frequent', 'calendar_holdout', 'calendar_parts', 'global_time', 'latest_wanted', 'report_2024', 'pair_keys',
+           'pair_draws', 'thin', 'thinned', 'split', 'split_table', 'PackedBatch', 'pack_pairs', 'as_tensor',
+           'pack_history', 'next_times', 'PackedBatches']
 
 # %% ../nbs/01_data.ipynb #05adbead
 import bisect, contextlib, difflib, gzip, hashlib, io, json, os, shutil, subprocess, sys, tempfile, warnings, zipfile, zlib
@@ -718,6 +719,41 @@ def report_2024(
         return Holdout(targets.users, rows.keep(train & asked), targets)
     return rows.keep(train), holdout(2), holdout(1)
 
+# %% ../nbs/01_data.ipynb #ec1f35b8
+def pair_keys(rows:Sequences) -> np.ndarray:    # of each position's user and item, (T,), int64
+    return np.repeat(rows.users, rows.lengths)*2**32 + rows.items
+
+def pair_draws(
+    rows:Sequences,     # T positions
+) -> np.ndarray:        # (T,), float64, at least 0 and below 1
+    "A number for every pair of a user and an item, always the same."
+    x = pair_keys(rows).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift)))*np.uint64(factor)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11))*2.**-53
+
+def thin(
+    rows:Sequences,         # of at least one item each
+    fraction:float,         # kept, above 0 to 1
+    stay:np.ndarray|None=None,  # positions that are kept anyway, (T,), bool; None: none
+) -> Sequences:
+    "A part of every sequence; of one that would be empty, the item with the least number."
+    draws, stay = pair_draws(rows), np.zeros(len(rows.items), bool) if stay is None else stay
+    draws[stay] = 1
+    least = np.minimum.reduceat(draws, rows.offsets[:-1]) if len(rows) else draws
+    return rows.keep(stay | (draws < fraction) | (draws == np.repeat(least, rows.lengths)))
+
+def thinned(
+    train:Sequences,
+    valid:Holdout,
+    test:Holdout,           # what validation asked is part of its histories, and stays
+    fraction:float,         # of the training part that is kept
+) -> tuple[Sequences, Holdout, Holdout]:
+    "The same questions, with less to learn from."
+    asked = np.isin(pair_keys(test.history), pair_keys(valid.targets))
+    return (thin(train, fraction), replace(valid, history=thin(valid.history, fraction)),
+            replace(test, history=thin(test.history, fraction, asked)))
+
 # %% ../nbs/01_data.ipynb #e0164cdd
 protocols = {'leave-last-one-out': leave_last_one_out, 'global-time': global_time, 'report-2024': report_2024}
 
@@ -727,6 +763,7 @@ def split(
     tie_order:str='stable',               # or 'shuffled', with `seed`
     max_length:int=200,                   # next-item pairs per training sequence, at most; the latest are kept
     seed:int=0,                           # of the shuffled ties
+    train_fraction:float=1.,              # of the training part that is kept, see `thinned`
 ) -> Split:
     "Interactions to training sequences and two holdouts."
     if protocol not in protocols: raise DataError(f'protocol: got {protocol!r}, wanted one of {list(protocols)}')
@@ -737,6 +774,7 @@ def split(
                         "and only 'leave-last-one-out' with tie_order 'stable' is defined")
     rows, ranks, user_ids, item_ids = histories(df, tie_order, seed)
     train, valid, test = protocols[protocol](rows, ranks)
+    if train_fraction < 1: train, valid, test = thinned(train, valid, test, train_fraction)
     return Split(protocol, tie_order, max_length, seed, user_ids, item_ids, train.truncate(max_length + 1), valid, test)
 
 # %% ../nbs/01_data.ipynb #3fd605fa

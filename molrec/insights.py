@@ -25,7 +25,7 @@ from .metrics import bootstrap_ci, paired_test
 from .pages import Markup, literal, slug, template, unique
 from .plots import black, blue, green, method_style, nice_log, orange, purple, save_figure, sky, theme, vermillion
 from .records import Run, hardware, metric_values
-from .report import block_of, blocks, figure_html, markdown_table, method_of, negatives_text, published_name, read_runs, section_title, set_table, sig, signed, values, write
+from .report import block_of, blocks, figure_html, in_tables, markdown_table, method_of, negatives_text, published_name, read_runs, section_title, set_table, sig, signed, values, write
 
 # %% ../nbs/34b_insights.ipynb #b6bfa508
 def curves_table(
@@ -407,7 +407,7 @@ def build_insights(
 ) -> tuple[dict, Markup|str]:   # name: Path of each file written; sections of the page, '' without records
     "Curves, popularity and checklist of every block."
     out, files, sections = Path(out_dir), {}, []
-    runs = [r for block in blocks([r for r in read_runs(runs_dir, scale, rows) if not r.config.get('tie_seed')]) for r in block]
+    runs = [r for block in blocks(list(filter(in_tables, read_runs(runs_dir, scale, rows)))) for r in block]
     if not runs: return files, ''
     last_out = [block for block in blocks(runs) if block_of(block[0])[1] == 'leave-last-one-out']
     for block, name in zip(last_out, file_names(last_out)):

@@ -6,7 +6,7 @@
 __all__ = ['registered', 'is_whole', 'whole_numbers', 'as_ids', 'in_order', 'check_ranks', 'Ranks', 'Metric', 'metric', 'by_name',
            'per_user_metric', 'as_ranks', 'check_k', 'hits', 'hr_at_k', 'per_user', 'recall_at_k', 'precision_at_k',
            'ndcg_at_k', 'average_precision_at_k', 'mrr', 'summary', 'flat_rows', 'hidden_items', 'check_asked_once',
-           'target_ranks', 'bootstrap_ci', 'paired_test', 'holm']
+           'target_ranks', 'bootstrap_ci', 'paired_test', 'seeds_part', 'crossed_test', 'holm']
 
 # %% ../nbs/02_metrics.ipynb #cc44f7ee
 import difflib, inspect, operator, re
@@ -361,6 +361,37 @@ def paired_test(
         extreme += (abs((2*signs - 1).astype(np.float64) @ pairs) >= seen - 1e-9).sum(0)
     p = (1 + extreme)/(1 + n_perm)
     return p if a.ndim > 1 else float(p[0])
+
+# %% ../nbs/02_metrics.ipynb #c00ed584
+from scipy.special import stdtr, stdtrit
+
+def seeds_part(
+    x:np.ndarray,   # a metric of one model, (S, B)
+) -> tuple:         # variance that seeds give the mean; what in that of the users' means is neither user nor seed
+    "What seeds do to a mean; 0 and 0 for a single one."
+    S, B = x.shape
+    if S == 1: return 0., 0.
+    means = x.mean(1)
+    rest = x - means[:, None] - x.mean(0) + x.mean()
+    return means.var(ddof=1)/S, (rest**2).sum()/((S - 1)*(B - 1))/(S*B)
+
+def crossed_test(
+    a:np.ndarray,       # a metric of one model, a row per seed, (S_a, B), float; B >= 2
+    b:np.ndarray,       # of the other on the same users, (S_b, B)
+) -> tuple[float, float, float]:    # a - b, half of its 95 % interval, two-sided p
+    "Test of the mean difference, users and seeds both drawn at random."
+    a, b = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (a, b))
+    if a.shape[1] != b.shape[1]:
+        raise DataError(f'paired values must be of the same users, got {a.shape} and {b.shape}')
+    each, B = a.mean(0) - b.mean(0), a.shape[1]
+    (seeds_a, rest_a), (seeds_b, rest_b) = seeds_part(a), seeds_part(b)
+    users = max(0., each.var(ddof=1)/B - rest_a - rest_b)
+    parts = [(v, n - 1) for v, n in ((users, B), (seeds_a, len(a)), (seeds_b, len(b))) if v > 0]
+    difference = float(each.mean())
+    if not parts: return difference, 0., float(difference == 0)
+    error = sum(v for v, _ in parts)**.5
+    freedom = error**4/sum(v**2/n for v, n in parts)
+    return difference, float(stdtrit(freedom, .975)*error), float(2*stdtr(freedom, -abs(difference)/error))
 
 # %% ../nbs/02_metrics.ipynb #8ed9c3fe
 def holm(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['published_source', 'n_published', 'published', 'last_out_source', 'published_last_out', 'published_stable',
-           'published_epochs', 'report_metrics', 'protocol_order', 'another_rule', 'verdict_rule', 'anchors',
-           'asked_marks', 'asked_notes', 'last_out_columns', 'metric_names', 'comparing', 'html_cell', 'table_look',
-           'details', 'svg_opening', 'figure', 'style', 'dataset_names', 'protocol_names', 'bold_words', 'how_judged',
-           'tables', 'last_out_words', 'elsewhere', 'shown_words', 'section', 'verdict_words', 'document',
+           'published_epochs', 'published_dims', 'report_metrics', 'protocol_order', 'another_rule', 'verdict_rule',
+           'anchors', 'asked_marks', 'asked_notes', 'last_out_columns', 'metric_names', 'comparing', 'html_cell',
+           'table_look', 'details', 'svg_opening', 'figure', 'style', 'dataset_names', 'protocol_names', 'bold_words',
+           'how_judged', 'tables', 'last_out_words', 'elsewhere', 'shown_words', 'section', 'verdict_words', 'document',
            'report_body', 'fold', 'bold_fold', 'trial_words', 'bad_words', 'aside', 'published_name',
            'published_metrics', 'published_row', 'standing', 'block_of', 'blocks', 'place', 'settled', 'sort_records',
            'no_report', 'read_runs', 'verdict', 'values', 'seed_half', 'interval', 'line', 'method_of', 'results_table',
@@ -18,7 +18,7 @@ __all__ = ['published_source', 'n_published', 'published', 'last_out_source', 'p
            'inline_svg', 'figure_html', 'figure_of', 'section_title', 'metric_tables', 'Block', 'readings',
            'readings_remark', 'asked_remarks', 'short_remark', 'make_block', 'words', 'block_html', 'headline', 'page',
            'block_markdown', 'folded', 'summary_markdown', 'write', 'block_name', 'make_blocks', 'trial_lines',
-           'bad_lines', 'asides', 'aside_markdown', 'aside_html', 'build_report']
+           'bad_lines', 'asides', 'aside_markdown', 'aside_html', 'in_tables', 'build_report']
 
 # %% ../nbs/34_report.ipynb #514ae4c5
 import itertools, math, re, tempfile
@@ -76,6 +76,7 @@ published_last_out = {dataset: {key: dict(zip(('hr@10', 'ndcg@10', 'hr@50', 'ndc
         ('hstu-large', 'mol'): (.0613, .0350, .1292, .0498, .2167, .0629)}}.items()}
 published_stable = {('hstu-large', 'dot'): {'hr@10': .3642}}   # MovieLens 1M by RecTools, with ties in the order of the file
 published_epochs = {'ml-1m': 101, 'ml-20m': 151, 'amazon-books': 201}
+published_dims = {'ml-1m': 50, 'ml-20m': 256, 'amazon-books': 64}
 
 def published_name(config:dict) -> tuple:   # encoder and similarity, as a key of `published_last_out`
     "HSTU with eight layers or more is the large one."
@@ -83,10 +84,11 @@ def published_name(config:dict) -> tuple:   # encoder and similarity, as a key o
 
 def published_metrics(
     config:dict,    # of a run
-) -> dict:          # metric: value; empty where nothing was published of this data set, order of ties, time of asking and length of training
+) -> dict:          # metric: value; empty where nothing was published of this data set, width, order of ties, time of asking and length of training
     "What a leave-last-one-out run is to be held against."
     dataset = config['dataset']
     if dataset not in published_epochs or config.get('sample_users') or config.get('ask', 'target') != 'target': return {}
+    if config.get('train_fraction', 1) < 1 or config.get('dim', published_dims[dataset]) != published_dims[dataset]: return {}
     if config['epochs'] + config.get('warm_epochs', 0) < published_epochs[dataset]: return {}
     if dataset == 'ml-1m' and config['tie_order'] == 'stable': return published_stable.get(published_name(config), {})
     return published_last_out[dataset].get(published_name(config), {})
@@ -889,6 +891,11 @@ def aside_html(trials:list[Run], bad:dict) -> Markup:           # as `sort_recor
     def table(t, name): return set_table(t, name, tuple(c for c in t if c != 'HR@10'))
     return Markup('').join(aside(title=title, words=words, table=table(t, title.lower())) for title, words, t in asides(trials, bad))
 
+# %% ../nbs/34_report.ipynb #56bd4027
+def in_tables(run:Run) -> bool:
+    "Does a row stand in the tables of results, or on a page of its own?"
+    return not run.config.get('tie_seed') and run.config.get('train_fraction', 1) == 1
+
 # %% ../nbs/34_report.ipynb #b90ff5b9
 def build_report(
     runs_dir:str|Path,      # folder of run folders
@@ -899,7 +906,7 @@ def build_report(
 ) -> dict:                  # name: Path of each file written
     "Tables, figures and the page, from the records alone."
     found, trials, bad = sort_records(runs_dir, scale, rows)
-    runs = [r for r in found if not r.config.get('tie_seed')]  # other draws of the ties are for the page on protocol
+    runs = list(filter(in_tables, found))
     if not runs: raise DataError(f'no records of scale {scale!r} in {runs_dir}: `molrec run`, or in a checkout `make report SCALE={scale}`, makes them')
     out, name, made, parts = Path(out_dir), 'results' if scale == 'quick' else f'results-{slug(scale)}', make_blocks(runs), []
     files = {}

@@ -53,7 +53,8 @@ def make_similarity(
     "The similarity that the configuration names."
     if c.similarity == 'dot': return Dot(c.normalise, c.temperature)
     if c.similarity == 'mol':
-        same = 'n_query n_item width n_uid uid_dropout glu query_hidden gate_hidden gates item_dropout pair_dropout mix_dropout temperature balance_weight uid_weight'
+        same = ('n_query n_item width n_uid uid_dropout glu glu_init query_hidden gate_hidden gates item_dropout '
+                'gate_item_dropout pair_dropout mix_dropout temperature balance_weight uid_weight')
         mol = MoL(dim, uid_rows=n_users if c.n_uid else 0, **{key: getattr(c, key) for key in same.split()})
         return mol.start_as_dot() if c.dot_start else mol
     return dict(mlp=MLP, fm=FM, neuralfm=NeuralFM)[c.similarity](dim, c.hidden)
@@ -70,7 +71,7 @@ def make_encoder(
     if c.encoder == 'gru4rec': return GRU4Rec(N, c.dim, c.n_blocks, c.ffn, c.dropout)
     if c.encoder == 'bert4rec': return BERT4Rec(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.ffn, c.dropout, c.mask_rate)
     if c.encoder == 'hstu': return HSTU(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.head_dim, c.dropout, c.use_time, c.next_time, norm=c.similarity != 'dot')
-    return SASRec(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.ffn, c.dropout)
+    return SASRec(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.ffn, c.dropout, c.final_norm, c.position_init)
 
 # %% ../nbs/07_train.ipynb #b2600762
 class RetrievalModel(nn.Module):
@@ -503,7 +504,9 @@ def filtered(
 def cuts_text(c) -> str:
     "The settings of a run that leave rows out, as typed."
     names = ('sample_users', 'core', 'min_item_count', 'min_user_count', 'latest_per_user')
-    return ', '.join(f'{n} {getattr(c, n)}' for n in names if getattr(c, n)) or 'no filter'
+    cuts = [f'{n} {getattr(c, n)}' for n in names if getattr(c, n)]
+    if c.train_fraction < 1: cuts.append(f'train_fraction {c.train_fraction}')
+    return ', '.join(cuts) or 'no filter'
 
 def parts_text(s:Split) -> str:
     "How much each part of a split holds."
@@ -557,7 +560,7 @@ def prepare(
     identified(c, df)
     kept = filtered(df, c)
     if not len(kept): raise DataError(f'{c.dataset}: of {len(df):,} interactions none is left after {cuts_text(c)}')
-    s = split(kept, c.protocol, c.tie_order, c.max_length, c.tie_seed)
+    s = split(kept, c.protocol, c.tie_order, c.max_length, c.tie_seed, c.train_fraction)
     valid, test = (some_users(part, n or len(part)) for part, n in ((s.valid, c.valid_users or c.holdout_users), (s.test, c.holdout_users)))
     s = ask_at(dataclasses.replace(s, valid=valid, test=test), c.ask)
     check_parts(c, s)

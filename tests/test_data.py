@@ -6,8 +6,9 @@ import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 
 from molrec import data
-from molrec.core import DataError, file_sha256
+from molrec.core import Config, DataError, config_hash, file_sha256
 from molrec.data import *
+from molrec.train import prepare
 
 RATINGS = 'userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,29,4.0,1112484676\n2,29,0.5,1112484676\n'
 MOVIES = 'movieId,title,genres\n2,Jumanji (1995),Adventure\n29,"City of Lost Children, The (1995)",Drama\n'
@@ -463,3 +464,18 @@ def test_asked_at_a_usual_time_no_position_of_training_knows_when_the_next_item_
         for i, j in zip(a.offsets[:-1], a.offsets[1:]):
             seen = a.times[i:j].numpy()
             assert a.next_times[i:j].tolist() == [t + (int(np.median(np.diff(seen[:k + 1]))) if k else 0) for k, t in enumerate(seen)]
+
+
+def test_thinning_is_the_same_for_every_seed_and_asks_the_same():
+    "A thinner training part is another run, nested in the less thin one; targets and catalogue stay."
+    rng, n = np.random.default_rng(0), 60
+    world = pd.DataFrame(dict(user_id=np.repeat(np.arange(n), 20), item_id=np.concatenate([rng.permutation(90)[:20] for _ in range(n)]), timestamp=np.tile(np.arange(20), n)))
+    cuts = {p: prepare(Config(dataset='a world', train_fraction=p), world) for p in (.1, .4, 1.)}
+    again = prepare(Config(dataset='a world', train_fraction=.1, seed=5, similarity='mol'), world.iloc[::-1].sort_values('timestamp', kind='stable'))
+    assert again.fingerprint == cuts[.1].fingerprint and len({s.fingerprint for s in cuts.values()}) == 3
+    pairs = {p: set(zip(np.repeat(s.train.users, s.train.lengths).tolist(), s.train.items.tolist())) for p, s in cuts.items()}
+    assert pairs[.1] < pairs[.4] < pairs[1.] and abs(len(pairs[.4])/len(pairs[1.]) - .4) < .05
+    for s in cuts.values():
+        assert (s.test.targets.items == cuts[1.].test.targets.items).all() and (s.valid.targets.items == cuts[1.].valid.targets.items).all()
+        assert (s.test.history.lengths == s.valid.history.lengths + 1).all() and s.train.lengths.min() > 0 and s.n_items == cuts[1.].n_items
+    assert config_hash(Config(train_fraction=.1)) != config_hash(Config()) == config_hash(Config(train_fraction=1.))

@@ -188,7 +188,7 @@ def test_without_such_records_nothing_is_said(reports):
 
 def test_the_same_records_give_the_same_bytes(reports, tmp_path):
     first, second = (protocol.build_protocol(reports/'runs', tmp_path/name) for name in 'ab')
-    assert set(first) == {'protocol', 'sampled', 'public-rule', 'asked', 'variance svg', 'variance png', 'variance csv', 'markdown'}
+    assert set(first) == {'protocol', 'sampled', 'public-rule', 'asked', 'details', 'variance svg', 'variance png', 'variance csv', 'markdown'}
     assert all(first[k].read_bytes() == second[k].read_bytes() for k in first)
     assert not [f for f in tmp_path.rglob('.*')]
 
@@ -217,3 +217,24 @@ def test_another_data_set_has_no_published_value(tmp_path):
     make_run(tmp_path/'runs', 'SASRec, dot product', similarity='dot', dataset='ml-100k', protocol='leave-last-one-out', users=50)
     said = protocol.build_protocol(tmp_path/'runs', tmp_path, dataset='ml-100k')['markdown'].read_text()
     assert 'MovieLens 100K' in said and 'published 0.' not in said
+
+
+# details of the model
+
+def test_a_detail_is_measured_between_rows_alike_in_all_else(tmp_path):
+    for seed in range(2):
+        put(tmp_path, seed=seed)
+        put(tmp_path, 'SASRec, no norm', seed=seed, final_norm=False)
+        put(tmp_path, 'SASRec, both', seed=seed, final_norm=False, position_init='truncated-normal')
+    put(tmp_path, 'SASRec, short', final_norm=False, epochs=8)
+    table = protocol.detail_table(rows(tmp_path))
+    assert table.settings.tolist() == ['final_norm', 'final_norm, position_init', 'position_init', 'glu_init', 'gate_item_dropout']
+    assert table.seeds.tolist() == ['2 and 2', '2 and 2', '', '', ''] and table.p.notna().tolist() == [True, True, False, False, False]
+    hits = [[(r.ranks.best <= 10).mean() for r in row.each] for row in rows(tmp_path) if row.label.startswith(('SASRec, dot', 'SASRec, no norm'))]
+    assert table.difference[0] == pytest.approx(np.mean(hits[1]) - np.mean(hits[0]))
+    assert protocol.detail_markdown(rows(tmp_path)).count('not measured yet') == 3
+
+
+def test_records_from_before_the_details_have_ours(tmp_path):
+    put(tmp_path)
+    assert protocol.changed_details(rows(tmp_path)[0].config) == () and protocol.detail_table(rows(tmp_path)).difference.isna().all()

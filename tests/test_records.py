@@ -227,7 +227,9 @@ def test_other_data_are_a_sentence(shop, tmp_path, monkeypatch):
 @pytest.mark.parametrize('kind', [
     dict(encoder='sasrec', similarity='dot'), dict(encoder='hstu', similarity='dot'), dict(encoder='gru4rec', similarity='mlp'), dict(encoder='bert4rec', similarity='fm'),
     dict(encoder='svd', similarity='neuralfm'), dict(encoder='popularity', similarity='dot', normalise=False, temperature=1.),
-    dict(similarity='mol', n_uid=1, head_width=2), dict(similarity='mol', dot_start=True)], ids=lambda k: '-'.join(map(str, k.values())))
+    dict(similarity='mol', n_uid=1, head_width=2), dict(similarity='mol', dot_start=True),
+    dict(similarity='dot', final_norm=False, position_init='truncated-normal', train_fraction=.5),
+    dict(similarity='mol', position_init='truncated-normal', glu_init='xavier', gate_item_dropout=False)], ids=lambda k: '-'.join(map(str, k.values())))
 def test_every_kind_of_model_comes_back_from_its_record_alone(shop, tmp_path, kind):
     c = Config(**SMALL | kind)
     folder = tmp_path/run(c, tmp_path, progress=False)['id']
