@@ -112,6 +112,8 @@ class MoL(Similarity):
         self.gate_pair, self.pair_dropout = gate_part(G, gate_hidden, G, bias=True) if 'pair' in parts else None, pair_dropout*('pair' in parts)
         self.scratch = {}  # buffers of tiles, used by one tile after the other
 
+    def __getstate__(self): return self.__dict__ | dict(scratch={})     # a copy makes buffers of its own
+
     @property
     def drops(self): return self.training and bool(self.mix_dropout or self.pair_dropout)  # are masks drawn?
 

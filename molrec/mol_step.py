@@ -346,7 +346,7 @@ def fits(
 ) -> bool:
     "Is it a step that the loop was made for?"
     floats = all(t.device.type == 'cpu' and t.dtype == torch.float32 for t in item_side)
-    return floats and len(item_side[0]) > 0 and mol.gate_pair is not None and max(mol.n_query*mol.n_item, len(mol.gate_pair[0].bias), mol.width) <= 1024
+    return floats and len(item_side[0]) > 0 and mol.gate_pair is not None and max(mol.n_query*mol.n_item, len(mol.gate_pair[0].bias), mol.width) <= 512
 
 def step_for(
     mol:MoL,
