@@ -15,12 +15,13 @@ __all__ = ['published_source', 'n_published', 'published', 'last_out_source', 'p
            'not_told_apart', 'published_remark', 'listed', 'sig', 'signed', 'our_remark', 'both_words', 'drawn_remark',
            'floor_remark', 'by_public_rule', 'read_their_way', 'negatives_text', 'asked_of', 'last_out_table', 'judged',
            'Cell', 'cell_of', 'markdown_cell', 'cells', 'markdown_table', 'set_table', 'html_table', 'pairs_square',
-           'printed', 'validation', 'chosen', 'read_both_ways', 'against', 'anchor_lines', 'rule_cells', 'reading',
-           'anchor_cells', 'anchor_words', 'told_elsewhere', 'has_anchors', 'run_details', 'inline_svg', 'figure_html',
-           'figure_of', 'section_title', 'metric_tables', 'Block', 'readings', 'readings_remark', 'asked_remarks',
-           'short_remark', 'make_block', 'words', 'others_tables', 'others_words', 'block_html', 'headline', 'page',
-           'block_markdown', 'others_markdown', 'folded', 'summary_markdown', 'write', 'block_name', 'make_blocks',
-           'trial_lines', 'bad_lines', 'asides', 'aside_markdown', 'aside_html', 'build_report']
+           'printed', 'validation', 'chosen', 'read_both_ways', 'against', 'anchor_lines', 'rule_cells',
+           'both_verdicts', 'anchor_cells', 'finding_words', 'chosen_words', 'anchor_words', 'told_elsewhere',
+           'has_anchors', 'run_details', 'inline_svg', 'figure_html', 'figure_of', 'section_title', 'metric_tables',
+           'Block', 'readings', 'readings_remark', 'asked_remarks', 'short_remark', 'make_block', 'words',
+           'others_beside', 'block_html', 'headline', 'page', 'block_markdown', 'others_markdown', 'folded',
+           'summary_markdown', 'write', 'block_name', 'make_blocks', 'trial_lines', 'bad_lines', 'asides',
+           'aside_markdown', 'aside_html', 'build_report']
 
 # %% ../nbs/34_report.ipynb #514ae4c5
 import itertools, math, re, tempfile
@@ -32,7 +33,7 @@ import pandas as pd
 from great_tables import GT
 from scipy.stats import t as student_t
 
-from .anchors import anchors, cited, sources, unknown
+from .anchors import anchors, cited, findings, sources, unknown
 from .core import DataError, atomic_path
 from .metrics import bootstrap_ci, holm, paired_test
 from .pages import Markup, markdown_text, relative, slug, template, unique
@@ -97,7 +98,8 @@ def published_metrics(
     "What a leave-last-one-out run is to be held against."
     dataset = config['dataset']
     if dataset not in published_epochs or config.get('sample_users') or config.get('ask', 'target') != 'target': return {}
-    if config['epochs'] + config.get('warm_epochs', 0) < published_epochs[dataset] or not as_many_negatives(config): return {}
+    if config['epochs'] + config.get('warm_epochs', 0) < published_epochs[dataset]: return {}
+    if not as_many_negatives(config): return {}
     if dataset == 'ml-1m' and config['tie_order'] == 'stable': return published_stable.get(published_name(config), {})
     return published_last_out[dataset].get(published_name(config), {})
 
@@ -478,7 +480,8 @@ def markdown_table(
     text:pd.DataFrame,  # as `cells` gives it; headers are ours
 ) -> str:
     "Pipes and dashes; numbers to the right."
-    left = {text.columns[0], 'row with MoL', 'negatives', 'verdict', 'data', 'protocol', 'run', 'reason', 'changed', 'command', *anchor_columns}
+    left = {text.columns[0], 'row with MoL', 'negatives', 'verdict', 'data', 'protocol', 'run', 'reason',
+            'changed', 'command', *anchor_columns}
     rule = [':--' if c in left or c.startswith('verdict') else '--:' for c in text]
     rows = [map(markdown_cell, r) for r in text.values.tolist()]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [text.columns, rule, *rows])
@@ -541,7 +544,8 @@ def printed(
                for key, values in published_last_out.get(dataset, {}).items()]
     columns = ['model', 'source', *anchor_metrics]
     both = pd.concat([pd.DataFrame(by_code, columns=columns), anchors.loc[anchors.dataset == dataset, columns]])
-    return both.astype({m: float for m in anchor_metrics}).sort_values('hr@10', ascending=False, kind='stable', ignore_index=True)
+    both = both.astype({m: float for m in anchor_metrics})
+    return both.sort_values('hr@10', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../nbs/34_report.ipynb #9abcb493
 def validation(
@@ -582,7 +586,8 @@ def anchor_lines(
     top, ties = chosen(runs), (runs[0].config['tie_order'], unknown)
     there = [a for a in printed(runs[0].config['dataset']).to_dict('records') if sources[a['source']].ties in ties]
     both = read_both_ways(top) if top and there else {}
-    lines = [dict(model=a['model'], source=a['source'], metric=m) | against(both, a, m) for a in there*bool(both) for m in anchor_metrics]
+    lines = [dict(model=a['model'], source=a['source'], metric=m) | against(both, a, m)
+             for a in there*bool(both) for m in anchor_metrics]
     return pd.DataFrame(lines, columns=['model', 'source', 'metric', 'published', 'ours', 'low', 'high', 'verdict'])
 
 # %% ../nbs/34_report.ipynb #72a35196
@@ -591,29 +596,48 @@ def rule_cells(names) -> dict:  # keys of `sources`; header: column
     rules = [sources[name] for name in names]
     return {'ties': [r.ties for r in rules], 'hidden': [r.hidden for r in rules], 'epoch by': [r.epoch for r in rules]}
 
-def reading(r) -> str|Cell:     # a line of `anchor_lines`
-    "Ours with its interval."
-    return '–' if pd.isna(r.ours) else Cell(sig(r.ours), ci=f'[{sig(r.low)}, {sig(r.high)}]')
+def both_verdicts(
+    lines:pd.DataFrame,     # as `anchor_lines` gives it, of one figure: HR@10, then NDCG@10
+) -> str:
+    "The two verdicts; one where NDCG is not printed."
+    return ' / '.join(lines.verdict[lines.published.notna()])
 
 def anchor_cells(
-    lines:pd.DataFrame,     # as `anchor_lines` gives it, of one metric
-) -> pd.DataFrame:          # of `Cell` and text
+    lines:pd.DataFrame,     # as `anchor_lines` gives it
+) -> pd.DataFrame:          # of text, a line per printed figure
     "The figures of others as they are printed."
-    known = lines[lines.published.notna()]
-    ours = {'ours, chosen by validation': [reading(r) for r in known.itertuples()],
-            'verdict': [Cell(v, look=slug(v)) for v in known.verdict]}
-    return pd.DataFrame({'printed by others': list(known.model), 'source': list(known.source)} | rule_cells(known.source)
-                        | {'printed': list(map(sig, known.published))} | ours, dtype=object)
+    there = [group for _, group in lines.groupby(['model', 'source'], sort=False)]
+    names = [g.source.iloc[0] for g in there]
+    printed_by = {'printed by others': [g.model.iloc[0] for g in there], 'source': names, **rule_cells(names)}
+    values = {metric_names(m): [sig(g.published[g.metric == m].iloc[0]) for g in there] for m in anchor_metrics}
+    return pd.DataFrame(printed_by | values | {'verdict on ours': list(map(both_verdicts, there))}, dtype=object)
+
+def finding_words(models) -> list[str]:   # printed names of models
+    "What others found out of them."
+    return [f'{name}, by {cite}: {said}.' for name, (cite, said) in findings.items() if name in set(models)]
+
+def chosen_words(
+    top:Run,    # the row that stands for us
+) -> str:
+    "What it comes to, by either rule."
+    both = read_both_ways(top)
+    def one(way, m): return '{} {} [{}, {}]'.format(metric_names(m), *map(sig, both[way, m]))
+    def of(way): return ', '.join(one(way, m) for m in anchor_metrics)
+    public = f'{of(True)} with nothing hidden but the last 200'
+    if math.isnan(both[True, 'hr@10'][0]): public = 'with nothing hidden but the last 200 it was not ranked'
+    return f'{of(False)} with the whole history hidden; {public}.'
 
 def anchor_words(
-    runs:list[Run],     # of the block
-    names,              # keys of `sources` that the table has
-) -> str:               # plain text
-    "Which row stands beside the figures of others, and whom to cite."
+    runs:list[Run],         # of the block
+    lines:pd.DataFrame,     # as `anchor_lines` gives it
+) -> str:                   # plain text
+    "Which row stands beside the figures of others, what they found, and whom to cite."
     top = chosen(runs)
-    mark = asked_notes.get(asked_of(top.config), '')
-    return (f'Ours is {top.label}, the row with the best HR@10 on validation, {sig(validation(top))}, of {len(runs)}. {mark} '.replace(' . ', '. ')
-            + 'Hidden, what cannot be a wrong answer; epoch by, the part that chose it; ?, the source does not say. ' + ' '.join(cited(names)))
+    parts = [f'Ours is {top.label}, the row with the best HR@10 on validation, {sig(validation(top))}, of {len(runs)}:',
+             chosen_words(top),
+             asked_notes.get(asked_of(top.config)), 'The verdict is on HR@10, then on NDCG@10.',
+             'Hidden, what cannot be a wrong answer; epoch by, the part that chose it; ?, the source does not say.']
+    return ' '.join(filter(None, [*parts, *finding_words(lines.model), *cited(lines.source)]))
 
 # %% ../nbs/34_report.ipynb #f2d14994
 own_table = ('amazon-beauty', 'amazon-sports', 'amazon-toys')   # whose printed figures stand elsewhere
@@ -630,7 +654,8 @@ def has_anchors(
 ) -> bool:
     "Do the figures of others belong under this block?"
     c = runs[0].config
-    return c['protocol'] == 'leave-last-one-out' and c['dataset'] not in own_table and not c.get('holdout_users') and len(anchor_lines(runs)) > 0
+    whole = c['protocol'] == 'leave-last-one-out' and not c.get('holdout_users')
+    return whole and c['dataset'] not in own_table and len(anchor_lines(runs)) > 0
 
 # %% ../nbs/34_report.ipynb #1aa897fa
 details = template('''
@@ -831,7 +856,7 @@ def words(b:Block) -> str:
 # %% ../nbs/34_report.ipynb #940639d5
 section = template('''
 <h2>{{ title }}</h2>{{ figure }}{{ tables }}<p class="small">{{ words }}</p>
-{% if others %}<h3>What others print</h3>{% for name, table in others %}<p>{{ name }}</p>{{ table }}{% endfor %}<p class="small">{{ cited }}</p>{% endif %}
+{% if others %}<h3>What others print</h3>{{ others }}<p class="small">{{ cited }}</p>{% endif %}
 <h3>What can be told apart</h3>{% for remark in remarks %}<p>{{ remark }}</p>{% endfor %}
 
 {% if square %}
@@ -843,15 +868,13 @@ Each test flips signs 10,000 times, so no adjusted p is below {{ least }}.</p>{{
 
 ''')
 
-def others_tables(
+def others_beside(
     b:Block,
-) -> list:      # (metric, `anchor_cells`), (metric, ...); empty where there are none
+) -> tuple:     # `anchor_cells` and `anchor_words`; None and '' where there are none
     "The figures of others beside a block."
-    if not has_anchors(b.runs): return []
+    if not has_anchors(b.runs): return None, ''
     lines = anchor_lines(b.runs)
-    return [(metric_names(m), anchor_cells(lines[lines.metric == m])) for m in anchor_metrics]
-
-def others_words(b:Block) -> str: return anchor_words(b.runs, anchor_lines(b.runs).source) if has_anchors(b.runs) else ''
+    return anchor_cells(lines), anchor_words(b.runs, lines)
 
 def block_html(
     b:Block,
@@ -860,8 +883,9 @@ def block_html(
     "Section of a block."
     rows = [r.label for r in b.runs]
     square = set_table(pairs_square(b.tests, rows), f'{b.name}-pairs') if len(rows) > 1 else ''
-    others = [(m, set_table(t, f'{b.name}-others-{m}', ('verdict', *anchor_columns))) for m, t in others_tables(b)]
-    return section(title=section_title(b.runs), figure=figure, words=words(b), remarks=b.remarks, others=others, cited=others_words(b),
+    table, said = others_beside(b)
+    others = set_table(table, f'{b.name}-others', ('verdict on ours', *anchor_columns)) if said else ''
+    return section(title=section_title(b.runs), figure=figure, words=words(b), remarks=b.remarks, others=others, cited=said,
                    tables=metric_tables(b.shown, b.tests, b.name, b.notebooks),
                    square=square, least=f'{len(rows)*(len(rows) - 1)/20_002:.2g}',
                    runs=[run_details(r) for run in b.runs for r in run.each])
@@ -939,8 +963,8 @@ def others_markdown(
     b:Block,
 ) -> list[str]:     # folded; empty where there are none
     "The figures of others beside a block."
-    parts = [f'**{m}**\n\n{markdown_table(t)}' for m, t in others_tables(b)]
-    return [fold(names='What others print'), *parts, markdown_text(others_words(b)), '</details>']*bool(parts)
+    table, said = others_beside(b)
+    return [fold(names='What others print'), markdown_table(table), markdown_text(said), '</details>'] if said else []
 
 # %% ../nbs/34_report.ipynb #5e412b00
 bold_fold = template('<details><summary><b>{{ title }}</b></summary>')

@@ -116,3 +116,13 @@ def test_a_figure_by_the_public_rule_is_held_against_ranks_by_that_rule(tmp_path
     run, = read_folder(tmp_path)[0]
     said = report.anchor_lines([run]).set_index('source').verdict
     assert set(said['public code']) == {'not re-ranked'} and 'not re-ranked' not in set(said['NetEase'])
+
+
+def test_the_block_shows_the_figures_of_others_and_their_findings(tmp_path):
+    put(tmp_path, 'SASRec', valid=.3, skill=.4, dataset='ml-1m', tie_order='shuffled', epochs=101)
+    put(tmp_path, 'SASRec, MoL', valid=.31, skill=.5, similarity='mol', dataset='ml-1m', tie_order='shuffled', epochs=101)
+    block = report.make_block(report.read_runs(tmp_path), 'block')
+    for text in (report.block_markdown(block), report.block_html(block)):
+        assert 'What others print' in text and 'HSTU-Tensorflow' in text and 'trained up to 30 times longer' in text
+        assert 'Ours is SASRec, MoL, the row with the best HR@10 on validation, 0.310, of 2' in text
+    assert 'What others print' not in report.block_markdown(block, brief=True)
