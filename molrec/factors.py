@@ -198,10 +198,10 @@ def users_allow(
 
 # %% ../nbs/34f_factors.ipynb #55f89e5e
 wanted = [  # factor, file of nbs/configs/ml-1m, what is changed of it
-    *[('number of negatives', f'{e}-{n}', {}) for e in encoders for n in ('32', 'full')],
-    ('sharing of negatives', 'sasrec-shared', {}),
+    *[('number of negatives', f'{e}-dot-{n}', {}) for e in encoders for n in ('32', 'full-softmax')],
+    ('sharing of negatives', 'sasrec-dot-shared', {}),
     ('sharing of negatives', 'hstu-dot-published', dict(deal=False)),
-    ('ties: stable', 'sasrec-dot-published-stable', {}), ('ties: stable', 'hstu-stable', {}),
+    ('ties: stable', 'sasrec-dot-published-stable', {}), ('ties: stable', 'hstu-dot-stable', {}),
     ('ties: another draw', 'sasrec-dot-published-other-ties', {}),
     ('ties: another draw', 'hstu-dot-published', dict(tie_seed=1)),
     *[('another seed', f'{e}-dot-published', dict(seed=s)) for e in encoders for s in (1, 2)],
@@ -239,7 +239,8 @@ def draw_row(
 ) -> None:
     "Marks of a row, one above the other."
     ranged = part[part.epochs >= long_epochs].difference
-    if len(ranged): ax.plot([ranged.min(), ranged.max()], [y, y], color='#8A8A8A', lw=4, alpha=.35, solid_capstyle='butt')
+    ends = [ranged.min(), ranged.max()] if len(ranged) else [math.nan]*2
+    ax.plot(ends, [y, y], color='#8A8A8A', lw=4, alpha=.35, solid_capstyle='butt')
     shifts = np.linspace(-.24, .24, len(part)) if len(part) > 1 else [0.]
     for at, r in zip(y + np.array(shifts), part.sort_values('difference').itertuples()):
         style, pale = method_style(r.similarity), r.epochs < long_epochs
@@ -293,7 +294,8 @@ def difference_words(
     widest = listed([f'{name} {100*x:.2f}' for name, x in size.head(4).items()])
     said = (f'{len(table)} pairs and readings. Of runs with {long_epochs} epochs or more the widest are, in points: '
             f'{widest}. {users:,} users leave one hit rate ±{100*half:.2f} points uncertain: '
-            f'{int((near < half).sum())} of {len(near)} differences between neighbours in one printed table are smaller')
+            f'{int((near < half).sum())} of {len(near)} differences between neighbours in one printed table '
+            'are smaller')
     if math.isnan(seeds): return said + '.'
     smaller = int((near < seeds).sum())
     return said + f', and {smaller} are smaller than the largest between two of our seeds ({100*seeds:.2f}).'

@@ -77,10 +77,10 @@ def test_ranks_of_another_epoch_give_no_interval(tmp_path):
 
 
 def test_a_trial_counts_and_what_is_missing_is_named(tmp_path):
-    row = dataclasses.asdict(load_config(CONFIGS/'ml-1m'/'hstu-32.yaml'))
+    row = dataclasses.asdict(load_config(CONFIGS/'ml-1m'/'hstu-dot-32.yaml'))
     put(tmp_path, 'a trial', **{k: v for k, v in row.items() if k not in ('row', 'dataset', 'protocol', 'scale', 'loss')} | dict(loss='sampled-softmax'))
     left = factors.not_measured(factors.of_models(read_folder(tmp_path)[0]), CONFIGS)
-    assert len(left) == len(factors.wanted) - 1 and not left.command.str.contains('hstu-32').any()
+    assert len(left) == len(factors.wanted) - 1 and not left.command.str.contains('hstu-dot-32').any()
     assert 'molrec run nbs/configs/ml-1m/hstu-dot-published.yaml -p deal=false' in set(left.command)
 
 
