@@ -5,20 +5,23 @@
 # %% auto #0
 __all__ = ['published_source', 'n_published', 'published', 'last_out_source', 'published_last_out', 'published_stable',
            'published_epochs', 'published_dims', 'report_metrics', 'protocol_order', 'another_rule', 'verdict_rule',
-           'anchors', 'asked_marks', 'asked_notes', 'last_out_columns', 'metric_names', 'comparing', 'html_cell',
-           'table_look', 'details', 'svg_opening', 'figure', 'style', 'dataset_names', 'protocol_names', 'bold_words',
-           'how_judged', 'tables', 'last_out_words', 'elsewhere', 'shown_words', 'section', 'verdict_words', 'document',
-           'report_body', 'fold', 'bold_fold', 'trial_words', 'bad_words', 'aside', 'published_name',
-           'published_metrics', 'published_row', 'standing', 'block_of', 'blocks', 'place', 'settled', 'sort_records',
-           'no_report', 'read_runs', 'verdict', 'values', 'seed_half', 'interval', 'line', 'method_of', 'results_table',
-           'paired_tests', 'p_between', 'clear_best', 'not_told_apart', 'published_remark', 'listed', 'sig', 'signed',
-           'our_remark', 'both_words', 'drawn_remark', 'floor_remark', 'anchors_remark', 'by_public_rule',
-           'read_their_way', 'negatives_text', 'asked_of', 'last_out_table', 'judged', 'Cell', 'cell_of',
-           'markdown_cell', 'cells', 'markdown_table', 'set_table', 'html_table', 'pairs_square', 'run_details',
-           'inline_svg', 'figure_html', 'figure_of', 'section_title', 'metric_tables', 'Block', 'readings',
-           'readings_remark', 'asked_remarks', 'short_remark', 'make_block', 'words', 'block_html', 'headline', 'page',
-           'block_markdown', 'folded', 'summary_markdown', 'write', 'block_name', 'make_blocks', 'trial_lines',
-           'bad_lines', 'asides', 'aside_markdown', 'aside_html', 'in_tables', 'build_report']
+           'asked_marks', 'asked_notes', 'last_out_columns', 'anchor_columns', 'metric_names', 'comparing', 'html_cell',
+           'table_look', 'printed_names', 'anchor_metrics', 'own_table', 'details', 'svg_opening', 'figure', 'style',
+           'dataset_names', 'protocol_names', 'bold_words', 'how_judged', 'tables', 'last_out_words', 'elsewhere',
+           'shown_words', 'section', 'verdict_words', 'document', 'report_body', 'fold', 'bold_fold', 'trial_words',
+           'bad_words', 'aside', 'published_name', 'as_many_negatives', 'published_metrics', 'published_row',
+           'standing', 'block_of', 'blocks', 'place', 'settled', 'sort_records', 'no_report', 'read_runs', 'verdict',
+           'values', 'seed_half', 'interval', 'line', 'method_of', 'results_table', 'paired_tests', 'p_between',
+           'clear_best', 'not_told_apart', 'published_remark', 'listed', 'sig', 'signed', 'our_remark', 'both_words',
+           'drawn_remark', 'floor_remark', 'by_public_rule', 'read_their_way', 'negatives_text', 'asked_of',
+           'last_out_table', 'judged', 'Cell', 'cell_of', 'markdown_cell', 'cells', 'markdown_table', 'set_table',
+           'html_table', 'pairs_square', 'printed', 'validation', 'chosen', 'read_both_ways', 'against', 'anchor_lines',
+           'rule_cells', 'both_verdicts', 'anchor_cells', 'finding_words', 'chosen_words', 'anchor_words',
+           'told_elsewhere', 'has_anchors', 'run_details', 'inline_svg', 'figure_html', 'figure_of', 'section_title',
+           'metric_tables', 'Block', 'readings', 'readings_remark', 'asked_remarks', 'short_remark', 'make_block',
+           'words', 'others_beside', 'block_html', 'headline', 'page', 'block_markdown', 'others_markdown', 'folded',
+           'summary_markdown', 'write', 'block_name', 'make_blocks', 'trial_lines', 'bad_lines', 'asides',
+           'aside_markdown', 'aside_html', 'in_tables', 'build_report']
 
 # %% ../nbs/34_report.ipynb #514ae4c5
 import itertools, math, re, tempfile
@@ -30,6 +33,7 @@ import pandas as pd
 from great_tables import GT
 from scipy.stats import t as student_t
 
+from .anchors import anchors, cited, findings, sources, unknown
 from .core import DataError, atomic_path
 from .metrics import bootstrap_ci, holm, paired_test
 from .pages import Markup, markdown_text, relative, slug, template, unique
@@ -82,6 +86,13 @@ def published_name(config:dict) -> tuple:   # encoder and similarity, as a key o
     "HSTU with eight layers or more is the large one."
     return config['encoder'] + '-large'*(config['encoder'] == 'hstu' and config['n_blocks'] >= 8), config['similarity']
 
+def as_many_negatives(
+    config:dict,    # of a run
+) -> bool:
+    "SASRec and HSTU are published with at least 128 sampled negatives: fewer, or the whole catalogue, repeat nothing."
+    if config['encoder'] not in ('sasrec', 'hstu'): return True
+    return config.get('loss', 'sampled-softmax') != 'full-softmax' and config.get('n_negatives', 128) >= 128
+
 def published_metrics(
     config:dict,    # of a run
 ) -> dict:          # metric: value; empty where nothing was published of this data set, width, order of ties, time of asking and length of training
@@ -90,6 +101,7 @@ def published_metrics(
     if dataset not in published_epochs or config.get('sample_users') or config.get('ask', 'target') != 'target': return {}
     if config.get('train_fraction', 1) < 1 or config.get('dim', published_dims[dataset]) != published_dims[dataset]: return {}
     if config['epochs'] + config.get('warm_epochs', 0) < published_epochs[dataset]: return {}
+    if not as_many_negatives(config): return {}
     if dataset == 'ml-1m' and config['tie_order'] == 'stable': return published_stable.get(published_name(config), {})
     return published_last_out[dataset].get(published_name(config), {})
 
@@ -349,25 +361,6 @@ def floor_remark(
             f"reaches HR@10 {sig(hr)}, {'above' if hr > best else 'below'} the {sig(best)} of the best published model.")
     return text + (' So our test part is the easier one: differences from the published column are first of all differences of the protocol, and rows are to be compared with each other and with the floor.' if hr > best else '')
 
-# %% ../nbs/34_report.ipynb #63de2722
-anchors = pd.DataFrame([
-    ('amazon-beauty', 'TIGER, its paper', .0648, .0384), ('amazon-beauty', 'TIGER, an open version', .0634, .0338), ('amazon-beauty', 'TIGER, another open version', .0721, .0378),
-    ('amazon-beauty', 'LC-Rec', .0791, .0438), ('amazon-beauty', 'ActionPiece', .0775, .0424), ('amazon-beauty', 'RPG', .0809, .0464),
-    ('amazon-beauty', 'SASRec with sampled softmax, tuned, ids alone', .0921, math.nan),
-    ('amazon-sports', 'TIGER, its paper', .0400, .0225), ('amazon-sports', 'ids alone, tuned', .0569, math.nan),
-    ('amazon-toys', 'TIGER, its paper', .0712, .0432), ('amazon-toys', 'ids alone, tuned', .0970, math.nan),
-], columns=['dataset', 'model', 'hr@10', 'ndcg@10'])
-
-def anchors_remark(
-    config:dict,    # of a run of the block
-) -> str:           # a sentence, plain text; empty where nothing of the kind is printed, or part of the users is asked
-    "What others print of a data set under leave-last-one-out, by other models."
-    if config['protocol'] != 'leave-last-one-out' or config.get('holdout_users'): return ''
-    there = anchors[anchors.dataset == config['dataset']]
-    def one(a): return f'{a.model} {sig(a.hr10)}' + ('' if math.isnan(a.ndcg10) else f' / {sig(a.ndcg10)}')
-    said = [one(a) for a in there.rename(columns={'hr@10': 'hr10', 'ndcg@10': 'ndcg10'}).itertuples()]
-    return f'Printed by others of this set, recall at 10 / NDCG@10, 5-core, the last item asked of the whole catalogue: {listed(said)}.' if said else ''
-
 # %% ../nbs/34_report.ipynb #c19ba06d
 def by_public_rule(
     run:Run,
@@ -433,6 +426,8 @@ def judged(
     return 'not re-ranked' if any(r.record['published_way'] for r in run.each) else 'not comparable'
 
 # %% ../nbs/34_report.ipynb #b762f973
+anchor_columns = ('source', 'ties', 'hidden', 'epoch by')   # of the table of anchors: words
+
 @dataclass(frozen=True)
 class Cell:
     "A place in a table."
@@ -487,8 +482,9 @@ def markdown_table(
     text:pd.DataFrame,  # as `cells` gives it; headers are ours
 ) -> str:
     "Pipes and dashes; numbers to the right."
-    left = {text.columns[0], 'row with MoL', 'negatives', 'verdict', 'data', 'protocol', 'run', 'reason'}
-    rule = [':--' if c in left else '--:' for c in text]
+    left = {text.columns[0], 'row with MoL', 'negatives', 'verdict', 'data', 'protocol', 'run', 'reason',
+            'changed', 'command', *anchor_columns}
+    rule = [':--' if c in left or c.startswith('verdict') else '--:' for c in text]
     rows = [map(markdown_cell, r) for r in text.values.tolist()]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [text.columns, rule, *rows])
 
@@ -536,6 +532,132 @@ def pairs_square(
         return Cell('<.001' if value < .001 else f'{value:.3f}'.lstrip('0'), value < .05)
     square = {'': [f'{i + 1} {r}' for i, r in enumerate(rows)]}
     return pd.DataFrame(square | {str(j + 1): [cell(i, j) for i in range(len(rows))] for j in range(len(rows))})
+
+# %% ../nbs/34_report.ipynb #7ac9660e
+printed_names = {('sasrec', 'dot'): 'SASRec', ('bert4rec', 'dot'): 'BERT4Rec', ('gru4rec', 'dot'): 'GRU4Rec',
+                 ('hstu', 'dot'): 'HSTU', ('hstu-large', 'dot'): 'HSTU-large', ('hstu-large', 'mol'): 'HSTU-large, MoL'}
+anchor_metrics = ('hr@10', 'ndcg@10')
+
+def printed(
+    dataset:str,    # name in the catalogue
+) -> pd.DataFrame:  # model, source, hr@10, ndcg@10; the highest on top
+    "All that is printed of a data set under leave-last-one-out."
+    by_code = [dict(model=printed_names[key], source='public code') | {m: values[m] for m in anchor_metrics}
+               for key, values in published_last_out.get(dataset, {}).items()]
+    columns = ['model', 'source', *anchor_metrics]
+    both = pd.concat([pd.DataFrame(by_code, columns=columns), anchors.loc[anchors.dataset == dataset, columns]])
+    both = both.astype({m: float for m in anchor_metrics})
+    return both.sort_values('hr@10', ascending=False, kind='stable', ignore_index=True)
+
+# %% ../nbs/34_report.ipynb #9abcb493
+def validation(
+    run:Run,
+    metric:str='hr@10',
+) -> float:     # mean over seeds; NaN: not recorded
+    "What chose the epoch."
+    return float(np.mean([(r.record['metrics'].get('valid') or {}).get(metric, math.nan) for r in run.each]))
+
+def chosen(
+    runs:list[Run],     # that may be compared
+) -> Run|None:          # None: none of them knows its validation
+    "The row that validation favours; the test has no say."
+    return max((r for r in runs if not math.isnan(validation(r))), key=validation, default=None)
+
+# %% ../nbs/34_report.ipynb #61f2fd87
+def read_both_ways(
+    run:Run,
+) -> dict:      # (is nothing hidden but the last 200?, metric): mean, low, high; NaN: not known
+    "A row as sources of either kind would rank it."
+    ways = {True: by_public_rule(run), False: run}
+    return {(way, m): interval(r, m) if r else (math.nan,)*3 for way, r in ways.items() for m in anchor_metrics}
+
+def against(
+    both:dict,      # of our row, as `read_both_ways` gives it
+    a:dict,         # a line of `printed`
+    metric:str,
+) -> dict:          # published, ours, low, high, verdict
+    "A printed figure and ours."
+    found = line('', '', metric, a[metric], *both[sources[a['source']].hidden == 'the last 200', metric])
+    said = 'not re-ranked' if found['verdict'] == 'not run' else found['verdict']
+    return {k: found[k] for k in ('published', 'ours', 'low', 'high')} | dict(verdict=said)
+
+def anchor_lines(
+    runs:list[Run],     # of one leave-last-one-out block
+) -> pd.DataFrame:      # model, source, metric, published, ours, low, high, verdict
+    "Printed figures beside the row that validation favours."
+    top, ties = chosen(runs), (runs[0].config['tie_order'], unknown)
+    there = [a for a in printed(runs[0].config['dataset']).to_dict('records') if sources[a['source']].ties in ties]
+    both = read_both_ways(top) if top and there else {}
+    lines = [dict(model=a['model'], source=a['source'], metric=m) | against(both, a, m)
+             for a in there*bool(both) for m in anchor_metrics]
+    return pd.DataFrame(lines, columns=['model', 'source', 'metric', 'published', 'ours', 'low', 'high', 'verdict'])
+
+# %% ../nbs/34_report.ipynb #72a35196
+def rule_cells(names) -> dict:  # keys of `sources`; header: column
+    "The rules of sources, for a table."
+    rules = [sources[name] for name in names]
+    return {'ties': [r.ties for r in rules], 'hidden': [r.hidden for r in rules], 'epoch by': [r.epoch for r in rules]}
+
+def both_verdicts(
+    lines:pd.DataFrame,     # as `anchor_lines` gives it, of one figure: HR@10, then NDCG@10
+) -> str:
+    "The two verdicts; one where NDCG is not printed."
+    return ' / '.join(lines.verdict[lines.published.notna()])
+
+def anchor_cells(
+    lines:pd.DataFrame,     # as `anchor_lines` gives it
+) -> pd.DataFrame:          # of text, a line per printed figure
+    "The figures of others as they are printed."
+    there = [group for _, group in lines.groupby(['model', 'source'], sort=False)]
+    names = [g.source.iloc[0] for g in there]
+    printed_by = {'printed by others': [g.model.iloc[0] for g in there], 'source': names, **rule_cells(names)}
+    values = {metric_names(m): [sig(g.published[g.metric == m].iloc[0]) for g in there] for m in anchor_metrics}
+    return pd.DataFrame(printed_by | values | {'verdict on ours': list(map(both_verdicts, there))}, dtype=object)
+
+def finding_words(models) -> list[str]:   # printed names of models
+    "What others found out of them."
+    return [f'{name}, by {cite}: {said}.' for name, (cite, said) in findings.items() if name in set(models)]
+
+def chosen_words(
+    top:Run,    # the row that stands for us
+) -> str:
+    "What it comes to, by either rule."
+    both = read_both_ways(top)
+    def one(way, m): return '{} {} [{}, {}]'.format(metric_names(m), *map(sig, both[way, m]))
+    def of(way): return ', '.join(one(way, m) for m in anchor_metrics)
+    public = f'{of(True)} with nothing hidden but the last 200'
+    if math.isnan(both[True, 'hr@10'][0]): public = 'with nothing hidden but the last 200 it was not ranked'
+    return f'{of(False)} with the whole history hidden; {public}.'
+
+def anchor_words(
+    runs:list[Run],         # of the block
+    lines:pd.DataFrame,     # as `anchor_lines` gives it
+) -> str:                   # plain text
+    "Which row stands beside the figures of others, what they found, and whom to cite."
+    top = chosen(runs)
+    parts = [f'Ours is {top.label}, the row with the best HR@10 on validation, {sig(validation(top))}, of {len(runs)}:',
+             chosen_words(top),
+             asked_notes.get(asked_of(top.config)), 'The verdict is on HR@10, then on NDCG@10.',
+             'Hidden, what cannot be a wrong answer; epoch by, the part that chose it; ?, the source does not say.']
+    return ' '.join(filter(None, [*parts, *finding_words(lines.model), *cited(lines.source)]))
+
+# %% ../nbs/34_report.ipynb #f2d14994
+own_table = ('amazon-beauty', 'amazon-sports', 'amazon-toys')   # whose printed figures stand elsewhere
+
+def told_elsewhere(
+    config:dict,    # of a run of the block
+) -> str:           # a sentence, plain text; empty where the figures stand beside the tables, or there are none
+    "Where the figures of others are."
+    if config['protocol'] != 'leave-last-one-out' or config['dataset'] not in own_table: return ''
+    return 'What others print of this set stands under Beauty, Sports, Toys.'
+
+def has_anchors(
+    runs:list[Run],     # of one block
+) -> bool:
+    "Do the figures of others belong under this block?"
+    c = runs[0].config
+    whole = c['protocol'] == 'leave-last-one-out' and not c.get('holdout_users')
+    return whole and c['dataset'] not in own_table and len(anchor_lines(runs)) > 0
 
 # %% ../nbs/34_report.ipynb #1aa897fa
 details = template('''
@@ -710,7 +832,7 @@ def make_block(
     tests = paired_tests(runs, (*report_metrics[protocol], *(['mrr'] if protocol == 'leave-last-one-out' else [])))
     n = len(runs[0].ranks)
     remarks = [our_remark(table, tests, n)]
-    remarks += filter(None, [drawn_remark(runs[0]), anchors_remark(runs[0].config), *([readings_remark(runs), short_remark(runs)] if protocol == 'leave-last-one-out' else [])])
+    remarks += filter(None, [drawn_remark(runs[0]), told_elsewhere(runs[0].config), *([readings_remark(runs), short_remark(runs)] if protocol == 'leave-last-one-out' else [])])
     if standing(block_of(runs[0])) == 'judged': remarks = [published_remark(), *filter(None, [floor_remark(runs, table)]), *remarks]
     machines = sorted(set(map(hardware, runs)))
     block = Block(runs, name, table, tests, remarks, '')
@@ -736,6 +858,7 @@ def words(b:Block) -> str:
 # %% ../nbs/34_report.ipynb #940639d5
 section = template('''
 <h2>{{ title }}</h2>{{ figure }}{{ tables }}<p class="small">{{ words }}</p>
+{% if others %}<h3>What others print</h3>{{ others }}<p class="small">{{ cited }}</p>{% endif %}
 <h3>What can be told apart</h3>{% for remark in remarks %}<p>{{ remark }}</p>{% endfor %}
 
 {% if square %}
@@ -747,6 +870,14 @@ Each test flips signs 10,000 times, so no adjusted p is below {{ least }}.</p>{{
 
 ''')
 
+def others_beside(
+    b:Block,
+) -> tuple:     # `anchor_cells` and `anchor_words`; None and '' where there are none
+    "The figures of others beside a block."
+    if not has_anchors(b.runs): return None, ''
+    lines = anchor_lines(b.runs)
+    return anchor_cells(lines), anchor_words(b.runs, lines)
+
 def block_html(
     b:Block,
     figure:str='',   # <figure>, or nothing
@@ -754,7 +885,9 @@ def block_html(
     "Section of a block."
     rows = [r.label for r in b.runs]
     square = set_table(pairs_square(b.tests, rows), f'{b.name}-pairs') if len(rows) > 1 else ''
-    return section(title=section_title(b.runs), figure=figure, words=words(b), remarks=b.remarks,
+    table, said = others_beside(b)
+    others = set_table(table, f'{b.name}-others', ('verdict on ours', *anchor_columns)) if said else ''
+    return section(title=section_title(b.runs), figure=figure, words=words(b), remarks=b.remarks, others=others, cited=said,
                    tables=metric_tables(b.shown, b.tests, b.name, b.notebooks),
                    square=square, least=f'{len(rows)*(len(rows) - 1)/20_002:.2g}',
                    runs=[run_details(r) for run in b.runs for r in run.each])
@@ -826,7 +959,14 @@ def block_markdown(
     def titled(m, title=''): return f'**{markdown_text(title + metric_names(m))}**\n\n{one(m)}'
     more = [fold(names=', '.join(map(metric_names, rest))), *map(titled, rest), '</details>']*(not brief)
     tables = [titled(m, f'{section_title(b.runs)}, ') for m in first]
-    return '\n\n'.join([*tables, *more, words(b), *map(markdown_text, b.remarks)])
+    return '\n\n'.join([*tables, *more, words(b), *others_markdown(b)*(not brief), *map(markdown_text, b.remarks)])
+
+def others_markdown(
+    b:Block,
+) -> list[str]:     # folded; empty where there are none
+    "The figures of others beside a block."
+    table, said = others_beside(b)
+    return [fold(names='What others print'), markdown_table(table), markdown_text(said), '</details>'] if said else []
 
 # %% ../nbs/34_report.ipynb #5e412b00
 bold_fold = template('<details><summary><b>{{ title }}</b></summary>')
