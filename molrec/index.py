@@ -27,7 +27,7 @@ from .candidates import ItemTable, chosen, impls, item_storages, score_range, sc
 from .core import ConfigError, DataError
 from .h_indexer import Candidates, Stage1, block_scores, padded, sample_size
 from .mol import MoL
-from .quantize import Rows, quantize, storages
+from .quantize import Rows, is_finite, quantize, storages
 from .requests import Best, Request, as_count, as_ids, as_table, as_users, best, exclusions
 from .similarity import Dot, Similarity
 from .stored import (Items, Living, appended, content_sha256, copied, raw, read_tensors, removed, rows_of, started,
@@ -114,9 +114,9 @@ def query_side_of(
 ) -> tuple:                 # tensors (B, ...), float32
     "The query side, refused where it is beyond single precision."
     side = tuple(t.float() for t in similarity.query_side(queries.double(), users))
+    if all(map(is_finite, side)): return side
     bad = ~torch.stack([torch.isfinite(t).unsqueeze(-1).flatten(1).all(1) for t in side]).all(0)
-    if bad.any(): raise DataError(f'{name}: row {int(bad.nonzero()[0])} is too large for this model, its query side is not finite')
-    return side
+    raise DataError(f'{name}: row {int(bad.nonzero()[0])} is too large for this model, its query side is not finite')
 
 # %% ../nbs/13_index.ipynb #0b46911f
 @dataclass(frozen=True, eq=False)
@@ -152,6 +152,11 @@ class Search:
 
     def take(self, which:Tensor) -> 'Search': return dataclasses.replace(self, request=self.request.take(which))  # some queries, (m,)
 
+    def blocks(self, n:int) -> Iterator['Search']:
+        "The same for at most `n` queries at a time."
+        B, device = len(self.request), self.state.ids.device
+        return map(self.take, torch.arange(B, device=device).split(n)) if B > n else iter([self]*bool(B))
+
 @dataclass(frozen=True)
 class Answer:
     "What a search found and what it cost."
@@ -186,6 +191,7 @@ def bans(
     allow:Tensor|None,              # what is forbidden to all is no ban, (N,), bool
 ) -> tuple[Tensor, Tensor]:         # query and row, (m,), int64, each pair once, ascending
     "Forbidden pairs that exist."
+    if not len(pairs[0]): return items.row_ids[:0], items.row_ids[:0]
     query, row = pairs[0].to(items.row_ids.device), rows_of(items, pairs[1])
     there = row >= 0
     if allow is not None: there[there.clone()] = allow[row[there]]
@@ -498,13 +504,13 @@ def answered(
     B, ids, all_costs = len(search.request), search.state.ids, []
     try: scores, rows = (ids.new_full((B, k), fill, dtype=dtype) for fill, dtype in ((-torch.inf, torch.float32), (-1, torch.int64)))
     except RuntimeError: raise ConfigError(f'k: {k:,} results for each of {B:,} queries do not fit into memory') from None
-    for which in torch.arange(B, device=ids.device).split(index.n_block) if len(search.state) and B else ():
-        values, found, costs = final(index, search.take(which), k)
-        scores[which, :values.shape[1]], rows[which, :values.shape[1]] = values, found
+    for i, block in enumerate(search.blocks(index.n_block) if len(search.state) else ()):
+        values, found, costs = final(index, block, k)
+        place = slice(i*index.n_block, (i + 1)*index.n_block), slice(values.shape[1])
+        scores[place], rows[place] = values, found
         all_costs.append(costs)
     if (scores == torch.inf).any(): raise DataError(f'queries: row {int((scores == torch.inf).any(1).nonzero()[0])} scores beyond single precision with this model')
-    rows = rows.masked_fill(scores == -torch.inf, -1)
-    found = torch.where(rows >= 0, ids[rows], -1) if len(search.state) else rows
+    found = ids[rows].masked_fill_(scores == -torch.inf, -1) if len(search.state) else rows
     names = all_costs[0] if all_costs else ('scored',)
     return Answer(scores, found, {name: torch.cat([c[name] for c in all_costs]) if all_costs else rows.new_zeros(B) for name in names})
 
