@@ -233,7 +233,8 @@ def search_calls(
     k:int,              # results per query
 ) -> dict:              # (method, k'; 0: all items) to call
     "Searches of one batch: MoL over everything, both stages, and the first alone."
-    from molrec.index import BruteForce, request_of, stage_over  # late: it needs no kernel
+    from molrec.index import BruteForce, request_of  # late: it needs no kernel
+    from molrec.two_stages import stage_over
     brute = BruteForce.over(index, arithmetic='bf16', max_scores=2**27)
     stage, asked = stage_over(index.state, index.settings), index.query_vectors(request_of(index.state.items, index.precise, queries))
     calls = {('MoL over everything', 0): lambda: brute.search(queries, k)[0]}

@@ -12,9 +12,10 @@ __all__ = ['packages', 'lists', 'recipes', 'graph_most', 'probes', 'knobs', 'mak
            'gaussian', 'reading', 'multiplying', 'Place', 'place_of', 'grid_cell', 'grid_bars', 'grid_figure',
            'grid_pieces', 'grid_piece', 'not_done', 'stage1_grid', 'forms_here', 'Mixture', 'teach', 'plain_scores',
            'scoring_calls', 'score_gaps', 'scoring_rows', 'setting_text', 'smallest_k_prime', 'search_rows',
-           'blocks_ahead', 'filled', 'settled_mib', 'cost_at', 'slope', 'growth_costs', 'growth_rows', 'search_bars',
-           'search_text', 'scoring_panel', 'recall_panel', 'growth_panel', 'search_figure', 'search', 'large_rows',
-           'write_large', 'hundred_million']
+           'bound_calls', 'one_query_times', 'one_query_rows', 'one_query_bars', 'one_query_text', 'one_query_figure',
+           'one_query', 'blocks_ahead', 'filled', 'settled_mib', 'cost_at', 'slope', 'growth_costs', 'growth_rows',
+           'search_bars', 'search_text', 'scoring_panel', 'recall_panel', 'growth_panel', 'search_figure', 'search',
+           'large_rows', 'write_large', 'hundred_million']
 
 # %% ../nbs/32_bench_search.ipynb #d2a5c1ef
 import ctypes, gc, importlib, os, time
@@ -33,15 +34,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from .bench import digits, in_a_process, in_turn, machine, markdown, matmul_rate, pair_flops, resident_mib, row
+from .bench import digits, in_a_process, in_turn, machine, markdown, matmul_rate, pair_flops, resident_mib, row, spent
 from .candidates import ItemTable, mol_library, score_rows
+from .component_mean import Combined, ComponentMean
 from .core import ConfigError, atomic_path, environment, peak_memory_mib, version_of, write_json
 from .corpus import cut
 from .h_indexer import Stage1, in_c, scan_worth, share
-from .index import BruteForce, Combined, ComponentMean, HIndexer, PerComponent, plan, relative_recall
+from .index import BruteForce, measured, relative_recall
+from .index_costs import plan
 from .mol import MoL
+from .per_component import PerComponent
 from .plots import method_style, nice_log, rows_axis, save_figure, theme
 from .quantize import quantize
+from .two_stages import HIndexer, stage_over
 
 # %% ../nbs/32_bench_search.ipynb #11dea591
 def clustered(
@@ -732,15 +737,109 @@ def search_rows(
     within = {m: [s for s in settings if max(s.values(), default=0) <= len(items)] for m, (_, settings) in families.items()}
     within['h-indexer'] = [smallest_k_prime(indexes['h-indexer'], queries, truth, within['h-indexer'])]
     runs = {(m, setting_text(s)): lambda i=indexes[m], s=s: i.change(**s).answer(queries, k) for m in indexes for s in within[m]}
-    quality = {}
-    for run, call in runs.items():
-        found = call()
-        quality[run] = dict(recall=relative_recall(found.scores, truth), scored=found.scored.float().mean().item())
+    quality = {(m, setting_text(s)): measured(indexes[m].change(**s), queries, truth) for m in indexes for s in within[m]}
     times, rows, brute = in_rounds(runs, rounds), [], None
     for (m, setting), t in times.items():
         rows.append(row('search', families[m][0].__name__, m, 1e3*t, 'ms', brute, least if m == 'h-indexer' else None, setting=setting, **quality[m, setting]))
         brute = brute or rows[-1]
     return rows
+
+# %% ../nbs/32_bench_search.ipynb #a9c9a9f8
+def bound_calls(
+    index:HIndexer,     # on a CPU with a compiled pass
+    k:int,              # results
+    matmul:int=1024,    # size of the square matrices that measure the machine
+) -> dict:              # name -> a call, and what its time is multiplied by
+    "What one query cannot do without."
+    stage, k_prime = stage_over(index.state, index.settings), index.settings.k_prime
+    if stage.library is None: raise ConfigError('one-query: there is no compiled pass on this machine; molrec doctor says why')
+    scores, part = torch.randn(1, k_prime), k_prime*pair_flops(index.similarity)/3/(2*matmul**3)
+    return {'items read once': (reading(stage), 1), f'arithmetic of {k_prime:,} pairs': (matmul_rate(matmul), part),
+            f'best {k}': (lambda: scores.topk(k), 1)}
+
+def one_query_times(
+    index:HIndexer,
+    queries:Tensor,     # (B, D), asked one by one
+    k:int=100,          # results
+    rounds:int=10,      # in each of which all of them ask
+) -> dict:              # name -> ms, (times called,)
+    "Whole searches in turn with their bounds; the first after these, with a cold cache, does not count."
+    bounds = bound_calls(index, k)
+    times = {name: [] for name in (*bounds, 'whole search')}
+    for _ in range(rounds):
+        for name, (call, part) in bounds.items(): times[name].append(1e3*part*spent(call)[0])
+        searches = [1e3*spent(lambda: index.search(q, k))[0] for q in queries[[0, *range(len(queries))]].split(1)]
+        times['whole search'] += searches[1:]
+    return {name: np.array(t) for name, t in times.items()}
+
+# %% ../nbs/32_bench_search.ipynb #b8bb604f
+def one_query_rows(
+    times:dict,         # as `one_query_times` gives them
+    setting:str='',     # of the index
+) -> list[dict]:
+    "The bounds, and whole searches beside their sum."
+    bounds = [row('one query', name, 'bound', t, 'ms') for name, t in times.items() if name != 'whole search']
+    bound, whole = sum(r['p50'] for r in bounds), times['whole search']
+    more = dict(setting=setting, bound=bound, p99=float(np.quantile(whole, .99)))
+    return [*bounds, row('one query', 'whole search', 'h-indexer', whole, 'ms', most=1.3*bound, **more)]
+
+def one_query_bars(
+    table:pd.DataFrame,  # as `one_query` gives it
+) -> pd.DataFrame:       # columns '', 'asked for', 'found', 'verdict'; strings
+    "Both bars with what was found."
+    whole = table[table.what == 'whole search'].iloc[0]
+    asked = (('at most 1.3 times the sum of its bounds', whole.p50/whole.bound, 1.3), ('99 of 100 within twice the median', whole.p99/whole.p50, 2))
+    full = whole.corpus_items >= 10**6
+    return pd.DataFrame([{'': 'one query', 'asked for': text, 'found': f'{ratio:.2f}x', 'verdict': verdict(ratio <= most, full)} for text, ratio, most in asked])
+
+# %% ../nbs/32_bench_search.ipynb #eb69c5a7
+def one_query_text(
+    table:pd.DataFrame,  # as `one_query` gives it
+) -> pd.DataFrame:       # strings
+    "The table for people."
+    def ms(x): return x.map(lambda v: '' if pd.isna(v) else f'{digits(v)} ms')
+    return pd.DataFrame({'': table.what, 'median': ms(table.p50), '20th to 80th percentile': table.p20.map(digits) + ' to ' + table.p80.map(digits),
+                         '99th percentile': ms(table.p99), 'sum of the bounds': ms(table.bound), 'calls': table.n})
+
+def one_query_figure(
+    table:pd.DataFrame,  # as `one_query` gives it
+) -> Figure:
+    "Bounds end to end, and whole searches."
+    bounds, whole, left = table[table.method == 'bound'], table[table.what == 'whole search'].iloc[0], 0
+    with mpl.rc_context(theme):
+        fig = Figure(figsize=(7.2, 1.7), layout='constrained')
+        ax = fig.subplots()
+        for r, grey in zip(bounds.itertuples(), ('#BBBBBB', '#888888', '#444444')):
+            ax.barh(0, r.p50, left=left, color=grey, label=r.what)
+            left += r.p50
+        ax.hlines(1, whole.p50, whole.p99, color=method_style('h-indexer')['color'], lw=1.8, alpha=.75)
+        ax.plot(whole.p50, 1, **method_style('h-indexer'), ms=6.5, ls='')
+        ax.axvline(1.3*left, color='#444444', ls=':', lw=1, label='1.3 times the sum')
+        ax.set(yticks=[0, 1], yticklabels=['bounds', 'whole search'], xlabel='ms', xlim=(0, None), ylim=(1.6, -.6))
+        fig.legend(loc='outside lower center', ncols=4, frameon=False, fontsize=7)
+    return fig
+
+# %% ../nbs/32_bench_search.ipynb #1875a0c5
+def one_query(
+    out:Path='reports/bench',   # folder for the results, made if absent
+    quick:bool=False,           # 200,000 items, fewer rounds
+    items:int=0,                # N; 0: as `quick` says
+    n_queries:int=32,           # that ask one by one, in every round
+    k_prime:int=2000,           # k'
+    rounds:int=0,               # 0: as `quick` says
+    model=None,                 # recommender or MoL 8x4x64, in evaluation mode; `None`: taught on the spot
+    corpus=None,                # with `items(lo, hi)` and `queries(n, seed)`; `None`: a `Mixture`
+) -> pd.DataFrame:              # one row per measurement
+    "`molrec bench one-query`: a whole search of one query beside the sum of its bounds."
+    n, rounds, load = items or (200_000 if quick else 1_000_000), rounds or (4 if quick else 12), load_before()
+    corpus = corpus or Mixture()
+    print(f'an index of {n:,} items', flush=True)
+    index = filled(model or teach(corpus), corpus, n, k_prime=k_prime)
+    print(f'{rounds} rounds of {n_queries} queries', flush=True)
+    rows = one_query_rows(one_query_times(index, corpus.queries(n_queries, 0), rounds=rounds), setting_text(dict(k_prime=k_prime)))
+    table = pd.DataFrame(rows).assign(corpus_items=n, quick=quick, **where(load))
+    what = note(table, f'N = {n:,}, D = {corpus.dim}, {n_queries} queries one by one, the best 100 of {k_prime:,} candidates, MoL 8x4x64')
+    return write_bench('one-query', table, one_query_figure(table), [one_query_text(table), one_query_bars(table)], what, Path(out))
 
 # %% ../nbs/32_bench_search.ipynb #79cff114
 def blocks_ahead(

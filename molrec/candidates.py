@@ -484,8 +484,7 @@ def in_words(
 ) -> Tensor:            # (out/16, in/KS, 16, KS), zeros where there is nothing
     "A layer's weights as the loop reads them."
     n_out, n_in = weights.shape
-    whole = weights.new_zeros(-(-n_out//16)*16, -(-n_in//KS)*KS)
-    whole[:n_out, :n_in] = weights
+    whole = torch.nn.functional.pad(weights, (0, -n_in % KS, 0, -n_out % 16))
     return whole.unflatten(0, (-1, 16)).unflatten(2, (-1, KS)).transpose(1, 2).to(dtype).contiguous()
 
 def padded_to_16(v:Tensor) -> Tensor: return torch.nn.functional.pad(v, (0, -len(v) % 16))
@@ -503,8 +502,7 @@ def given(
     W1, b1, W2, b2 = (p.detach() for p in gate.parameters()) if gate else (None,)*4
     if gate is None: layers = [None]*4
     else:
-        hidden = W2.new_zeros(len(W2), -(-W2.shape[1]//16)*16)   # the hidden layer is a multiple of 16 wide; silu(0) = 0
-        hidden[:, :W2.shape[1]] = W2
+        hidden = torch.nn.functional.pad(W2, (0, -W2.shape[1] % 16))     # a multiple of 16 wide; silu(0) = 0
         layers = [in_words(W1, KS, dtype), padded_to_16(b1), in_words(hidden, KS, dtype), padded_to_16(b2)]
     return [t for p in parts for t in (p.values, p.scales)] + [f, a] + layers
 

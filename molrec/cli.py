@@ -617,7 +617,7 @@ def plan(
 ):                              # DataFrame, as `plan_table` gives it
     "`molrec plan`: bytes per item by part, and whether it fits this machine."
     if n_items < 1: raise ConfigError(f'items: got {n_items}, wanted at least 1')
-    from molrec.index import plan as index_plan  # late: torch takes seconds to import
+    from molrec.index_costs import plan as index_plan  # late: torch takes seconds to import
     from molrec.mol import MoL
     n_query, n_item, width = mol_shape(mol)
     table, memory = plan_table(n_items, index_plan(n_items, MoL(dim, n_query, n_item, width), storage, None if stage1 == 'none' else stage1, head_width, dim)), memory_gib()
@@ -835,6 +835,7 @@ def add_runs(p) -> None:
 benches = {
     'training': 'seconds and memory of a step, ours against the plain form', 'encoders': 'training positions per second of each encoder, packed against padded', 'stage1': 'candidates from a million items, ours against FAISS, usearch and torch',
     'stage1-grid': 'exact and sampled thresholds over numbers of queries, items, widths and candidates, against a plain read and FAISS, in pieces of two minutes: call it again until it is done',
+    'one-query': 'a whole search of one query among a million items, beside the sum of its bounds',
     'search': 'scores, whole searches and cost against corpus size, ours against brute force', 'hundred-million': 'one index of a hundred million items (a million with --quick)',
     'kernels': 'machine code, bounds and predictions of the Triton kernels; it needs no GPU'}
 

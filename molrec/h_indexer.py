@@ -22,7 +22,7 @@ from torch import Tensor
 from .core import ConfigError, DataError
 from .kernels.backend import use_triton
 from .native import arguments, build, in_parts, large_pages, problems
-from .quantize import Rows, quantize
+from .quantize import Rows, is_finite, quantize
 
 # %% ../nbs/11_h_indexer.ipynb #d2b2c952
 margin, room = 3., 4.  # standard deviations: above the rank wanted, and above that for the buffer
@@ -977,7 +977,7 @@ def wanted_of(k_prime, extra, allowed, B):
 
 def check_queries(queries, width, k_prime):
     if queries.dim() != 2 or queries.shape[1] != width: raise DataError(f'queries: got shape {tuple(queries.shape)}, wanted (B, {width})')
-    if not (finite := torch.isfinite(queries)).all(): raise DataError(f'queries: row {int((~finite).any(1).nonzero()[0])} has NaN or infinity, wanted finite numbers')
+    if not is_finite(queries): raise DataError(f'queries: row {int((~torch.isfinite(queries)).any(1).nonzero()[0])} has NaN or infinity, wanted finite numbers')
     if k_prime < 1: raise ConfigError(f'k_prime: got {k_prime}, wanted at least 1')
 
 def scan(self, q, t, allow, capacity):

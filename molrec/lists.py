@@ -22,12 +22,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .component_mean import Combined, ComponentMean
 from .core import Config, ConfigError, DataError
 from .data import Query, Sequences, Split, catalogue, histories, load, load_items, own_folder, usual_time
 from .doors import read_interactions
-from .index import BruteForce, Combined, ComponentMean, Exact, HIndexer, PerComponent
+from .exact import Exact
+from .index import BruteForce
+from .per_component import PerComponent
 from .records import has_items, read_items, read_record
 from .train import RetrievalModel, described, encode, filtered, interactions_of, load_model, load_run, median_gap_s, prepare
+from .two_stages import HIndexer
 
 # %% ../nbs/15_lists.ipynb #6f429122
 def plain(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .core import ConfigError, DataError
 from .h_indexer import padded
+from .quantize import is_finite
 
 # %% ../nbs/12a_requests.ipynb #2d6f9e9a
 whole_numbers = 'wanted whole numbers: a list, set, range, array, Series or tensor of them'
@@ -72,9 +73,10 @@ def as_table(
     floating = x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == 'f'
     if x.ndim != 2 or dim not in (None, x.shape[1]) or not floating: raise DataError(f'{name}: {said(x)}, {wanted}')
     with np.errstate(over='ignore'): x = x.float() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, np.float32))
-    for lo in range(0, len(x), 2**16):
-        bad = (~torch.isfinite(x[lo:lo + 2**16]).all(1)).nonzero()
-        if len(bad): raise DataError(f'{name}: row {lo + int(bad[0])} has NaN or infinity, wanted finite numbers')
+    for lo, part in enumerate(x.split(2**16)):
+        if is_finite(part): continue
+        row = lo*2**16 + int((~torch.isfinite(part).all(1)).nonzero()[0])
+        raise DataError(f'{name}: row {row} has NaN or infinity, wanted finite numbers')
     return x
 
 # %% ../nbs/12a_requests.ipynb #f7bf69f3
@@ -104,7 +106,7 @@ def exclusions(
     B:int,          # queries
 ) -> tuple[Tensor, Tensor]: # query of each id, and ids, (n,), int64
     "Who must not get what."
-    if exclude is None: exclude = []
+    if exclude is None: return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
     if hasattr(exclude, 'offsets'): return flat_exclusions(exclude.items, exclude.offsets, B)
     if not has_lists(exclude):
         ids = as_ids('exclude', exclude)
@@ -211,12 +213,14 @@ def best(
     k, n = min(k, scores.shape[1]), scores.shape[1]
     if k == 0 or len(scores) == 0: return scores[:, :k], scores.new_zeros(len(scores), k, dtype=torch.int64)
     values, at = scores.topk(min(k + 1, n))
+    def rows_at(at): return at + rows if isinstance(rows, int) else rows.gather(1, at).long()
+    if n > 1 and (values[:, 1:] < values[:, :-1]).all(): return values[:, :k], rows_at(at[:, :k])
     if values[:, 0].isnan().any(): return best(scores.masked_fill(scores.isnan(), -torch.inf), rows, ids, k)
     torn = (values[:, k - 1] == values[:, -1]) & (values[:, -1] > -torch.inf) & (k < n)
     at = at[:, :k].clone()
     for q in torn.nonzero().flatten().tolist():
         at[q] = cut(scores[q], ids[rows:rows + n] if isinstance(rows, int) else ids[rows[q].long()], k)
-    values, found = scores.gather(1, at), at + rows if isinstance(rows, int) else rows.gather(1, at).long()
+    values, found = scores.gather(1, at), rows_at(at)
     order = ids[found].argsort(1)
     order = order.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))
     return values.gather(1, order), found.gather(1, order)

@@ -28,11 +28,12 @@ from torch import Tensor
 from .bench import in_a_process, in_turn, matmul_rate, pair_flops, resident_mib
 from .bench_search import build, exact_top, peer_labels, tune
 from .candidates import ItemTable, score_range, score_rows
+from .component_mean import Combined
 from .core import ConfigError, DataError, atomic_path, code_version, environment, peak_memory_mib, write_json
 from .corpus import Corpus
 from .data import Holdout, Split
 from .h_indexer import Stage1
-from .index import Answer, BruteForce, Combined, HIndexer
+from .index import Answer, BruteForce
 from .lists import kinds
 from .metrics import bootstrap_ci
 from .mol import MoL
@@ -40,6 +41,7 @@ from .pages import literal, markdown_text, relative
 from .plots import method_style, rows_axis, save_figure, theme
 from .quantize import quantize
 from .train import RetrievalModel, encode
+from .two_stages import HIndexer
 
 # %% ../nbs/33_retrieval.ipynb #e455e5a8
 @dataclass(frozen=True)

@@ -125,3 +125,11 @@ def test_a_missed_goal_of_the_grid_is_not_met():
     bars = bench.grid_bars(pd.DataFrame([cell(32, 40.), cell(64, 90.)])).set_index('asked for')
     assert bars.met['64 queries: five times Flat'] == 0 and bars.met['two calls of half the queries are not cheaper than one'] == 0
     assert 'never slower than IVF at overlap .98' not in bars.index and bars.met['never slower than Flat'] == 1
+
+
+def test_one_query_stands_beside_the_sum_of_its_bounds(tmp_path, taught):
+    table = bench.one_query(tmp_path, True, items=9_000, n_queries=3, k_prime=200, rounds=2, model=taught[0], corpus=taught[1])
+    assert files(tmp_path, 'one-query') == ['.csv', '.md', '.png', '.svg'] and table.n.tolist() == [2, 2, 2, 6]
+    whole = table.set_index('what').loc['whole search']
+    assert whole.bound == pytest.approx(table[table.method == 'bound'].p50.sum()) and whole.p99 >= whole.p50
+    assert bench.one_query_bars(table).verdict.str.endswith(elsewhere).all() and elsewhere in (tmp_path/'one-query.md').read_text()

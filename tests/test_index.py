@@ -9,13 +9,18 @@ from safetensors.torch import load_file, save_file
 
 from molrec import candidates, index as indexes
 from molrec.candidates import ItemTable, mol_library
+from molrec.component_mean import Combined, ComponentMean
 from molrec.core import ConfigError, DataError
 from molrec.data import Sequences
-from molrec.index import BruteForce, Combined, ComponentMean, Exact, HIndexer, Index, PerComponent, plan, relative_recall, snapshot
+from molrec.exact import Exact
+from molrec.index import BruteForce, Index, relative_recall, snapshot
+from molrec.index_costs import plan
 from molrec.losses import draw_negatives, sampled_loss
 from molrec.mol import MoL
 from molrec.native import compiler
+from molrec.per_component import PerComponent
 from molrec.similarity import FM, MLP, Dot, Head, NeuralFM
+from molrec.two_stages import HIndexer
 
 D = 6
 kinds = [BruteForce, PerComponent, ComponentMean, Combined, Exact, HIndexer]

@@ -200,7 +200,8 @@ def test_stage_1_keeps_the_same_rows(storage, most):
 
 @pytest.mark.parametrize('storage', ['fp32', 'int8', 'compact-int8'])
 def test_indexes_give_the_same_lists(storage):
-    from molrec.index import BruteForce, HIndexer
+    from molrec.index import BruteForce
+    from molrec.two_stages import HIndexer
     mol = small_mol().eval().requires_grad_(False)
     items, queries = torch.randn(300, 10, device=DEVICE), torch.randn(3, 10, device=DEVICE)
     for kind, more in ((BruteForce, {}), (HIndexer, dict(k_prime=40))):

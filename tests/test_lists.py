@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from molrec import Recommender, cli, lists
 from molrec.core import Config, DataError
-from molrec.index import plan as index_plan
+from molrec.index_costs import plan as index_plan
 from molrec.mol import MoL
 from molrec.train import run
 

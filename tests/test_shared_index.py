@@ -1,5 +1,5 @@
 "An index that is shared, changed, copied, filed by strangers, and asked oddly: what holds for every kind."
-import copy, json, os, pickle, random, shutil, threading
+import copy, json, os, pickle, random, shutil, subprocess, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from molrec import stored
 from molrec.core import ConfigError, DataError
 from molrec.data import Sequences
-from molrec.index import BruteForce, Exact, Index, kinds_of
+from molrec.exact import Exact
+from molrec.index import BruteForce, Index, homes, kinds_of
 from molrec.similarity import Dot, Head
 from test_index import D, every, has, kinds, mol, same, spiteful
 
@@ -68,7 +69,7 @@ def test_two_who_add_at_once_both_have_added():
 
 def test_settings_of_a_search_are_those_of_its_beginning(monkeypatch):
     "Somebody changes k' while a search is under way: that search does not see it."
-    from molrec import index as module
+    from molrec import component_mean as module
     index, plain = built(kinds[2], k_prime=N), module.nearest
     expected = index.search(corpus(1, 2), 5)
     def meddling(search, *rest): index.change(k_prime=1); return plain(search, *rest)
@@ -83,14 +84,13 @@ class Stop(BaseException): "Ctrl-C, or whatever comes at a bad moment."
 
 @every
 def test_a_change_that_is_interrupted_anywhere_leaves_the_old_index(kind, monkeypatch):
-    "Every line of the two modules that change an index raises once; the index is as before, or as after, never between."
-    import sys
+    "Every line of the modules that change an index raises once; the index is as before, or as after, never between."
     index, queries = built(kind, n=200), corpus(1, 3)
     new, other = corpus(4, 3), corpus(5, 2)
     def look(): return tuple(t.tolist() for t in index.search(queries, 9)), sorted(index.ids.tolist())
     changes = dict(add=lambda: index.add([900, 901, 902], new), remove=lambda: index.remove([3, 4]), update=lambda: index.update([10, 11], other))
     undo = dict(add=lambda: index.remove([900, 901, 902]), remove=lambda: index.add([3, 4], corpus(n=200)[3:5]), update=lambda: index.update([10, 11], corpus(n=200)[10:12]))
-    files = tuple(f'molrec{os.sep}{name}.py' for name in ('index', 'stored'))
+    files = tuple(f'molrec{os.sep}{name}.py' for name in ('index', 'stored', *homes.values()))
     for name, change in changes.items():
         before = look()
         change()
@@ -335,14 +335,27 @@ def test_queries_of_any_length():
     with pytest.raises(DataError, match='queries: row 0 has NaN or infinity'): plain.search(torch.full((1, D), torch.inf), 3)
 
 
-def test_every_kind_is_known_by_its_name(): assert set(kinds_of(Index)) >= {kind.__name__ for kind in kinds}
+def test_every_kind_is_known_by_its_name():
+    assert set(kinds_of(Index)) >= {kind.__name__ for kind in kinds}
+    assert homes == {kind.__name__: kind.__module__.removeprefix('molrec.') for kind in kinds if kind is not BruteForce}
+
+
+@every
+def test_a_file_is_known_by_its_kind_where_nobody_read_its_page(kind, tmp_path):
+    "The page of a kind is read when its name is met, in a file or in an import of the base page."
+    built(kind, n=30).save(tmp_path/'it')
+    asked = "import sys, torch; from molrec.index import Index; from molrec.mol import MoL; torch.manual_seed(0)\n" \
+            "model = MoL(6, 3, 2, 4, query_hidden=8, gate_hidden=8).eval()\n" \
+            f"print('molrec.lists' in sys.modules, type(Index.load(sys.argv[1], model)).__name__); from molrec.index import {kind.__name__}"
+    said = subprocess.run([sys.executable, '-c', asked, tmp_path/'it'], capture_output=True, text=True)
+    assert said.stdout.split() == ['False', kind.__name__] and not said.stderr
 
 
 def test_public_classes_have_their_methods_inside():
     "No method is put on a class from outside: an editor, a type checker and a reader find them."
     import ast, inspect
-    from molrec import index as module
-    tree = ast.parse(inspect.getsource(module))
-    assert not [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == 'patch']
-    inside = {c.name: {f.name for f in c.body if isinstance(f, ast.FunctionDef)} for c in tree.body if isinstance(c, ast.ClassDef)}
-    for kind in [Index, *kinds]: assert {name for name, value in vars(kind).items() if inspect.isfunction(value)} <= inside[kind.__name__]
+    for kind in [Index, *kinds]:
+        tree = ast.parse(inspect.getsource(sys.modules[kind.__module__]))
+        assert not [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == 'patch']
+        inside = {c.name: {f.name for f in c.body if isinstance(f, ast.FunctionDef)} for c in tree.body if isinstance(c, ast.ClassDef)}
+        assert {name for name, value in vars(kind).items() if inspect.isfunction(value)} <= inside[kind.__name__]
