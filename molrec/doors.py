@@ -11,8 +11,8 @@ __all__ = ['packings', 'text_kinds', 'endings', 'total_word', 'moments', 'units'
            'float32_rounded', 'written_dates', 'matches', 'number_column', 'iso_column', 'text_times', 'declared_times',
            'times_of', 'matches_empty', 'Times', 'seconds_of', 'bare', 'parse_columns', 'role_of', 'suggestion',
            'roles_of', 'Reading', 'open_source', 'without_copies', 'timed', 'kind_words', 'read_interactions',
-           'moment_text', 'facts_of', 'notes_of', 'column_parts', 'content_sha256', 'read_numbers', 'read_columns',
-           'matched', 'read_items']
+           'moment_text', 'in_order', 'facts_of', 'notes_of', 'column_parts', 'content_sha256', 'read_numbers',
+           'read_columns', 'matched', 'read_items']
 
 # %% ../nbs/00b_doors.ipynb #aa1cff63
 import csv, io, itertools, re, uuid
@@ -533,13 +533,22 @@ def read_interactions(
 # %% ../nbs/00b_doors.ipynb #3eaf50f4
 def moment_text(seconds:int) -> str: return str(np.datetime64(int(seconds), 's')).replace('T', ' ')
 
+def in_order(
+    df:pd.DataFrame,    # user_id, timestamp
+) -> bool:
+    "Are the times of each user ascending?"
+    users = pd.factorize(df.user_id)[0]
+    order = np.argsort(users, kind='stable')
+    same = np.diff(users[order]) == 0
+    return bool((np.diff(df.timestamp.to_numpy()[order])[same] >= 0).all())
+
 def facts_of(df, roles, times, dropped):
     "What was understood, line by line."
     ids = {f'{role}s': f'{df[role].nunique():,} ({kind_words(df[role])}), column {roles[role]!r}' for role in ('user_id', 'item_id')}
     facts = dict(rows=f'{len(df):,}', **ids)
     if times is None: return facts | dict(times='none: the order of the rows is the order of events')
     span = f'{moment_text(df.timestamp.min())} to {moment_text(df.timestamp.max())} UTC'
-    order = 'by time' if df.timestamp.is_monotonic_increasing else 'by time within each user' if df.groupby('user_id').timestamp.is_monotonic_increasing.all() else 'not by time; they are sorted, ties as in the file'
+    order = 'by time' if df.timestamp.is_monotonic_increasing else 'by time within each user' if in_order(df) else 'not by time; they are sorted, ties as in the file'
     return facts | dict(times=f'{times.unit}, column {roles["timestamp"]!r}, {span}', order=order, copies=f'{dropped:,} dropped' if dropped else 'none')
 
 def notes_of(roles, times, dropped, seen):

@@ -150,8 +150,8 @@ class Search:
 
     def blocks(self, n:int) -> Iterator['Search']:
         "The same for at most `n` queries at a time."
-        B, device = len(self.request), self.state.ids.device
-        return map(self.take, torch.arange(B, device=device).split(n)) if B > n else iter([self]*bool(B))
+        B = len(self.request)
+        for lo in range(0, B, n): yield self if B <= n else dataclasses.replace(self, request=self.request.part(lo, lo + n))
 
 @dataclass(frozen=True)
 class Answer:

@@ -166,6 +166,17 @@ class Request:
         bans = place[self.ban_query[own]], self.ban_row[own]
         return Request(self.queries[which], users, tuple(t[which] for t in self.side), self.allow, *bans, self.available[which])
 
+    def part(
+        self,
+        lo:int,     # first
+        hi:int,     # after the last
+    ) -> 'Request':
+        "The same for neighbouring queries, without a copy."
+        a, b = torch.searchsorted(self.ban_query, torch.tensor([lo, hi], device=self.ban_query.device)).tolist()
+        users = None if self.users is None else self.users[lo:hi]
+        bans = self.ban_query[a:b] - lo, self.ban_row[a:b]
+        return Request(self.queries[lo:hi], users, tuple(t[lo:hi] for t in self.side), self.allow, *bans, self.available[lo:hi])
+
     def mask(
         self,
         scores:Tensor,  # of rows from `lo` on, (b, n) or (b, P, n); changed in place

@@ -13,7 +13,7 @@ __all__ = ['public_depth', 'needs', 'head_teachers', 'make_similarity', 'make_en
            'known_items', 'published_way', 'other_epochs', 'public_reading', 'unrated_items', 'untrained_rows',
            'public_steps', 'step_metrics', 'public_record', 'write_public', 'asked_otherwise', 'cut_note',
            'threads_note', 'record_in', 'run', 'a_folder', 'make_record', 'median_gap_s', 'describe', 'read_weights',
-           'weights_of', 'check_tensors', 'Sizes', 'load_weights', 'load_model', 'load_run', 'rank_again',
+           'weights_of', 'check_tensors', 'Sizes', 'Undrawn', 'load_weights', 'load_model', 'load_run', 'rank_again',
            'training_queries', 'teacher_scores', 'next_item_loss', 'teacher_loss', 'fit_head']
 
 # %% ../nbs/07_train.ipynb #ba23d35d
@@ -871,6 +871,12 @@ class Sizes:
     n_items:int     # N
     train:Sequences=Sequences(np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int64))  # nothing
 
+class Undrawn(torch.overrides.TorchFunctionMode):
+    "Weights are not drawn within: on the meta device that would only load torch's compiler, which takes two seconds."
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ in ('normal_', 'uniform_'): return args[0] if args else kwargs['tensor']
+        return func(*args, **(kwargs or {}))
+
 def load_weights(
     folder:str|Path,    # of a run: record.json, and weights there or among the checkpoints
 ) -> tuple[Config, RetrievalModel, dict]:  # the model in evaluation mode, and the record
@@ -878,7 +884,7 @@ def load_weights(
     folder, record = Path(folder), read_record(folder)
     c, sizes, tensors = make_config(record['config'], f'{folder.name}/record.json'), Sizes(record['split']['n_users'], record['split']['n_items']), weights_of(folder, record)
     with torch.random.fork_rng(devices=[]):     # building a model draws weights; the caller's generator stays as it is
-        with torch.device('meta'): wanted = make_model(c, sizes, torch.empty(sizes.n_items, c.dim)).state_dict()
+        with torch.device('meta'), Undrawn(): wanted = make_model(c, sizes, torch.empty(sizes.n_items, c.dim)).state_dict()
         check_tensors(tensors, wanted, f'{folder.name}/model.safetensors')
         model = make_model(c, sizes, tensors.get('encoder.items'))
     model.load_state_dict(tensors)
