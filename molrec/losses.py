@@ -16,6 +16,7 @@ from torch import Tensor
 from .core import ConfigError
 from .encoders import look_up
 from .kernels.backend import use_triton
+from .mol_step import tiles_for
 from .native import torch_alone
 from .similarity import Similarity, Tiles
 
@@ -128,7 +129,7 @@ def shared_plan(
     "All positions of a group meet the group's negatives."
     def plan(pos, queries, items):
         for g, ids in enumerate(hit_ids):
-            tiles, stop = similarity.tiles(tuple(t[g] for t in items), precision, impl), min((g + 1)*share, len(pos))
+            tiles, stop = tiles_for(similarity, tuple(t[g] for t in items), precision, impl), min((g + 1)*share, len(pos))
             tiles.group, minus = g, 0. if correction is None else correction[g]
             for i in range(g*share, stop, tiles.step):
                 rows = slice(i, min(i + tiles.step, stop))

@@ -6,8 +6,7 @@
 __all__ = ['glu_inits', 'golden', 'mixers', 'start_glu', 'GLU', 'linear', 'unit', 'gate_part', 'MoL', 'check_mol',
            'uid_components', 'query_side', 'item_side', 'random_bytes', 'new_seed', 'kept_of', 'logits', 'without_some',
            'mixture', 'scores', 'start_as_dot', 'entropy', 'balance_loss', 'positive', 'MoLTiles', 'tile_logits',
-           'tile_gate', 'tile_mixture', 'forward', 'mixture_slopes', 'gate_backward', 'backward', 'tiles',
-           'kernel_loss']
+           'tile_gate', 'tile_mixture', 'forward', 'mixture_slopes', 'gate_backward', 'backward', 'kernel_loss']
 
 # %% ../nbs/05_mol.ipynb #1623d4c4
 import torch
@@ -403,19 +402,7 @@ def backward(
     return [d_f.float().view(t, -1, self.d), d_a, self.a.new_zeros(t, dtype=torch.float32)]
 
 MoLTiles.backward = backward
-
-def tiles(
-    self:MoL,
-    item_side:tuple,        # components (R, P_x, d), b (R, G)
-    precision:str='fp32',   # 'fp32' or 'bf16'
-    impl:str='auto',        # 'torch', 'native' (compiled C), or 'auto': that where there is one for these items
-):                          # `MoLTiles`, or what does the same
-    "What `PairLoss` walks through."
-    from molrec.mol_step import CompiledTiles, step_for  # late: it is made of this page
-    step = step_for(self, item_side, precision, impl)
-    return CompiledTiles(self, item_side, *step) if step else MoLTiles(self, item_side, precision)
-
-MoL.tiles = tiles
+MoL.tiles = lambda self, item_side, precision='fp32': MoLTiles(self, item_side, precision)
 
 def kernel_loss(self:MoL, query_side, item_side, pos, targets, negatives, share, precision):
     "Sampled softmax summed over positions, by the kernels of page 26: what tiles are on a CPU, on a GPU."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['step_source', 'kinds', 'step_library', 'fits', 'step_for', 'up', 'padded', 'by_twos', 'CompiledTiles', 'forward',
-           'backward']
+           'backward', 'tiles_for']
 
 # %% ../nbs/05a_mol_step.ipynb #1d9ab0a6
 import torch
@@ -15,6 +15,7 @@ from .core import ConfigError
 from .encoders import byte_cut
 from .mol import MoL, new_seed
 from .native import arguments, build, in_parts, large_pages, vector_source
+from .similarity import Similarity
 
 # %% ../nbs/05a_mol_step.ipynb #02f51763
 step_source = vector_source + r"""
@@ -341,25 +342,27 @@ def step_library(
     return build('mol_step', step_source, **shape, KS=kinds[precision][0], DROP_PAIRS=int(mol.pair_dropout > 0))
 
 def fits(
-    mol:MoL,
-    item_side:tuple,    # components (R, P_x, d), b (R, G)
+    similarity:Similarity,
+    item_side:tuple,        # of the items
 ) -> bool:
     "Is it a step that the loop was made for?"
+    if not isinstance(similarity, MoL) or similarity.gate_pair is None: return False
     floats = all(t.device.type == 'cpu' and t.dtype == torch.float32 for t in item_side)
-    return floats and len(item_side[0]) > 0 and mol.gate_pair is not None and max(mol.n_query*mol.n_item, len(mol.gate_pair[0].bias), mol.width) <= 512
+    sizes = similarity.n_query*similarity.n_item, len(similarity.gate_pair[0].bias), similarity.width
+    return floats and len(item_side[0]) > 0 and max(sizes) <= 512
 
 def step_for(
-    mol:MoL,
-    item_side:tuple,    # components (R, P_x, d), b (R, G)
-    precision:str,      # 'fp32' or 'bf16'
-    impl:str,           # 'auto', 'torch' or 'native'
-):                      # the compiled step and its precision; None: take the tiles in torch
+    similarity:Similarity,
+    item_side:tuple,        # of the items
+    precision:str,          # 'fp32' or 'bf16'
+    impl:str,               # 'auto', 'torch' or 'native'
+):                          # the compiled step and its precision; None: take the tiles in torch
     "The compiled step, if that is what was asked for."
     if impl not in ('auto', 'torch', 'native'): raise ConfigError(f"impl: got {impl!r}, wanted 'auto', 'torch' or 'native'")
     if precision not in kinds: raise ConfigError(f"precision: got {precision!r}, wanted 'fp32' or 'bf16'")
-    takes = [p for p in (precision, 'fp32') if impl != 'torch' and fits(mol, item_side) and step_library(mol, p)]
-    if impl == 'native' and not takes: raise ConfigError('impl: no compiled step for this model here; molrec doctor says whether there is a compiler')
-    return (step_library(mol, takes[0]), takes[0]) if takes else None
+    takes = [p for p in (precision, 'fp32') if impl != 'torch' and fits(similarity, item_side) and step_library(similarity, p)]
+    if impl == 'native' and not takes: raise ConfigError(f'impl: no compiled step for this {type(similarity).__name__} here; molrec doctor says whether there is a compiler')
+    return (step_library(similarity, takes[0]), takes[0]) if takes else None
 
 # %% ../nbs/05a_mol_step.ipynb #541ab50a
 def up(n:int, m:int) -> int: return -(-n//m)*m     # to a multiple of m
@@ -470,3 +473,13 @@ def backward(
     return [d_f[:self.t, :, :self.mol.width], d_a[:self.t].sum(-1), slopes.new_zeros(self.t)]
 
 CompiledTiles.forward, CompiledTiles.backward = forward, backward
+
+def tiles_for(
+    similarity:Similarity,  # any
+    item_side:tuple,        # of the items that all tiles meet
+    precision:str='fp32',   # of tiles that are written by hand: 'fp32' or 'bf16'
+    impl:str='auto',        # 'torch', 'native' (compiled C), or 'auto': that where there is one for these items
+):                          # `CompiledTiles`, or the similarity's own
+    "What a loss walks through."
+    step = step_for(similarity, item_side, precision, impl)
+    return CompiledTiles(similarity, item_side, *step) if step else similarity.tiles(item_side, precision)

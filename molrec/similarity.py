@@ -216,7 +216,6 @@ def tiles(
     self:Similarity,
     item_side:tuple,        # tensors (R, ...)
     precision:str='fp32',   # for similarities whose tiles are written by hand; autograd's are fp32
-    impl:str='auto',        # for similarities whose tiles are compiled too
 ) -> Tiles:
     "Tiles of this similarity against these items."
     return Tiles(self, item_side)

@@ -41,6 +41,7 @@ from .hstu import HSTU
 from .losses import bce_criterion, calibrated_bce, draw_negatives, full_loss, in_batch_loss, in_random_order, sampled_loss, softmax_criterion
 from .metrics import Ranks, hidden_items, hr_at_k, summary, target_ranks
 from .mol import MoL
+from .mol_step import tiles_for
 from .records import check_bytes, first_line, has_items, read_items, read_record, sealed, sha256_in, weights_file
 from .similarity import FM, MLP, Dot, Head, NeuralFM, Similarity, score_tiles
 
@@ -956,7 +957,7 @@ def teacher_scores(
     users:Tensor,           # (T,), int64
 ) -> Tensor:                # (T, R), float32
     "All pairs, by the similarity's own tiles."
-    side, tiles = similarity.query_side(queries, users), similarity.tiles(similarity.item_side(items))
+    side, tiles = similarity.query_side(queries, users), tiles_for(similarity, similarity.item_side(items))
     rows = (slice(i, i + tiles.step) for i in range(0, len(queries), tiles.step))
     return torch.cat([tiles.forward(tuple(t[r] for t in side)) for r in rows])
 

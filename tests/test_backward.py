@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from molrec import encoders, hstu, mol_step
+from molrec import encoders, hstu, losses, mol_step
 from molrec.core import ConfigError
 from molrec.gru4rec import gru
 from molrec.losses import bce_criterion, calibrated_bce, draw_negatives, full_loss, in_batch_loss, sampled_loss, softmax_criterion
@@ -168,7 +168,7 @@ def mol_gaps(m, precision='fp32', t=5, R=7, f=None, seed=5, impl='torch'):
     gate = [] if exact.gate_pair is None else list(exact.gate_pair.parameters())
     grads = torch.autograd.grad((want*slopes).sum(), [*q64[:2], *x64, *gate], allow_unused=True, materialize_grads=True)
     torch.manual_seed(seed)
-    tiles = m.tiles(x, precision, impl)
+    tiles = mol_step.tiles_for(m, x, precision, impl)
     phi = tiles.forward(q)
     have = [*tiles.backward(slopes)[:2], *(g for g in tiles.grads if g is not None)]
     torch.manual_seed(seed)
@@ -214,7 +214,7 @@ def test_compiled_tiles_of_mol_in_bf16(lanes, shape):
     m = MoL(8, n_query, n_item, width, gate_hidden=hidden, mix_dropout=.2, pair_dropout=.1).train()
     with patch.object(mol_step, 'build', lambda name, source, **given: build(name, source, **given, LANES=lanes, ANYWHERE=1)):
         if mol_step.step_library(m, 'bf16') is None: pytest.skip('no compiler here')
-        assert m.tiles(m.item_side(torch.randn(R, 8)), 'bf16', 'native').precision == 'bf16'
+        assert mol_step.tiles_for(m, m.item_side(torch.randn(R, 8)), 'bf16', 'native').precision == 'bf16'
         found, _ = mol_gaps(m, 'bf16', t, R, impl='native')
         rough, _ = mol_gaps(m, 'bf16', t, R, impl='torch')
     assert 1e-4 < max(found) < .02 and max(found) < max(rough), (found, rough)
@@ -236,7 +236,7 @@ def test_compiled_tiles_draw_the_same_masks_on_any_number_of_threads_and_in_tile
     with torch.no_grad(): q, x = m.query_side(torch.randn(21, 8)), m.item_side(torch.randn(30, 8))
     def scores(step):
         torch.manual_seed(3)
-        tiles = m.tiles(x, impl='native')
+        tiles = mol_step.tiles_for(m, x, impl='native')
         return torch.cat([tiles.forward(tuple(t[i:i + step] for t in q)) for i in range(0, 21, step)])
     torch.manual_seed(3)
     with torch.no_grad(): want = m.scores(q, x)
@@ -254,7 +254,7 @@ def test_a_loss_is_the_same_with_compiled_tiles(loss):
     def run(impl):
         torch.manual_seed(4)
         q, x = leaves(queries, items)
-        with patch.object(MoL, 'tiles', lambda self, side, precision='fp32', _='auto', tiles=MoL.tiles: tiles(self, side, precision, impl)):
+        with patch.object(losses, 'tiles_for', lambda similarity, side, precision, _: mol_step.tiles_for(similarity, side, precision, impl)):
             if loss == 'full': value = full_loss(m, q, x, targets)
             if loss == 'in batch': value = in_batch_loss(m, q, x, targets, torch.zeros(30), 20)
             if loss == 'sampled': value = sampled_loss(m, q, x, targets, draw_negatives(50, 30, 13, 20), 20)
