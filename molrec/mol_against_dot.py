@@ -451,11 +451,11 @@ def build_against(
     commands = missing(in_pairs(planned(configs, scale)), runs) if configs else []
     density = density_table(pairs)
     text = against_markdown(pairs, commands) + (f'\n{markdown_text(density_caption(density))}\n' if pairs else '')
-    files = dict(markdown=write(out/'tables'/'mol-against-dot.md', text))
+    files = dict(markdown=write(out/'tables'/'equal-negatives.md', text))
     if not pairs: return files
     table = pairs_table(pairs).drop(columns='seeds_text').to_csv(index=False, float_format='%.6g', lineterminator='\n')
-    files['table'] = write(out/'tables'/'mol-against-dot.csv', table)
-    drawn = save_figure(density_figure(density), out/'figures'/'mol-against-dot', density)
+    files['table'] = write(out/'tables'/'equal-negatives.csv', table)
+    drawn = save_figure(density_figure(density), out/'figures'/'equal-negatives', density)
     return files | {f'density {f.suffix[1:]}': f for f in drawn}
 
 against_section = template('<h2>MoL against the dot product</h2>{{ figure }}{{ text }}')
