@@ -11,106 +11,185 @@ from dataclasses import dataclass
 import pandas as pd
 
 # %% ../nbs/33a_anchors.ipynb #30422029
-unknown = '?'   # the source does not say
+unknown = '?'  # the source does not say
+
 
 @dataclass(frozen=True)
 class Source:
     "Where figures are printed, and the rule they were ranked by."
-    cite:str            # whom to cite, and what is to be known of it
-    ties:str=unknown    # order of interactions at the same time: shuffled, or stable as in the file
-    hidden:str=unknown  # what cannot be a wrong answer: the history, or the last 200 of it
-    epoch:str=unknown   # the part that chose the epoch: test or validation
+
+    cite: str  # whom to cite, and what is to be known of it
+    ties: str = unknown  # order of interactions at the same time: shuffled, or stable as in the file
+    hidden: str = unknown  # what cannot be a wrong answer: the history, or the last 200 of it
+    epoch: str = unknown  # the part that chose the epoch: test or validation
+
 
 by_public_code = dict(ties='shuffled', hidden='the last 200', epoch='test')
 
 sources = {
-    'public code': Source('the tables in the public code of generative-recommenders and rails, '
-                          '101 epochs on MovieLens 1M', **by_public_code),
+    'public code': Source(
+        'the tables in the public code of generative-recommenders and rails, 101 epochs on MovieLens 1M',
+        **by_public_code,
+    ),
     'rails, later': Source('a note in the configuration of rails on a later run of its authors', **by_public_code),
-    'NetEase': Source('HSTU-Tensorflow (NetEase-Media), on the file that the public code writes. Each of 100 '
-                      'epochs is read on the last item, and there is no other part to choose by',
-                      'shuffled', 'the history', 'test'),
-    'RecTools, their file': Source('the HSTU tutorial of RecTools, on the file that the public code writes',
-                                   'shuffled', 'the history', 'validation'),
+    'NetEase': Source(
+        'HSTU-Tensorflow (NetEase-Media), on the file that the public code writes. Each of 100 '
+        'epochs is read on the last item, and there is no other part to choose by',
+        'shuffled',
+        'the history',
+        'test',
+    ),
+    'RecTools, their file': Source(
+        'the HSTU tutorial of RecTools, on the file that the public code writes',
+        'shuffled',
+        'the history',
+        'validation',
+    ),
     'RecTools': Source('the HSTU tutorial of RecTools, on a file of its own', 'stable', 'the history', 'validation'),
-    'eSASRec': Source("the benchmark of eSASRec (RecSys 2025, blondered/transformer_benchmark): everybody's model "
-                      'computed again on one file, with settings from one printed grid',
-                      epoch='validation'),
-    'eSASRec, MovieLens': Source('the same benchmark: its file keeps the order of ratings of the same second, which it says '
-                                 'the public code does not', 'stable', epoch='validation'),
+    'eSASRec': Source(
+        "the benchmark of eSASRec (RecSys 2025, blondered/transformer_benchmark): everybody's model "
+        'computed again on one file, with settings from one printed grid',
+        epoch='validation',
+    ),
+    'eSASRec, MovieLens': Source(
+        'the same benchmark: its file keeps the order of ratings of the same second, which it says '
+        'the public code does not',
+        'stable',
+        epoch='validation',
+    ),
     'eSASRec, again': Source('the same benchmark, older rows repeated in the settings of their papers'),
     'gSASRec': Source('arXiv 2308.07192'),
     'arXiv 2309.07602': Source('SASRec and BERT4Rec under the same loss'),
     'TIGER': Source('arXiv 2305.05065, which has no code'),
-    'Cornac': Source("its TIGER, checked against two other open versions", epoch='validation'),
-    'GenRec': Source('phonism/genrec, its own TIGER and LC-Rec. An earlier version of its page heads the figures of '
-                     'TIGER "validation set", its author now says test'),
+    'Cornac': Source('its TIGER, checked against two other open versions', epoch='validation'),
+    'GenRec': Source(
+        'phonism/genrec, its own TIGER and LC-Rec. An earlier version of its page heads the figures of '
+        'TIGER "validation set", its author now says test'
+    ),
     'ActionPiece': Source('arXiv 2502.13581'),
     'RPG': Source('Generating Long Semantic IDs in Parallel for Recommendation (KDD 2025)'),
-    'quoted': Source('what the eSASRec benchmark quotes as the SASRec of earlier tables')}
+    'quoted': Source('what the eSASRec benchmark quotes as the SASRec of earlier tables'),
+}
 
 # %% ../nbs/33a_anchors.ipynb #22126dec
 def figures(
-    dataset:str,    # name in the catalogue
-    source:str,     # a key of `sources`
-    *lines:tuple,   # model, HR@10, NDCG@10; None: not printed
+    dataset: str,  # name in the catalogue
+    source: str,  # a key of `sources`
+    *lines: tuple,  # model, HR@10, NDCG@10; None: not printed
 ) -> pd.DataFrame:  # dataset, model, hr@10, ndcg@10, source
     "What one source prints of one data set."
     columns = ['dataset', 'model', 'hr@10', 'ndcg@10', 'source']
     table = pd.DataFrame([(dataset, *line, source) for line in lines], columns=columns)
     return table.astype({'hr@10': float, 'ndcg@10': float})
 
-anchors = pd.concat([
-    figures('ml-1m', 'rails, later', ('HSTU-large', .3237, .1856), ('HSTU-large, MoL', .3474, .2000)),
-    figures('ml-1m', 'NetEase', ('HSTU-large, full softmax', .3419, .1944)),
-    figures('ml-1m', 'RecTools, their file', ('HSTU', .3077, .1724), ('HSTU-large', .3291, .1871)),
-    figures('ml-1m', 'RecTools', ('HSTU-large', .3642, .2164)),
-    figures('ml-1m', 'eSASRec, MovieLens', ('SASRec, sampled softmax', .2929, .1684), ('eSASRec', .3133, .1772),
-            ('HSTU', .3037, .1719), ('FuXi-alpha', .3164, .1813)),
-    figures('ml-1m', 'eSASRec, again', ('gSASRec', .3134, None), ('SASRec+', .3144, None),
-            ('SASRec, full softmax', .2867, None)),
-    figures('ml-1m', 'gSASRec', ('gSASRec', .3000, None), ('SASRec, full softmax', .2930, None)),
-    figures('ml-1m', 'arXiv 2309.07602', ('SASRec+', .3152, None)),
-    figures('amazon-beauty', 'quoted', ('SASRec', .0605, .0318)),
-    figures('amazon-beauty', 'TIGER', ('TIGER', .0648, .0384)),
-    figures('amazon-beauty', 'Cornac', ('TIGER', .0634, .0338), ('SASRec, BCE, tuned', .0740, .0423)),
-    figures('amazon-beauty', 'GenRec', ('TIGER', .0721, .0378), ('LC-Rec', .0791, .0438), ('SASRec', .0688, .0375),
-            ('HSTU', .0708, .0412)),
-    figures('amazon-beauty', 'ActionPiece', ('ActionPiece', .0775, .0424)),
-    figures('amazon-beauty', 'RPG', ('RPG', .0809, .0464)),
-    figures('amazon-beauty', 'eSASRec', ('SASRec, sampled softmax, tuned', .0921, .0531), ('eSASRec', .0928, .0523),
-            ('HSTU', .0788, .0439), ('FuXi-alpha', .0809, .0451)),
-    figures('amazon-sports', 'quoted', ('SASRec', .0350, .0192)),
-    figures('amazon-sports', 'TIGER', ('TIGER', .0400, .0225)),
-    figures('amazon-sports', 'Cornac', ('TIGER', .0373, .0195)),
-    figures('amazon-sports', 'GenRec', ('TIGER', .0414, .0224), ('LC-Rec', .0422, .0226), ('SASRec', .0373, .0185),
-            ('HSTU', .0365, .0207)),
-    figures('amazon-sports', 'ActionPiece', ('ActionPiece', .0500, .0264)),
-    figures('amazon-sports', 'eSASRec', ('SASRec, sampled softmax, tuned', .0569, .0314), ('eSASRec', .0560, .0323),
-            ('HSTU', .0437, .0243), ('FuXi-alpha', .0437, .0244)),
-    figures('amazon-toys', 'TIGER', ('TIGER', .0712, .0432)),
-    figures('amazon-toys', 'Cornac', ('TIGER', .0521, .0269)),
-    figures('amazon-toys', 'GenRec', ('TIGER', .0647, .0350), ('LC-Rec', .0683, .0371), ('SASRec', .0700, .0374),
-            ('HSTU', .0685, .0427)),
-    figures('amazon-toys', 'eSASRec', ('SASRec, sampled softmax, tuned', .0970, .0580), ('eSASRec', .0939, .0538),
-            ('HSTU', .0778, .0450), ('FuXi-alpha', .0765, .0437)),
-], ignore_index=True)
+
+anchors = pd.concat(
+    [
+        figures('ml-1m', 'rails, later', ('HSTU-large', 0.3237, 0.1856), ('HSTU-large, MoL', 0.3474, 0.2000)),
+        figures('ml-1m', 'NetEase', ('HSTU-large, full softmax', 0.3419, 0.1944)),
+        figures('ml-1m', 'RecTools, their file', ('HSTU', 0.3077, 0.1724), ('HSTU-large', 0.3291, 0.1871)),
+        figures('ml-1m', 'RecTools', ('HSTU-large', 0.3642, 0.2164)),
+        figures(
+            'ml-1m',
+            'eSASRec, MovieLens',
+            ('SASRec, sampled softmax', 0.2929, 0.1684),
+            ('eSASRec', 0.3133, 0.1772),
+            ('HSTU', 0.3037, 0.1719),
+            ('FuXi-alpha', 0.3164, 0.1813),
+        ),
+        figures(
+            'ml-1m',
+            'eSASRec, again',
+            ('gSASRec', 0.3134, None),
+            ('SASRec+', 0.3144, None),
+            ('SASRec, full softmax', 0.2867, None),
+        ),
+        figures('ml-1m', 'gSASRec', ('gSASRec', 0.3000, None), ('SASRec, full softmax', 0.2930, None)),
+        figures('ml-1m', 'arXiv 2309.07602', ('SASRec+', 0.3152, None)),
+        figures('amazon-beauty', 'quoted', ('SASRec', 0.0605, 0.0318)),
+        figures('amazon-beauty', 'TIGER', ('TIGER', 0.0648, 0.0384)),
+        figures('amazon-beauty', 'Cornac', ('TIGER', 0.0634, 0.0338), ('SASRec, BCE, tuned', 0.0740, 0.0423)),
+        figures(
+            'amazon-beauty',
+            'GenRec',
+            ('TIGER', 0.0721, 0.0378),
+            ('LC-Rec', 0.0791, 0.0438),
+            ('SASRec', 0.0688, 0.0375),
+            ('HSTU', 0.0708, 0.0412),
+        ),
+        figures('amazon-beauty', 'ActionPiece', ('ActionPiece', 0.0775, 0.0424)),
+        figures('amazon-beauty', 'RPG', ('RPG', 0.0809, 0.0464)),
+        figures(
+            'amazon-beauty',
+            'eSASRec',
+            ('SASRec, sampled softmax, tuned', 0.0921, 0.0531),
+            ('eSASRec', 0.0928, 0.0523),
+            ('HSTU', 0.0788, 0.0439),
+            ('FuXi-alpha', 0.0809, 0.0451),
+        ),
+        figures('amazon-sports', 'quoted', ('SASRec', 0.0350, 0.0192)),
+        figures('amazon-sports', 'TIGER', ('TIGER', 0.0400, 0.0225)),
+        figures('amazon-sports', 'Cornac', ('TIGER', 0.0373, 0.0195)),
+        figures(
+            'amazon-sports',
+            'GenRec',
+            ('TIGER', 0.0414, 0.0224),
+            ('LC-Rec', 0.0422, 0.0226),
+            ('SASRec', 0.0373, 0.0185),
+            ('HSTU', 0.0365, 0.0207),
+        ),
+        figures('amazon-sports', 'ActionPiece', ('ActionPiece', 0.0500, 0.0264)),
+        figures(
+            'amazon-sports',
+            'eSASRec',
+            ('SASRec, sampled softmax, tuned', 0.0569, 0.0314),
+            ('eSASRec', 0.0560, 0.0323),
+            ('HSTU', 0.0437, 0.0243),
+            ('FuXi-alpha', 0.0437, 0.0244),
+        ),
+        figures('amazon-toys', 'TIGER', ('TIGER', 0.0712, 0.0432)),
+        figures('amazon-toys', 'Cornac', ('TIGER', 0.0521, 0.0269)),
+        figures(
+            'amazon-toys',
+            'GenRec',
+            ('TIGER', 0.0647, 0.0350),
+            ('LC-Rec', 0.0683, 0.0371),
+            ('SASRec', 0.0700, 0.0374),
+            ('HSTU', 0.0685, 0.0427),
+        ),
+        figures(
+            'amazon-toys',
+            'eSASRec',
+            ('SASRec, sampled softmax, tuned', 0.0970, 0.0580),
+            ('eSASRec', 0.0939, 0.0538),
+            ('HSTU', 0.0778, 0.0450),
+            ('FuXi-alpha', 0.0765, 0.0437),
+        ),
+    ],
+    ignore_index=True,
+)
 
 # %% ../nbs/33a_anchors.ipynb #6c2a79e2
 findings = {
-    'BERT4Rec': ('arXiv 2207.07483 (bert4rec_repro)',
-                 'the original code reaches its printed figures when it is trained up to 30 times longer than its '
-                 'default, and open versions at their defaults do not: BERT4Rec is undertrained rather than wrong'),
-    'SASRec': ('arXiv 2308.07192 (gSASRec) and arXiv 2309.07602',
-               "its place below BERT4Rec is that of its loss: with a softmax over the whole catalogue, or with many "
-               'negatives in place of one, it is the better of the two')}
+    'BERT4Rec': (
+        'arXiv 2207.07483 (bert4rec_repro)',
+        'the original code reaches its printed figures when it is trained up to 30 times longer than its '
+        'default, and open versions at their defaults do not: BERT4Rec is undertrained rather than wrong',
+    ),
+    'SASRec': (
+        'arXiv 2308.07192 (gSASRec) and arXiv 2309.07602',
+        'its place below BERT4Rec is that of its loss: with a softmax over the whole catalogue, or with many '
+        'negatives in place of one, it is the better of the two',
+    ),
+}
 
 # %% ../nbs/33a_anchors.ipynb #f9f256c4
-def rule_text(source:str) -> str:   # a key of `sources`
+def rule_text(source: str) -> str:  # a key of `sources`
     "The rule of a source in a few words."
     s = sources[source]
     return f'ties {s.ties}, hidden {s.hidden}, epoch by {s.epoch}'
 
-def cited(names) -> list[str]:      # keys of `sources`, each once, in their order here
+
+def cited(names) -> list[str]:  # keys of `sources`, each once, in their order here
     "Whom to cite, a line each."
     return [f'{name}: {s.cite}.' for name, s in sources.items() if name in set(names)]

@@ -35,114 +35,136 @@ from .train import RetrievalModel, batch_loss, evaluate, log_frequency, make_mod
 
 # %% ../nbs/31_bench.ipynb #fc054963
 def plain_pairs(
-    similarity:Similarity,  # any
-    query_side:tuple,       # of T positions
-    item_side:tuple,        # of R shared negatives, (R, ...), or own ones, (T, R, ...)
-    pos:Tensor,             # score of each positive, (T,)
-    hit:Tensor,             # negatives that are the positive itself, (T, R), bool
-) -> Tensor:                # 0-dim
+    similarity: Similarity,  # any
+    query_side: tuple,  # of T positions
+    item_side: tuple,  # of R shared negatives, (R, ...), or own ones, (T, R, ...)
+    pos: Tensor,  # score of each positive, (T,)
+    hit: Tensor,  # negatives that are the positive itself, (T, R), bool
+) -> Tensor:  # 0-dim
     "Sampled softmax over scores that are all held at once."
     neg = similarity.scores(query_side, item_side).masked_fill(hit, -torch.inf)
     return F.cross_entropy(torch.cat([pos[:, None], neg], 1), torch.zeros(len(pos), dtype=torch.int64))
 
 # %% ../nbs/31_bench.ipynb #bf9426ce
 def plain_loss(
-    similarity:Similarity,      # any
-    queries:Tensor,             # (T, D)
-    items:Tensor,               # item table, (N, D)
-    targets:Tensor,             # next items, (T,), int64
-    negatives:Tensor,           # shared, (R,), or own, (T, R), int64
-    users:Tensor|None=None,     # dense user id of each position, (T,), int64
-) -> Tensor:                    # 0-dim
+    similarity: Similarity,  # any
+    queries: Tensor,  # (T, D)
+    items: Tensor,  # item table, (N, D)
+    targets: Tensor,  # next items, (T,), int64
+    negatives: Tensor,  # shared, (R,), or own, (T, R), int64
+    users: Tensor | None = None,  # dense user id of each position, (T,), int64
+) -> Tensor:  # 0-dim
     "Sampled softmax with a similarity, everything through autograd."
     q = similarity.query_side(queries, users)
     pos, penalty = similarity.positive(q, similarity.item_side(F.embedding(targets, items)))
     x = similarity.item_side(F.embedding(negatives.flatten(), items))
-    if negatives.dim() == 2: x = tuple(t.unflatten(0, negatives.shape) for t in x)
+    if negatives.dim() == 2:
+        x = tuple(t.unflatten(0, negatives.shape) for t in x)
     return plain_pairs(similarity, q, x, pos, negatives == targets[:, None]) + penalty
 
 # %% ../nbs/31_bench.ipynb #e31303b9
-def pair_flops(mol:MoL) -> int:  # FLOP, forward and backward
+def pair_flops(mol: MoL) -> int:  # FLOP, forward and backward
     "Matrix products of one pair."
-    G, gate = mol.n_query*mol.n_item, mol.gate_pair
-    return 3*(2*G*mol.width + (2*sum(p.numel() for p in gate.parameters() if p.dim() == 2) if gate else 0))
+    G, gate = mol.n_query * mol.n_item, mol.gate_pair
+    return 3 * (2 * G * mol.width + (2 * sum(p.numel() for p in gate.parameters() if p.dim() == 2) if gate else 0))
 
-def position_flops(mol:MoL) -> int:  # FLOP, forward and backward
+
+def position_flops(mol: MoL) -> int:  # FLOP, forward and backward
     "Matrix products of one position on the query side."
     weights = [*mol.query_net.parameters(), *(mol.gate_query.parameters() if mol.gate_query else ())]
-    return 3*2*sum(p.numel() for p in weights if p.dim() == 2)
+    return 3 * 2 * sum(p.numel() for p in weights if p.dim() == 2)
+
 
 def matmul_rate(
-    n:int=2048,             # rows and columns
-    dtype=torch.float32,    # or torch.bfloat16
-):                          # a call that multiplies two (n, n) matrices: 2 n^3 FLOP
+    n: int = 2048,  # rows and columns
+    dtype=torch.float32,  # or torch.bfloat16
+):  # a call that multiplies two (n, n) matrices: 2 n^3 FLOP
     "The machine's own measure of what is possible."
     a, b, out = (torch.randn(n, n).to(dtype) for _ in range(3))
     return lambda: torch.mm(a, b, out=out)
 
 # %% ../nbs/31_bench.ipynb #325d3168
-def page_faults() -> int: return resource.getrusage(resource.RUSAGE_SELF).ru_minflt  # pages handed to this process so far
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt  # pages handed to this process so far
 
-def kernel_s() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_stime  # seconds inside the kernel so far, all threads
+
+def kernel_s() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_stime  # seconds inside the kernel so far, all threads
 
 # %% ../nbs/31_bench.ipynb #1e85f7ac
 def spent(
-    call,                       # what to time
-    clock=time.perf_counter,    # seconds
-) -> tuple[float, float]:       # seconds of the clock, and seconds inside the kernel
+    call,  # what to time
+    clock=time.perf_counter,  # seconds
+) -> tuple[float, float]:  # seconds of the clock, and seconds inside the kernel
     "Cost of one call."
     began, kernel = clock(), kernel_s()
     call()
     return clock() - began, kernel_s() - kernel
 
+
 def in_turn(
-    calls:dict,                 # name to what is timed
-    rounds:int,                 # how often each is called
-    warm:bool=True,             # call each once before
-    clock=time.perf_counter,    # seconds
-) -> dict:                      # name to (rounds, 2): seconds, and seconds inside the kernel
+    calls: dict,  # name to what is timed
+    rounds: int,  # how often each is called
+    warm: bool = True,  # call each once before
+    clock=time.perf_counter,  # seconds
+) -> dict:  # name to (rounds, 2): seconds, and seconds inside the kernel
     "Time several calls in turn, A B A B."
-    if warm: [call() for call in calls.values()]
+    if warm:
+        [call() for call in calls.values()]
     times = [[spent(call, clock) for call in calls.values()] for _ in range(rounds)]
     return {name: np.array([t[i] for t in times]) for i, name in enumerate(calls)}
 
 # %% ../nbs/31_bench.ipynb #53d90e94
 def row(
-    part:str,               # step, memory, epoch or ranking
-    what:str,               # what was measured
-    method:str,             # 'dot' or 'mol'
-    values,                 # measurements, in `unit`
-    unit:str='s',           # or MiB
-    baseline:dict|None=None,# row to compare with; `None`: there is none
-    least:float|None=None,  # bar on the ratio
-    most:float|None=None,   # bar on the median
-    **more,                 # further columns
+    part: str,  # step, memory, epoch or ranking
+    what: str,  # what was measured
+    method: str,  # 'dot' or 'mol'
+    values,  # measurements, in `unit`
+    unit: str = 's',  # or MiB
+    baseline: dict | None = None,  # row to compare with; `None`: there is none
+    least: float | None = None,  # bar on the ratio
+    most: float | None = None,  # bar on the median
+    **more,  # further columns
 ) -> dict:
     "One row of the table."
-    p20, p50, p80 = (float(q) for q in np.quantile(values, [.2, .5, .8]))
-    ratio = baseline['p50']/p50 if baseline else np.nan
+    p20, p50, p80 = (float(q) for q in np.quantile(values, [0.2, 0.5, 0.8]))
+    ratio = baseline['p50'] / p50 if baseline else np.nan
     bar = f'at least {least:g}x' if least else f'at most {most:.3g} {unit}' if most else ''
     met = (ratio >= least if least else p50 <= most) if bar else None
-    return dict(part=part, what=what, method=method, unit=unit, p20=p20, p50=p50, p80=p80, n=len(values), baseline=baseline['what'] if baseline else '',
-                ratio=ratio, bar=bar, verdict={True: 'met', False: 'missed', None: ''}[met if met is None else bool(met)], **more)
+    return dict(
+        part=part,
+        what=what,
+        method=method,
+        unit=unit,
+        p20=p20,
+        p50=p50,
+        p80=p80,
+        n=len(values),
+        baseline=baseline['what'] if baseline else '',
+        ratio=ratio,
+        bar=bar,
+        verdict={True: 'met', False: 'missed', None: ''}[met if met is None else bool(met)],
+        **more,
+    )
 
 # %% ../nbs/31_bench.ipynb #f9b162b5
 class Step:
     "Forward and backward of MoL with sampled softmax, on random embeddings."
+
     def __init__(
         self,
-        scope:str='whole',      # 'pairs': from components on; 'whole': from embeddings on
-        mix_dropout:float=.2,   # of the mixture
-        positions:int=14_000,   # T
-        n_negatives:int=128,    # R, shared by all positions
-        n_items:int=3706,       # N
-        n_users:int=6040,       # rows of the user table
+        scope: str = 'whole',  # 'pairs': from components on; 'whole': from embeddings on
+        mix_dropout: float = 0.2,  # of the mixture
+        positions: int = 14_000,  # T
+        n_negatives: int = 128,  # R, shared by all positions
+        n_items: int = 3706,  # N
+        n_users: int = 6040,  # rows of the user table
     ):
         torch.manual_seed(0)
-        self.mol = mol = MoL(50, n_uid=1, uid_rows=n_users, item_dropout=0., mix_dropout=mix_dropout)
+        self.mol = mol = MoL(50, n_uid=1, uid_rows=n_users, item_dropout=0.0, mix_dropout=mix_dropout)
         queries, items = torch.randn(positions, 50), torch.randn(n_items, 50)
         self.targets, self.negatives = torch.randint(n_items, (positions,)), torch.randint(n_items, (n_negatives,))
-        users = torch.arange(positions)*n_users//positions
+        users = torch.arange(positions) * n_users // positions
         q, x = mol.query_side(queries, users), mol.item_side(items)
         pos, _ = mol.positive(q, tuple(t[self.targets] for t in x))
         pairs = q[0], q[1], *(t[self.negatives] for t in x), pos
@@ -151,62 +173,90 @@ class Step:
         self.leaves = [*self.given, *(mol if scope == 'whole' else mol.gate_pair).parameters()]
 
 # %% ../nbs/31_bench.ipynb #2801ece6
-forms = {'plain': (None, None), 'tiles fp32': ('fp32', 'torch'), 'tiles bf16': ('bf16', 'torch'), 'fp32': ('fp32', 'auto'), 'bf16': ('bf16', 'auto')}   # precision, impl
+forms = {
+    'plain': (None, None),
+    'tiles fp32': ('fp32', 'torch'),
+    'tiles bf16': ('bf16', 'torch'),
+    'fp32': ('fp32', 'auto'),
+    'bf16': ('bf16', 'auto'),
+}  # precision, impl
 
-def forms_of(mol:MoL) -> list[str]:
+
+def forms_of(mol: MoL) -> list[str]:
     "What is measured: the tiles in torch multiply bf16 only where the processor does, elsewhere that is emulated and takes minutes."
     return [form for form in forms if form != 'tiles bf16' or step_library(mol, 'bf16')]
 
+
 def loss(
-    self:Step,
-    form:str,       # as in `forms`
-) -> Tensor:        # 0-dim
+    self: Step,
+    form: str,  # as in `forms`
+) -> Tensor:  # 0-dim
     "The step's loss in one form."
     mol, targets, negatives, (precision, impl) = self.mol, self.targets, self.negatives, forms[form]
     if self.scope == 'whole':
-        if form == 'plain': return plain_loss(mol, *self.given, targets, negatives, self.users)
-        return sampled_loss(mol, *self.given, targets, negatives[None], len(targets), self.users, precision=precision, impl=impl)
+        if form == 'plain':
+            return plain_loss(mol, *self.given, targets, negatives, self.users)
+        return sampled_loss(
+            mol, *self.given, targets, negatives[None], len(targets), self.users, precision=precision, impl=impl
+        )
     f, a, g, b, pos = self.given
-    if form == 'plain': return plain_pairs(mol, (f, a), (g, b), pos, negatives == targets[:, None])
+    if form == 'plain':
+        return plain_pairs(mol, (f, a), (g, b), pos, negatives == targets[:, None])
     plan = shared_plan(mol, softmax_criterion, negatives[None], targets, len(targets), precision, impl=impl)
     return pair_loss(mol, plan, (f, a, self.norms), (g[None], b[None]), pos)
 
-def gradients(self:Step, form:str) -> tuple:
+
+def gradients(self: Step, form: str) -> tuple:
     "Forward and backward: the gradient of every leaf."
     torch.manual_seed(1)
     return torch.autograd.grad(self.loss(form), self.leaves)
 
+
 Step.loss, Step.gradients = loss, gradients
 
 # %% ../nbs/31_bench.ipynb #d0399285
-tolerances = {form: dict(fp32=1e-5, bf16=.03)[precision] for form, (precision, _) in forms.items() if precision}
+tolerances = {form: dict(fp32=1e-5, bf16=0.03)[precision] for form, (precision, _) in forms.items() if precision}
+
 
 def worst_gap(
-    ours:tuple,     # gradients
-    truth:tuple,    # of the plain form, in the same order
-) -> float:         # norm of the difference over the norm, the largest of all tensors
+    ours: tuple,  # gradients
+    truth: tuple,  # of the plain form, in the same order
+) -> float:  # norm of the difference over the norm, the largest of all tensors
     "How far gradients are from the plain form's."
-    return max(((a - b).norm()/b.norm().clamp(min=1e-12)).item() for a, b in zip(ours, truth))
+    return max(((a - b).norm() / b.norm().clamp(min=1e-12)).item() for a, b in zip(ours, truth))
 
-def check_gradients(step:Step) -> dict:  # form to gap
+
+def check_gradients(step: Step) -> dict:  # form to gap
     "Every form of ours against the plain one."
     truth = step.gradients('plain')
     gaps = {form: worst_gap(step.gradients(form), truth) for form in forms_of(step.mol) if form in tolerances}
     for form, gap in gaps.items():
-        if not gap < tolerances[form]: raise RuntimeError(f'{form}: gradients are {gap:.1e} from the plain form, wanted below {tolerances[form]}; times of a wrong step are not shown')
+        if not gap < tolerances[form]:
+            raise RuntimeError(
+                f'{form}: gradients are {gap:.1e} from the plain form, wanted below {tolerances[form]}; times of a wrong step are not shown'
+            )
     return gaps
 
 # %% ../nbs/31_bench.ipynb #0a59c178
-labels = {'plain': 'plain form', 'tiles fp32': 'tiles in torch, fp32', 'tiles bf16': 'tiles in torch, bf16', 'fp32': 'ours, fp32', 'bf16': 'ours, bf16'}
+labels = {
+    'plain': 'plain form',
+    'tiles fp32': 'tiles in torch, fp32',
+    'tiles bf16': 'tiles in torch, bf16',
+    'fp32': 'ours, fp32',
+    'bf16': 'ours, bf16',
+}
 
-def step_label(scope, rate, form): return f'{scope}, {labels[form]}' + (', dropout' if rate else '')
+
+def step_label(scope, rate, form):
+    return f'{scope}, {labels[form]}' + (', dropout' if rate else '')
+
 
 def step_rows(
-    positions:int=14_000,           # T
-    rounds:int=5,                   # timings of each
-    scopes:tuple=('pairs', 'whole'),# see `Step`
-    rates:tuple=(0., .2),           # of mixture dropout
-    matmul:int=2048,                # size of the square matrices that measure the machine
+    positions: int = 14_000,  # T
+    rounds: int = 5,  # timings of each
+    scopes: tuple = ('pairs', 'whole'),  # see `Step`
+    rates: tuple = (0.0, 0.2),  # of mixture dropout
+    matmul: int = 2048,  # size of the square matrices that measure the machine
 ) -> list[dict]:
     "Plain form and ours, in turn with the machine's own matrix products."
     rows, rate_of = [], dict(fp32=torch.float32, bf16=torch.bfloat16)
@@ -215,29 +265,49 @@ def step_rows(
         gaps = check_gradients(step)
         calls = {form: lambda form=form: step.gradients(form) for form in forms_of(step.mol)}
         times = in_turn(calls | {f'matmul {k}': matmul_rate(matmul, v) for k, v in rate_of.items()}, rounds)
-        per_flop = {k: np.median(times[f'matmul {k}'][:, 0])/(2*matmul**3) for k in rate_of}
+        per_flop = {k: np.median(times[f'matmul {k}'][:, 0]) / (2 * matmul**3) for k in rate_of}
         made = {}
         for form in forms_of(step.mol):
             arithmetic = 'bf16' if forms[form][0] == 'bf16' else 'fp32'
-            bound = positions*(128*pair_flops(step.mol)*per_flop[arithmetic] + (scope == 'whole')*position_flops(step.mol)*per_flop['fp32'])
-            goal = {'fp32': 1.3*bound, 'bf16': made['tiles bf16']['p50']/2 if 'tiles bf16' in made else None}.get(form) if scope == 'pairs' else None
-            made[form] = row('step', step_label(scope, rate, form), 'mol', times[form][:, 0], baseline=made.get('plain'), least=6 if (scope, form) == ('whole', 'fp32') else None, most=goal,
-                             bound_s=bound, kernel_s=float(np.median(times[form][:, 1])), gradient_gap=gaps.get(form))
+            bound = positions * (
+                128 * pair_flops(step.mol) * per_flop[arithmetic]
+                + (scope == 'whole') * position_flops(step.mol) * per_flop['fp32']
+            )
+            goal = (
+                {'fp32': 1.3 * bound, 'bf16': made['tiles bf16']['p50'] / 2 if 'tiles bf16' in made else None}.get(form)
+                if scope == 'pairs'
+                else None
+            )
+            made[form] = row(
+                'step',
+                step_label(scope, rate, form),
+                'mol',
+                times[form][:, 0],
+                baseline=made.get('plain'),
+                least=6 if (scope, form) == ('whole', 'fp32') else None,
+                most=goal,
+                bound_s=bound,
+                kernel_s=float(np.median(times[form][:, 1])),
+                gradient_gap=gaps.get(form),
+            )
         rows += made.values()
     return rows
 
 # %% ../nbs/31_bench.ipynb #7a5e4e11
 def resident_mib() -> float:  # MiB
     "Memory of this process now; where there is no /proc, the peak stands for it."
-    try: return int(re.search(r'VmRSS:\s+(\d+) kB', Path('/proc/self/status').read_text())[1])/2**10
-    except OSError: return peak_memory_mib()
+    try:
+        return int(re.search(r'VmRSS:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) / 2**10
+    except OSError:
+        return peak_memory_mib()
+
 
 def step_peak(
-    form:str,           # as in `forms`
-    threads:int=1,      # of torch
-    positions:int=14_000,
-    **kwargs,           # for `Step`
-) -> float:             # MiB above what was resident before the step
+    form: str,  # as in `forms`
+    threads: int = 1,  # of torch
+    positions: int = 14_000,
+    **kwargs,  # for `Step`
+) -> float:  # MiB above what was resident before the step
     "Peak memory of one step; for a process that does nothing else."
     torch.set_num_threads(threads)
     Step(positions=64, **kwargs).gradients(form)
@@ -248,36 +318,59 @@ def step_peak(
 
 # %% ../nbs/31_bench.ipynb #0b42e1ca
 def in_a_process(
-    name:str,               # function of the module
-    module:str='bench',     # of molrec
-    **kwargs,               # its arguments, as JSON
-):                  # what it returns, from JSON
+    name: str,  # function of the module
+    module: str = 'bench',  # of molrec
+    **kwargs,  # its arguments, as JSON
+):  # what it returns, from JSON
     "Call a function in a process of its own."
-    code = f'import json, sys; from molrec import {module}; print(json.dumps({module}.{name}(**json.loads(sys.argv[1]))))'
+    code = (
+        f'import json, sys; from molrec import {module}; print(json.dumps({module}.{name}(**json.loads(sys.argv[1]))))'
+    )
     done = subprocess.run([sys.executable, '-c', code, json.dumps(kwargs)], capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(f'{name}({kwargs}): exit status {done.returncode}' + (' (out of memory?)' if done.returncode < 0 else f': {done.stderr.strip()[-300:]}'))
+    if done.returncode:
+        raise RuntimeError(
+            f'{name}({kwargs}): exit status {done.returncode}'
+            + (' (out of memory?)' if done.returncode < 0 else f': {done.stderr.strip()[-300:]}')
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 # %% ../nbs/31_bench.ipynb #352fdbda
 def memory_rows(
-    positions:int=14_000,            # T
-    scopes:tuple=('pairs', 'whole'), # see `Step`
-    rates:tuple=(0., .2),            # of mixture dropout
+    positions: int = 14_000,  # T
+    scopes: tuple = ('pairs', 'whole'),  # see `Step`
+    rates: tuple = (0.0, 0.2),  # of mixture dropout
 ) -> list[dict]:
     "Peak memory of each form."
     rows = []
     for scope, rate in [(s, r) for s in scopes for r in rates]:
         plain = None
         for form in forms_of(MoL(50)):
-            peak = in_a_process('step_peak', form=form, threads=torch.get_num_threads(), positions=positions, scope=scope, mix_dropout=rate)
-            rows.append(row('memory', step_label(scope, rate, form), 'mol', [peak], 'MiB', baseline=plain, least=10 if plain else None))
+            peak = in_a_process(
+                'step_peak',
+                form=form,
+                threads=torch.get_num_threads(),
+                positions=positions,
+                scope=scope,
+                mix_dropout=rate,
+            )
+            rows.append(
+                row(
+                    'memory',
+                    step_label(scope, rate, form),
+                    'mol',
+                    [peak],
+                    'MiB',
+                    baseline=plain,
+                    least=10 if plain else None,
+                )
+            )
             plain = plain or rows[-1]
     return rows
 
 # %% ../nbs/31_bench.ipynb #5536685e
 def thin(
-    batch:PackedBatch,  # with targets
-    every:int,          # keep the first of so many sequences
+    batch: PackedBatch,  # with targets
+    every: int,  # keep the first of so many sequences
 ) -> PackedBatch:
     "Part of a batch."
     lengths = batch.offsets.diff()
@@ -288,27 +381,29 @@ def thin(
 
 # %% ../nbs/31_bench.ipynb #fa98fcb7
 def trainer(
-    s:Split,                # data
-    c:Config,               # model and loss
-    published:bool=False,   # own negatives for every position, through autograd
-):                          # a call that takes one step on a batch
+    s: Split,  # data
+    c: Config,  # model and loss
+    published: bool = False,  # own negatives for every position, through autograd
+):  # a call that takes one step on a batch
     "A model being trained."
     model, log_q = make_model(c, s), log_frequency(s)
     optimiser = make_optimisers(model, ['joint'], c)['joint']
+
     def step(batch):
         loss = published_loss(model, batch, c.n_negatives) if published else batch_loss(model, batch, 'joint', c, log_q)
         loss.item()  # as training does, to look for NaN
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+
     return step
 
 # %% ../nbs/31_bench.ipynb #b23bc4e5
 def published_loss(
-    model:RetrievalModel,   # encoder and similarity
-    batch:PackedBatch,      # with targets
-    n_negatives:int,        # R
-) -> Tensor:                # 0-dim
+    model: RetrievalModel,  # encoder and similarity
+    batch: PackedBatch,  # with targets
+    n_negatives: int,  # R
+) -> Tensor:  # 0-dim
     "Sampled softmax with negatives of each position's own."
     model.train()
     items, negatives = model.encoder.items, torch.randint(len(model.encoder.items), (len(batch.targets), n_negatives))
@@ -316,116 +411,209 @@ def published_loss(
 
 # %% ../nbs/31_bench.ipynb #f906b176
 batch_settings = dict(n_negatives=128, share=1024, batch_size=128)
-epoch_configs = {'SASRec, dot': Config(similarity='dot', **batch_settings), 'SASRec, MoL 8x4x64, fp32': Config(similarity='mol', n_uid=1, **batch_settings),
-                 'SASRec, MoL 8x4x64, bf16': Config(similarity='mol', n_uid=1, precision='bf16', **batch_settings)}
+epoch_configs = {
+    'SASRec, dot': Config(similarity='dot', **batch_settings),
+    'SASRec, MoL 8x4x64, fp32': Config(similarity='mol', n_uid=1, **batch_settings),
+    'SASRec, MoL 8x4x64, bf16': Config(similarity='mol', n_uid=1, precision='bf16', **batch_settings),
+}
+
 
 def epoch_times(
-    s:Split,                        # data
-    configs:dict=epoch_configs,     # label to settings of ours
-    passes:int=3,                   # epochs
-    every:int=1,                    # batches: all, or one of so many
-    rare:int=16,                    # of the batches taken, the published manner gets one of so many
-    thinning:int=8,                 # and one sequence of so many
-) -> pd.DataFrame:                  # columns what, published, epoch, positions, s
+    s: Split,  # data
+    configs: dict = epoch_configs,  # label to settings of ours
+    passes: int = 3,  # epochs
+    every: int = 1,  # batches: all, or one of so many
+    rare: int = 16,  # of the batches taken, the published manner gets one of so many
+    thinning: int = 8,  # and one sequence of so many
+) -> pd.DataFrame:  # columns what, published, epoch, positions, s
     "Steps of ours on spread batches, in turn with a few in the published manner."
-    ours, theirs = ({k: trainer(s, c, p) for k, c in configs.items() if not p or c.precision == 'fp32'} for p in (False, True))
+    ours, theirs = (
+        {k: trainer(s, c, p) for k, c in configs.items() if not p or c.precision == 'fp32'} for p in (False, True)
+    )
     batches, rows = PackedBatches(s.train, next(iter(configs.values())).batch_size), []
+
     def timed(steps, batch, published, e):
-        rows.extend(dict(what=k, published=published, epoch=e, positions=len(batch.items), s=spent(lambda: step(batch))[0]) for k, step in steps.items())
-    for step in (*ours.values(), *theirs.values()): step(thin(next(batches.epoch(0)), thinning))
+        rows.extend(
+            dict(what=k, published=published, epoch=e, positions=len(batch.items), s=spent(lambda: step(batch))[0])
+            for k, step in steps.items()
+        )
+
+    for step in (*ours.values(), *theirs.values()):
+        step(thin(next(batches.epoch(0)), thinning))
     for e in range(passes):
         taken = [b for i, b in enumerate(batches.epoch(e)) if i % every == e % every]
         for i, batch in enumerate(taken):
             timed(ours, batch, False, e)
-            if i % rare == min(rare, len(taken))//2: timed(theirs, thin(batch, thinning), True, e)
+            if i % rare == min(rare, len(taken)) // 2:
+                timed(theirs, thin(batch, thinning), True, e)
     return pd.DataFrame(rows)
 
 # %% ../nbs/31_bench.ipynb #92196621
 elsewhere = {'SASRec, dot': '143 s', 'SASRec, MoL 8x4x64, fp32': '1,090 to 2,060 s'}  # epochs of the public code
 epoch_bars = {'SASRec, dot': 20, 'SASRec, MoL 8x4x64, fp32': 75, 'SASRec, MoL 8x4x64, bf16': 75}  # seconds
 
+
 def epoch_rows(
-    s:Split,        # data
-    **kwargs,       # for `epoch_times`
+    s: Split,  # data
+    **kwargs,  # for `epoch_times`
 ) -> list[dict]:
     "Seconds of an epoch, scaled by positions."
     times, total = epoch_times(s, **kwargs), int(np.maximum(s.train.lengths - 1, 0).sum())
-    def scaled(part, by): return (lambda g: (g.s/g.positions*total).to_numpy())(part.groupby(by)[['s', 'positions']].sum())
+
+    def scaled(part, by):
+        return (lambda g: (g.s / g.positions * total).to_numpy())(part.groupby(by)[['s', 'positions']].sum())
+
     theirs = times[times.published].reset_index()
-    slow = {what: row('epoch', f'{what.removesuffix(", fp32")}, published manner', 'mol' if 'MoL' in what else 'dot', scaled(part, 'index'), reported_elsewhere=elsewhere.get(what, '')) for what, part in theirs.groupby('what', sort=False)}
-    ours = [row('epoch', what, 'mol' if 'MoL' in what else 'dot', scaled(part, 'epoch'), baseline=slow[what.replace('bf16', 'fp32')], most=epoch_bars.get(what))
-            for what, part in times[~times.published].groupby('what', sort=False)]
+    slow = {
+        what: row(
+            'epoch',
+            f'{what.removesuffix(", fp32")}, published manner',
+            'mol' if 'MoL' in what else 'dot',
+            scaled(part, 'index'),
+            reported_elsewhere=elsewhere.get(what, ''),
+        )
+        for what, part in theirs.groupby('what', sort=False)
+    }
+    ours = [
+        row(
+            'epoch',
+            what,
+            'mol' if 'MoL' in what else 'dot',
+            scaled(part, 'epoch'),
+            baseline=slow[what.replace('bf16', 'fp32')],
+            most=epoch_bars.get(what),
+        )
+        for what, part in times[~times.published].groupby('what', sort=False)
+    ]
     return [*slow.values(), *ours]
 
 # %% ../nbs/31_bench.ipynb #3aa4cb46
-ranking_bars = {'SASRec, dot': (6, '12.6 s'), 'SASRec, MoL 8x4x64, fp32': (10, '41.5 s')}  # seconds; what the public code takes
+ranking_bars = {
+    'SASRec, dot': (6, '12.6 s'),
+    'SASRec, MoL 8x4x64, fp32': (10, '41.5 s'),
+}  # seconds; what the public code takes
+
 
 def ranking_rows(
-    s:Split,        # data
-    rounds:int=5,   # timings of each
+    s: Split,  # data
+    rounds: int = 5,  # timings of each
 ) -> list[dict]:
     "Seconds to rank the catalogue for all test users."
     models = {what: make_model(epoch_configs[what], s) for what in ranking_bars}
     times = in_turn({what: lambda m=m: evaluate(m, s.test, 200) for what, m in models.items()}, rounds)
-    return [row('ranking', what.removesuffix(', fp32'), 'mol' if 'MoL' in what else 'dot', times[what][:, 0], most=bar, reported_elsewhere=reported) for what, (bar, reported) in ranking_bars.items()]
+    return [
+        row(
+            'ranking',
+            what.removesuffix(', fp32'),
+            'mol' if 'MoL' in what else 'dot',
+            times[what][:, 0],
+            most=bar,
+            reported_elsewhere=reported,
+        )
+        for what, (bar, reported) in ranking_bars.items()
+    ]
 
 # %% ../nbs/31_bench.ipynb #c48678ff
-def digits(x): return '' if pd.isna(x) else f'{x:,.0f}' if abs(x) >= 100 else f'{x:.3g}'
+def digits(x):
+    return '' if pd.isna(x) else f'{x:,.0f}' if abs(x) >= 100 else f'{x:.3g}'
+
 
 def text_table(
-    table:pd.DataFrame,  # as `training` gives it
-) -> pd.DataFrame:       # strings
+    table: pd.DataFrame,  # as `training` gives it
+) -> pd.DataFrame:  # strings
     "The table for people."
-    t = table.reindex(columns=[*table.columns, *{'bound_s', 'kernel_s', 'gradient_gap', 'reported_elsewhere'}.difference(table.columns)])
-    return pd.DataFrame({
-        '': t.part, 'what': t.what, 'median': t.p50.map(digits) + ' ' + t.unit, '20th to 80th percentile': t.p20.map(digits) + ' to ' + t.p80.map(digits),
-        'ratio': t.ratio.map(lambda x: x and digits(x) and f'{digits(x)}x'), 'bar': t.bar, 'verdict': t.verdict, 'arithmetic bound': t.bound_s.map(lambda x: digits(x) and f'{digits(x)} s'),
-        'in the kernel': t.kernel_s.map(lambda x: digits(x) and f'{digits(x)} s'), 'gradient gap': t.gradient_gap.map(lambda x: '' if pd.isna(x) else f'{x:.0e}'),
-        'reported elsewhere': t.reported_elsewhere.fillna('')}).fillna('')
+    t = table.reindex(
+        columns=[
+            *table.columns,
+            *{'bound_s', 'kernel_s', 'gradient_gap', 'reported_elsewhere'}.difference(table.columns),
+        ]
+    )
+    return pd.DataFrame(
+        {
+            '': t.part,
+            'what': t.what,
+            'median': t.p50.map(digits) + ' ' + t.unit,
+            '20th to 80th percentile': t.p20.map(digits) + ' to ' + t.p80.map(digits),
+            'ratio': t.ratio.map(lambda x: x and digits(x) and f'{digits(x)}x'),
+            'bar': t.bar,
+            'verdict': t.verdict,
+            'arithmetic bound': t.bound_s.map(lambda x: digits(x) and f'{digits(x)} s'),
+            'in the kernel': t.kernel_s.map(lambda x: digits(x) and f'{digits(x)} s'),
+            'gradient gap': t.gradient_gap.map(lambda x: '' if pd.isna(x) else f'{x:.0e}'),
+            'reported elsewhere': t.reported_elsewhere.fillna(''),
+        }
+    ).fillna('')
+
 
 def markdown(
-    text:pd.DataFrame,  # strings
+    text: pd.DataFrame,  # strings
 ) -> str:
     "A Markdown table."
-    lines = [text.columns, ['---']*text.shape[1], *(map(markdown_text, row) for row in text.itertuples(index=False))]
+    lines = [text.columns, ['---'] * text.shape[1], *(map(markdown_text, row) for row in text.itertuples(index=False))]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 # %% ../nbs/31_bench.ipynb #4efbfb4b
 def training_figure(
-    table:pd.DataFrame,  # as `training` gives it
+    table: pd.DataFrame,  # as `training` gives it
 ) -> Figure:
     "All times, on one axis."
     t = table[table.unit == 's'].reset_index(drop=True)
     with mpl.rc_context(theme):
-        fig = Figure(figsize=(7.2, .29*len(t) + 1), layout='constrained')
+        fig = Figure(figsize=(7.2, 0.29 * len(t) + 1), layout='constrained')
         ax = fig.subplots()
         for y, r in enumerate(t.itertuples()):
             base = not r.baseline and r.part in ('step', 'epoch')
             style = dict(color='#8C8C8C', marker=method_style(r.method)['marker']) if base else method_style(r.method)
-            ax.plot([r.p20, r.p80], [y, y], color=style['color'], lw=1.8, alpha=.75, solid_capstyle='round')
+            ax.plot([r.p20, r.p80], [y, y], color=style['color'], lw=1.8, alpha=0.75, solid_capstyle='round')
             ax.plot(r.p50, y, **style, ms=6, ls='')
-            if r.bar.startswith('at most'): ax.plot([float(r.bar.split()[2])]*2, [y - .35, y + .35], color='black', lw=1.4)
-            if pd.notna(getattr(r, 'bound_s', np.nan)): ax.plot([r.bound_s]*2, [y - .35, y + .35], color='#444444', lw=1, ls=':')
+            if r.bar.startswith('at most'):
+                ax.plot([float(r.bar.split()[2])] * 2, [y - 0.35, y + 0.35], color='black', lw=1.4)
+            if pd.notna(getattr(r, 'bound_s', np.nan)):
+                ax.plot([r.bound_s] * 2, [y - 0.35, y + 0.35], color='#444444', lw=1, ls=':')
         rows_axis(ax, t.part + ': ' + t.what, 'seconds')
         ax.set_xscale('log')
-        fig.legend(handles=figure_key(), loc='outside upper right', ncols=5, frameon=False, borderpad=0, handletextpad=.5, columnspacing=1.5)
+        fig.legend(
+            handles=figure_key(),
+            loc='outside upper right',
+            ncols=5,
+            frameon=False,
+            borderpad=0,
+            handletextpad=0.5,
+            columnspacing=1.5,
+        )
     return fig
+
 
 def figure_key():
     "What the marks mean."
-    looks = (method_style('mol'), 'ours, MoL'), (method_style('dot'), 'ours, dot'), (dict(color='#8C8C8C', marker='D'), 'baseline')
-    return [*(Line2D([], [], **style, ms=6, lw=1.8, label=label) for style, label in looks), Line2D([], [], color='black', marker='|', ms=9, ls='', label='bar'), Line2D([], [], color='#444444', ls=':', lw=1, label='arithmetic bound')]
+    looks = (
+        (method_style('mol'), 'ours, MoL'),
+        (method_style('dot'), 'ours, dot'),
+        (dict(color='#8C8C8C', marker='D'), 'baseline'),
+    )
+    return [
+        *(Line2D([], [], **style, ms=6, lw=1.8, label=label) for style, label in looks),
+        Line2D([], [], color='black', marker='|', ms=9, ls='', label='bar'),
+        Line2D([], [], color='#444444', ls=':', lw=1, label='arithmetic bound'),
+    ]
 
 # %% ../nbs/31_bench.ipynb #c592adc9
-budgets = dict(quick=dict(rounds=3, rates=(.2,), passes=3, every=12, rare=4), full=dict(rounds=5, rates=(0., .2), passes=3, every=1, rare=16))
+budgets = dict(
+    quick=dict(rounds=3, rates=(0.2,), passes=3, every=12, rare=4),
+    full=dict(rounds=5, rates=(0.0, 0.2), passes=3, every=1, rare=16),
+)
+
 
 def training(
-    out:Path='reports/bench',   # folder for the results, made if absent
-    quick:bool=False,           # fewer repetitions, a sample of each epoch
-) -> pd.DataFrame:              # one row per measurement
+    out: Path = 'reports/bench',  # folder for the results, made if absent
+    quick: bool = False,  # fewer repetitions, a sample of each epoch
+) -> pd.DataFrame:  # one row per measurement
     "`molrec bench training`: step, memory, epoch, ranking."
     b, rows = budgets['quick' if quick else 'full'], []
-    def part(number, text): print(f'[{number}/4] {text}', flush=True)
+
+    def part(number, text):
+        print(f'[{number}/4] {text}', flush=True)
+
     part(1, 'memory of a step, each form in a process of its own')
     rows += memory_rows(rates=b['rates'])
     part(2, f'time of a step, {b["rounds"]} rounds in turn')
@@ -441,25 +629,32 @@ def training(
 def machine() -> dict:
     "Where it was measured."
     e = environment()
-    return dict(threads=torch.get_num_threads(), torch=torch.__version__, cpu=e['cpu'], cpu_capability=e['cpu_capability'])
+    return dict(
+        threads=torch.get_num_threads(), torch=torch.__version__, cpu=e['cpu'], cpu_capability=e['cpu_capability']
+    )
+
 
 def write_bench(
-    table:pd.DataFrame,  # all rows, with the machine they were measured on
-    text:pd.DataFrame,   # the same, to be read
-    figure:Figure,       # of it
-    path:Path,           # of the files, without an ending
-) -> pd.DataFrame:       # `table`
+    table: pd.DataFrame,  # all rows, with the machine they were measured on
+    text: pd.DataFrame,  # the same, to be read
+    figure: Figure,  # of it
+    path: Path,  # of the files, without an ending
+) -> pd.DataFrame:  # `table`
     "CSV, figure and Markdown, and the table on the screen."
     m = table.iloc[0]
-    note = f'{m.cpu}, {m.threads} threads, torch {m.torch}, {m.cpu_capability}.' + ' A sample (`--quick`).'*bool(m.quick)
+    note = f'{m.cpu}, {m.threads} threads, torch {m.torch}, {m.cpu_capability}.' + ' A sample (`--quick`).' * bool(
+        m.quick
+    )
     save_figure(figure, path, table)
-    with atomic_path(path.with_suffix('.md')) as aside: aside.write_text(f'{markdown(text)}\n{note}\n')
+    with atomic_path(path.with_suffix('.md')) as aside:
+        aside.write_text(f'{markdown(text)}\n{note}\n')
     print(text.to_string(index=False), note, f'{path.parent.name}/{path.name}.csv, .md, .svg, .png', sep='\n')
     return table
 
+
 def write_training(
-    table:pd.DataFrame,  # all rows
-    out:Path,            # folder
-) -> pd.DataFrame:       # `table`
+    table: pd.DataFrame,  # all rows
+    out: Path,  # folder
+) -> pd.DataFrame:  # `table`
     "The files of `molrec bench training`."
-    return write_bench(table, text_table(table), training_figure(table), Path(out)/'training')
+    return write_bench(table, text_table(table), training_figure(table), Path(out) / 'training')

@@ -24,7 +24,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
-from .bench import digits, in_a_process, in_turn, machine, matmul_rate, resident_mib, row, spent, text_table, thin, trainer, worst_gap, write_bench
+from molrec.bench import (
+    digits,
+    in_a_process,
+    in_turn,
+    machine,
+    matmul_rate,
+    resident_mib,
+    row,
+    spent,
+    text_table,
+    thin,
+    trainer,
+    worst_gap,
+    write_bench,
+)
 from .bert4rec import BERT4Rec, hidden, with_one_more
 from .core import Config, peak_memory_mib
 from .data import PackedBatch, PackedBatches, Sequences, Split, pack_pairs
@@ -36,9 +50,9 @@ from .train import make_encoder, prepare
 
 # %% ../nbs/31a_bench_encoders.ipynb #4c55a8ec
 def random_batch(
-    lengths:list[int],  # positions of each sequence
-    n_items:int,        # N
-    seed:int=0,         # of the draw
+    lengths: list[int],  # positions of each sequence
+    n_items: int,  # N
+    seed: int = 0,  # of the draw
 ) -> PackedBatch:
     "Random sequences of given lengths, with targets and times."
     rng, offsets = np.random.default_rng(seed), np.append(0, np.cumsum(np.array(lengths) + 1))
@@ -47,16 +61,17 @@ def random_batch(
 
 # %% ../nbs/31a_bench_encoders.ipynb #2715c421
 def real(
-    offsets:Tensor,     # (S+1,), int64
-    n:int,              # padded length
-) -> Tensor:            # (S, n), bool
+    offsets: Tensor,  # (S+1,), int64
+    n: int,  # padded length
+) -> Tensor:  # (S, n), bool
     "Which cells hold something."
     return torch.arange(n)[None] < offsets.diff()[:, None]
 
+
 def padded(
-    x:Tensor,           # packed, (T, ...)
-    cells:Tensor,       # as `real` gives them, (S, n)
-) -> Tensor:            # (S, n, ...)
+    x: Tensor,  # packed, (T, ...)
+    cells: Tensor,  # as `real` gives them, (S, n)
+) -> Tensor:  # (S, n, ...)
     "Every sequence followed by zeros."
     out = x.new_zeros(*cells.shape, *x.shape[1:])
     out[cells] = x
@@ -64,33 +79,36 @@ def padded(
 
 # %% ../nbs/31a_bench_encoders.ipynb #4f3885dd
 def drop(
-    module:nn.Module,   # encoder or block, with a rate
-    x:Tensor,           # any shape
+    module: nn.Module,  # encoder or block, with a rate
+    x: Tensor,  # any shape
 ) -> Tensor:
     "torch's dropout at the module's rate."
     return F.dropout(x, module.dropout.p, module.training)
 
+
 def masked_attention(
-    q:Tensor,           # (S, n, D)
-    k:Tensor,           # (S, n, D)
-    v:Tensor,           # (S, n, D)
-    n_heads:int,        # h, divides D
-    mask:Tensor,        # which keys a position sees, bool, (n, n) or (S, 1, 1, n)
-) -> Tensor:            # (S, n, D)
+    q: Tensor,  # (S, n, D)
+    k: Tensor,  # (S, n, D)
+    v: Tensor,  # (S, n, D)
+    n_heads: int,  # h, divides D
+    mask: Tensor,  # which keys a position sees, bool, (n, n) or (S, 1, 1, n)
+) -> Tensor:  # (S, n, D)
     "torch's attention, over padding too."
     q, k, v = (x.unflatten(2, (n_heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 # %% ../nbs/31a_bench_encoders.ipynb #6bb4fb4d
 def plain_sasrec(
-    encoder:SASRec,     # weights
-    batch:PackedBatch,
-) -> Tensor:            # (T, D)
+    encoder: SASRec,  # weights
+    batch: PackedBatch,
+) -> Tensor:  # (T, D)
     "SASRec over rows of `max_length` cells."
     cells, n = real(batch.offsets, encoder.max_length), encoder.max_length
-    x = drop(encoder, encoder.item_table(padded(batch.items, cells))*encoder.dim**.5 + encoder.position_table.weight)
-    for block in encoder.blocks: x = plain_sasrec_block(block, x, torch.ones(n, n, dtype=torch.bool).tril())
+    x = drop(encoder, encoder.item_table(padded(batch.items, cells)) * encoder.dim**0.5 + encoder.position_table.weight)
+    for block in encoder.blocks:
+        x = plain_sasrec_block(block, x, torch.ones(n, n, dtype=torch.bool).tril())
     return encoder.norm(x)[cells]
+
 
 def plain_sasrec_block(block, x, mask):
     "x: (S, n, D); mask: (n, n)."
@@ -101,19 +119,22 @@ def plain_sasrec_block(block, x, mask):
 
 # %% ../nbs/31a_bench_encoders.ipynb #c574bb8f
 def plain_hstu(
-    encoder:HSTU,       # weights
-    batch:PackedBatch,
-) -> Tensor:            # (T, D)
+    encoder: HSTU,  # weights
+    batch: PackedBatch,
+) -> Tensor:  # (T, D)
     "HSTU over rows of `max_length` cells."
     cells = real(batch.offsets, encoder.max_length)
-    x = drop(encoder, encoder.item_table(padded(batch.items, cells))*encoder.dim**.5 + encoder.position_table.weight)
+    x = drop(encoder, encoder.item_table(padded(batch.items, cells)) * encoder.dim**0.5 + encoder.position_table.weight)
     buckets = plain_buckets(encoder, batch, cells)
-    for block in encoder.blocks: x = plain_hstu_block(block, x, buckets)
+    for block in encoder.blocks:
+        x = plain_hstu_block(block, x, buckets)
     return (F.layer_norm(x, x.shape[2:], eps=1e-6) if encoder.norm else x)[cells]
+
 
 def plain_buckets(encoder, batch, cells):
     "Buckets of every pair, (S, n, n), int64; None without times."
-    if batch.times is None or not encoder.use_time: return None
+    if batch.times is None or not encoder.use_time:
+        return None
     asked = batch.next_times if encoder.next_time else batch.times
     return pair_buckets(padded(asked, cells), padded(batch.times, cells)).long()
 
@@ -121,41 +142,50 @@ def plain_buckets(encoder, batch, cells):
 def plain_hstu_block(block, x, buckets):
     "x: (S, n, D)."
     u, v, q, k = F.silu(F.layer_norm(x, x.shape[2:], eps=1e-6) @ block.split).chunk(4, 2)
-    heard = plain_hstu_attention(block, *(t.unflatten(2, (block.n_heads, -1)).transpose(1, 2) for t in (q, k, v)), buckets)
-    return x + block.out(drop(block, u*F.layer_norm(heard, heard.shape[2:], eps=1e-6)))
+    heard = plain_hstu_attention(
+        block, *(t.unflatten(2, (block.n_heads, -1)).transpose(1, 2) for t in (q, k, v)), buckets
+    )
+    return x + block.out(drop(block, u * F.layer_norm(heard, heard.shape[2:], eps=1e-6)))
+
 
 def plain_hstu_attention(block, q, k, v, buckets):
     "q, k, v: (S, h, n, d)."
     i, j = torch.arange(q.shape[2])[:, None], torch.arange(q.shape[2])[None]
     bias = block.distance[block.span - 1 + j - i][None]
-    if buckets is not None: bias = bias + block.elapsed[buckets]
-    weights = F.silu(q @ k.transpose(2, 3) + bias[:, None])/block.span*(j <= i)
+    if buckets is not None:
+        bias = bias + block.elapsed[buckets]
+    weights = F.silu(q @ k.transpose(2, 3) + bias[:, None]) / block.span * (j <= i)
     return (weights @ v).transpose(1, 2).flatten(2)
 
 # %% ../nbs/31a_bench_encoders.ipynb #e7a02cce
 def plain_gru4rec(
-    encoder:GRU4Rec,    # weights
-    batch:PackedBatch,
-    n:int=200,          # steps
-) -> Tensor:            # (T, D)
+    encoder: GRU4Rec,  # weights
+    batch: PackedBatch,
+    n: int = 200,  # steps
+) -> Tensor:  # (T, D)
     "GRU4Rec over rows of `n` cells."
     cells = real(batch.offsets, n)
-    x = drop(encoder, encoder.item_table(padded(batch.items, cells))*encoder.dim**.5)
+    x = drop(encoder, encoder.item_table(padded(batch.items, cells)) * encoder.dim**0.5)
     return encoder.out(encoder.network(x.transpose(0, 1))[0].transpose(0, 1))[cells]
 
 # %% ../nbs/31a_bench_encoders.ipynb #6af4ff97
 def plain_bert4rec(
-    encoder:BERT4Rec,   # weights
-    items:Tensor,       # (T,), int64
-    offsets:Tensor,     # (S+1,), int64
-    mask:Tensor,        # what is hidden, (T,), bool
-) -> Tensor:            # at the hidden places, (M, D)
+    encoder: BERT4Rec,  # weights
+    items: Tensor,  # (T,), int64
+    offsets: Tensor,  # (S+1,), int64
+    mask: Tensor,  # what is hidden, (T,), bool
+) -> Tensor:  # at the hidden places, (M, D)
     "BERT4Rec over rows of `max_length` + 1 cells."
     cells = real(offsets, encoder.max_length + 1)
-    x = torch.where(padded(mask, cells)[..., None], encoder.mask, encoder.item_table(padded(items, cells)))*encoder.dim**.5
+    x = (
+        torch.where(padded(mask, cells)[..., None], encoder.mask, encoder.item_table(padded(items, cells)))
+        * encoder.dim**0.5
+    )
     x = drop(encoder, encoder.norm(x + encoder.position_table.weight))
-    for block in encoder.blocks: x = plain_bert4rec_block(block, x, cells[:, None, None])
+    for block in encoder.blocks:
+        x = plain_bert4rec_block(block, x, cells[:, None, None])
     return x[cells][mask]
+
 
 def plain_bert4rec_block(block, x, mask):
     "x: (S, n, D); mask: (S, 1, 1, n)."
@@ -166,22 +196,25 @@ def plain_bert4rec_block(block, x, mask):
 # %% ../nbs/31a_bench_encoders.ipynb #a60593b9
 plain_forms = {SASRec: plain_sasrec, HSTU: plain_hstu, GRU4Rec: plain_gru4rec, BERT4Rec: plain_bert4rec}
 
+
 def inputs(
-    encoder:nn.Module,  # one of the four
-    batch:PackedBatch,  # with targets
-) -> tuple:             # arguments of the network
+    encoder: nn.Module,  # one of the four
+    batch: PackedBatch,  # with targets
+) -> tuple:  # arguments of the network
     "What the network reads in training."
-    if not isinstance(encoder, BERT4Rec): return batch,
+    if not isinstance(encoder, BERT4Rec):
+        return (batch,)
     items, offsets = with_one_more(batch.items, batch.offsets, batch.targets[batch.last])
     return items, offsets, hidden(offsets, encoder.rate)
 
 # %% ../nbs/31a_bench_encoders.ipynb #2742f0a3
 class Pass:
     "Forward and backward of an encoder over some batches."
+
     def __init__(
         self,
-        encoder:nn.Module,          # one of the four
-        batches:list[PackedBatch],  # with targets
+        encoder: nn.Module,  # one of the four
+        batches: list[PackedBatch],  # with targets
     ):
         torch.manual_seed(0)
         self.encoder, self.given = encoder.train(), [inputs(encoder, b) for b in batches]
@@ -190,61 +223,81 @@ class Pass:
 
     def outputs(self, form, given):
         "Of one batch, 'plain' or 'packed'."
-        if form == 'plain': return plain_forms[type(self.encoder)](self.encoder, *given)
+        if form == 'plain':
+            return plain_forms[type(self.encoder)](self.encoder, *given)
         return self.encoder.outputs(*given) if isinstance(self.encoder, BERT4Rec) else self.encoder(*given)
 
     def gradients(self, form, given):
         "Outputs of one batch, and the gradient of every weight."
         out = self.outputs(form, given)
-        return out.detach(), *torch.autograd.grad(out, self.weights, self.slopes[:len(out)])
+        return out.detach(), *torch.autograd.grad(out, self.weights, self.slopes[: len(out)])
 
     def __call__(self, form):
-        for given in self.given: self.gradients(form, given)
+        for given in self.given:
+            self.gradients(form, given)
 
 # %% ../nbs/31a_bench_encoders.ipynb #dec0580d
 tolerance = 1e-4
 
+
 def check_pass(
-    p:Pass,             # in training mode, as it is left
-) -> float:             # norm of the difference over the norm, the largest of the outputs and all gradients
+    p: Pass,  # in training mode, as it is left
+) -> float:  # norm of the difference over the norm, the largest of the outputs and all gradients
     "Ours against the plain form."
     p.encoder.eval()
     gap = worst_gap(*(p.gradients(form, p.given[0]) for form in ('packed', 'plain')))
     p.encoder.train()
-    if not gap < tolerance: raise RuntimeError(f'{type(p.encoder).__name__}: {gap:.1e} from the plain form, wanted below {tolerance}; times of a wrong encoder are not shown')
+    if not gap < tolerance:
+        raise RuntimeError(
+            f'{type(p.encoder).__name__}: {gap:.1e} from the plain form, wanted below {tolerance}; times of a wrong encoder are not shown'
+        )
     return gap
 
 # %% ../nbs/31a_bench_encoders.ipynb #da5aa295
 def pass_flops(
-    p:Pass,             # encoder and batches
-) -> int:               # FLOP
+    p: Pass,  # encoder and batches
+) -> int:  # FLOP
     "Matrix products, forward and backward, of what is asked for."
     e = p.encoder
     matrices = sum(w.numel() for name, w in e.named_parameters() if w.dim() == 2 and 'table' not in name)
     offsets = [given[1] if len(given) == 3 else given[0].offsets for given in p.given]
     L = torch.cat([o.diff() for o in offsets])
-    pairs = 0 if isinstance(e, GRU4Rec) else int((L*L).sum()) if isinstance(e, BERT4Rec) else int((L*(L + 1)//2).sum())
-    width = e.blocks[0].out.in_features*len(e.blocks) if pairs else 0
-    return int(L.sum())*6*matrices + pairs*12*width
+    pairs = (
+        0
+        if isinstance(e, GRU4Rec)
+        else int((L * L).sum())
+        if isinstance(e, BERT4Rec)
+        else int((L * (L + 1) // 2).sum())
+    )
+    width = e.blocks[0].out.in_features * len(e.blocks) if pairs else 0
+    return int(L.sum()) * 6 * matrices + pairs * 12 * width
 
 # %% ../nbs/31a_bench_encoders.ipynb #7f6d349c
 published = dict(tie_order='shuffled', batch_size=128, lr=1e-3, decay=False, warmup_steps=1)
 dealt = dict(n_negatives=128, share=128, deal=True)
 large = dict(encoder='hstu', n_blocks=8, n_heads=2, head_dim=25, **published)
 encoder_configs = {
-    'SASRec, 2 blocks': Config(**dealt, **published), 'HSTU, 2 blocks': Config(encoder='hstu', deal=True, **published), 'HSTU-large, 8 blocks': Config(**large),
-    'GRU4Rec': Config(encoder='gru4rec', n_blocks=1, ffn=128, **published), 'BERT4Rec, 2 blocks': Config(encoder='bert4rec', n_heads=2, ffn=200, **dealt, **published)}
-large_configs = {'HSTU-large, dot': Config(**large), 'HSTU-large, MoL 8x4x64': Config(similarity='mol', n_uid=1, **dealt, **large)}
+    'SASRec, 2 blocks': Config(**dealt, **published),
+    'HSTU, 2 blocks': Config(encoder='hstu', deal=True, **published),
+    'HSTU-large, 8 blocks': Config(**large),
+    'GRU4Rec': Config(encoder='gru4rec', n_blocks=1, ffn=128, **published),
+    'BERT4Rec, 2 blocks': Config(encoder='bert4rec', n_heads=2, ffn=200, **dealt, **published),
+}
+large_configs = {
+    'HSTU-large, dot': Config(**large),
+    'HSTU-large, MoL 8x4x64': Config(similarity='mol', n_uid=1, **dealt, **large),
+}
 
 # %% ../nbs/31a_bench_encoders.ipynb #3c9ddfa9
 forms = dict(plain='padded', packed='ours')
 
+
 def pass_rows(
-    s:Split,                        # data
-    configs:dict=encoder_configs,   # label to settings
-    rounds:int=5,                   # timings of each
-    n_batches:int=3,                # in a pass
-    matmul:int=2048,                # size of the square matrices that measure the machine
+    s: Split,  # data
+    configs: dict = encoder_configs,  # label to settings
+    rounds: int = 5,  # timings of each
+    n_batches: int = 3,  # in a pass
+    matmul: int = 2048,  # size of the square matrices that measure the machine
 ) -> list[dict]:
     "Seconds of a pass, both forms in turn."
     rows = []
@@ -254,22 +307,36 @@ def pass_rows(
         p = Pass(make_encoder(c, s), [b for b, _ in zip(batches, range(n_batches))])
         gap, plain = check_pass(p), None
         times = in_turn({form: lambda form=form: p(form) for form in forms} | dict(matmul=matmul_rate(matmul)), rounds)
-        bound = pass_flops(p)*np.median(times['matmul'][:, 0])/(2*matmul**3)
+        bound = pass_flops(p) * np.median(times['matmul'][:, 0]) / (2 * matmul**3)
         for form, label in forms.items():
-            rows.append(row('pass', f'{what}, {label}', 'dot', times[form][:, 0], baseline=plain, least=2 if plain else None, encoder=what, form=form, positions=p.positions,
-                            bound_s=bound, kernel_s=float(np.median(times[form][:, 1])), gradient_gap=gap if plain else np.nan))
-            rows[-1]['positions_per_s'] = p.positions/rows[-1]['p50']
+            rows.append(
+                row(
+                    'pass',
+                    f'{what}, {label}',
+                    'dot',
+                    times[form][:, 0],
+                    baseline=plain,
+                    least=2 if plain else None,
+                    encoder=what,
+                    form=form,
+                    positions=p.positions,
+                    bound_s=bound,
+                    kernel_s=float(np.median(times[form][:, 1])),
+                    gradient_gap=gap if plain else np.nan,
+                )
+            )
+            rows[-1]['positions_per_s'] = p.positions / rows[-1]['p50']
             plain = plain or rows[-1]
     return rows
 
 # %% ../nbs/31a_bench_encoders.ipynb #a4a9164b
 def pass_peak(
-    form:str,               # 'plain' or 'packed'
-    config:dict,            # settings
-    lengths:list[int],      # of the sequences
-    n_items:int,            # N
-    threads:int=1,          # of torch
-) -> float:                 # MiB above what was resident before the pass
+    form: str,  # 'plain' or 'packed'
+    config: dict,  # settings
+    lengths: list[int],  # of the sequences
+    n_items: int,  # N
+    threads: int = 1,  # of torch
+) -> float:  # MiB above what was resident before the pass
     "Peak memory of a pass over one batch; for a process that does nothing else."
     torch.set_num_threads(threads)
     encoder = make_encoder(Config(**config), SimpleNamespace(n_items=n_items))
@@ -281,107 +348,181 @@ def pass_peak(
 
 # %% ../nbs/31a_bench_encoders.ipynb #a467a89e
 def memory_rows(
-    s:Split,                        # data
-    configs:dict=encoder_configs,   # label to settings
+    s: Split,  # data
+    configs: dict = encoder_configs,  # label to settings
 ) -> list[dict]:
     "Peak memory of each form."
     rows = []
     for what, c in configs.items():
         lengths = next(PackedBatches(s.train, c.batch_size).epoch(0)).offsets.diff().tolist()
         for form, label in forms.items():
-            peak = in_a_process('pass_peak', 'bench_encoders', form=form, config=asdict(c), lengths=lengths, n_items=s.n_items, threads=torch.get_num_threads())
-            rows.append(row('memory', f'{what}, {label}', 'dot', [peak], 'MiB', baseline=rows[-1] if form == 'packed' else None, encoder=what, form=form))
+            peak = in_a_process(
+                'pass_peak',
+                'bench_encoders',
+                form=form,
+                config=asdict(c),
+                lengths=lengths,
+                n_items=s.n_items,
+                threads=torch.get_num_threads(),
+            )
+            rows.append(
+                row(
+                    'memory',
+                    f'{what}, {label}',
+                    'dot',
+                    [peak],
+                    'MiB',
+                    baseline=rows[-1] if form == 'packed' else None,
+                    encoder=what,
+                    form=form,
+                )
+            )
     return rows
 
 # %% ../nbs/31a_bench_encoders.ipynb #a044cd0c
 def large_times(
-    s:Split,                        # data
-    configs:dict=large_configs,     # label to settings
-    passes:int=3,                   # epochs
-    every:int=1,                    # batches: all, or one of so many
-) -> pd.DataFrame:                  # columns what, epoch, positions, s
+    s: Split,  # data
+    configs: dict = large_configs,  # label to settings
+    passes: int = 3,  # epochs
+    every: int = 1,  # batches: all, or one of so many
+) -> pd.DataFrame:  # columns what, epoch, positions, s
     "Training steps on spread batches, in turn."
     steps, rows = {what: trainer(s, c) for what, c in configs.items()}, []
     batches = PackedBatches(s.train, next(iter(configs.values())).batch_size)
-    for step in steps.values(): step(thin(next(batches.epoch(0)), 8))
+    for step in steps.values():
+        step(thin(next(batches.epoch(0)), 8))
     for e in range(passes):
         for i, batch in enumerate(batches.epoch(e)):
-            if i % every == e % every: rows += [dict(what=what, epoch=e, positions=len(batch.items), s=spent(lambda: step(batch))[0]) for what, step in steps.items()]
+            if i % every == e % every:
+                rows += [
+                    dict(what=what, epoch=e, positions=len(batch.items), s=spent(lambda: step(batch))[0])
+                    for what, step in steps.items()
+                ]
     return pd.DataFrame(rows)
 
 # %% ../nbs/31a_bench_encoders.ipynb #c5dee925
-large_bars = {'HSTU-large, dot': (75, '296 s'), 'HSTU-large, MoL 8x4x64': (150, '1,955 s')}  # seconds; what the public reference took
+large_bars = {
+    'HSTU-large, dot': (75, '296 s'),
+    'HSTU-large, MoL 8x4x64': (150, '1,955 s'),
+}  # seconds; what the public reference took
+
 
 def large_rows(
-    s:Split,        # data
-    **kwargs,       # for `large_times`
+    s: Split,  # data
+    **kwargs,  # for `large_times`
 ) -> list[dict]:
     "Seconds of an epoch, scaled by positions."
     total, rows = int(np.maximum(s.train.lengths - 1, 0).sum()), []
     for what, part in large_times(s, **kwargs).groupby('what', sort=False):
         g, (bar, reported) = part.groupby('epoch')[['s', 'positions']].sum(), large_bars.get(what, (None, ''))
-        rows.append(row('epoch', what, 'mol' if 'MoL' in what else 'dot', (g.s/g.positions*total).to_numpy(), most=bar, encoder=what.split(',')[0], form='packed', reported_elsewhere=reported))
+        rows.append(
+            row(
+                'epoch',
+                what,
+                'mol' if 'MoL' in what else 'dot',
+                (g.s / g.positions * total).to_numpy(),
+                most=bar,
+                encoder=what.split(',')[0],
+                form='packed',
+                reported_elsewhere=reported,
+            )
+        )
     return rows
 
 # %% ../nbs/31a_bench_encoders.ipynb #acf1f9ec
 def encoders_text(
-    table:pd.DataFrame,  # as `encoders` gives it
-) -> pd.DataFrame:       # strings
+    table: pd.DataFrame,  # as `encoders` gives it
+) -> pd.DataFrame:  # strings
     "The table for people."
     t = table.fillna(dict(baseline='', bar='', verdict='', reported_elsewhere=''))
     text = text_table(t)
     text.insert(2, 'positions/s', t.positions_per_s.map(digits))
-    text.insert(9, 'of the bound', (t.bound_s/t.p50).map(lambda x: '' if pd.isna(x) else f'{x:.0%}'))
+    text.insert(9, 'of the bound', (t.bound_s / t.p50).map(lambda x: '' if pd.isna(x) else f'{x:.0%}'))
     return text
 
 # %% ../nbs/31a_bench_encoders.ipynb #484762e6
 def encoders_figure(
-    table:pd.DataFrame,  # as `encoders` gives it
+    table: pd.DataFrame,  # as `encoders` gives it
 ) -> Figure:
     "Positions per second of both forms, with their ratio."
     t = table[table.part == 'pass']
     names, looks = list(t.encoder.unique()), dict(plain=dict(color='#8C8C8C', marker='s'), packed=method_style('dot'))
     with mpl.rc_context(theme):
-        fig = Figure(figsize=(7.2, .36*len(names) + 1), layout='constrained')
+        fig = Figure(figsize=(7.2, 0.36 * len(names) + 1), layout='constrained')
         ax = fig.subplots()
         for r in t.itertuples():
             y, style = names.index(r.encoder), looks[r.form]
-            ax.plot([r.positions/r.p80, r.positions/r.p20], [y, y], color=style['color'], lw=1.8, alpha=.75, solid_capstyle='round')
+            ax.plot(
+                [r.positions / r.p80, r.positions / r.p20],
+                [y, y],
+                color=style['color'],
+                lw=1.8,
+                alpha=0.75,
+                solid_capstyle='round',
+            )
             ax.plot(r.positions_per_s, y, **style, ms=6, ls='')
-            ax.plot([r.positions/r.bound_s]*2, [y - .35, y + .35], color='#444444', lw=1, ls=':')
-            if r.form == 'packed': ax.annotate(f'{digits(r.ratio)}x', (r.positions_per_s, y), (0, 5), textcoords='offset points', ha='center', fontsize=8)
+            ax.plot([r.positions / r.bound_s] * 2, [y - 0.35, y + 0.35], color='#444444', lw=1, ls=':')
+            if r.form == 'packed':
+                ax.annotate(
+                    f'{digits(r.ratio)}x',
+                    (r.positions_per_s, y),
+                    (0, 5),
+                    textcoords='offset points',
+                    ha='center',
+                    fontsize=8,
+                )
         rows_axis(ax, names, 'training positions per second')
         ax.set_xscale('log')
-        marks = [Line2D([], [], **looks[form], ms=6, lw=1.8, label=label) for form, label in forms.items()] + [Line2D([], [], color='#444444', ls=':', lw=1, label='arithmetic bound')]
-        fig.legend(handles=marks, loc='outside upper right', ncols=3, frameon=False, borderpad=0, handletextpad=.5, columnspacing=1.5)
+        marks = [Line2D([], [], **looks[form], ms=6, lw=1.8, label=label) for form, label in forms.items()] + [
+            Line2D([], [], color='#444444', ls=':', lw=1, label='arithmetic bound')
+        ]
+        fig.legend(
+            handles=marks,
+            loc='outside upper right',
+            ncols=3,
+            frameon=False,
+            borderpad=0,
+            handletextpad=0.5,
+            columnspacing=1.5,
+        )
     return fig
 
 # %% ../nbs/31a_bench_encoders.ipynb #75fbfc29
-encoder_budgets = dict(quick=dict(rounds=3, n_batches=1, passes=3, every=12), full=dict(rounds=15, n_batches=3, passes=3, every=1))
+encoder_budgets = dict(
+    quick=dict(rounds=3, n_batches=1, passes=3, every=12), full=dict(rounds=15, n_batches=3, passes=3, every=1)
+)
+
 
 def encoders(
-    out:Path='reports/bench',       # folder for the results, made if absent
-    quick:bool=False,               # fewer repetitions, a sample of each epoch
-    s:Split|None=None,              # data; None: ML-1M, as the rows split it
-    configs:dict=encoder_configs,   # of passes
-    large:dict=large_configs,       # of epochs
-    matmul:int=2048,                # size of the square matrices that measure the machine
-) -> pd.DataFrame:                  # one row per measurement
+    out: Path = 'reports/bench',  # folder for the results, made if absent
+    quick: bool = False,  # fewer repetitions, a sample of each epoch
+    s: Split | None = None,  # data; None: ML-1M, as the rows split it
+    configs: dict = encoder_configs,  # of passes
+    large: dict = large_configs,  # of epochs
+    matmul: int = 2048,  # size of the square matrices that measure the machine
+) -> pd.DataFrame:  # one row per measurement
     "`molrec bench encoders`: throughput and memory of each encoder, epochs of the largest."
     b, s = encoder_budgets['quick' if quick else 'full'], s or prepare(next(iter(configs.values())))
-    def part(number, text): print(f'[{number}/3] {text}', flush=True)
+
+    def part(number, text):
+        print(f'[{number}/3] {text}', flush=True)
+
     part(1, 'memory of a pass, each form in a process of its own')
     rows = memory_rows(s, configs)
     part(2, f'seconds of a pass, {b["rounds"]} rounds in turn')
     rows += pass_rows(s, configs, b['rounds'], b['n_batches'], matmul)
-    part(3, f'epochs of {" and ".join(large)}, {b["passes"]} of them' + (f', one batch of {b["every"]}' if b['every'] > 1 else ''))
+    part(
+        3,
+        f'epochs of {" and ".join(large)}, {b["passes"]} of them'
+        + (f', one batch of {b["every"]}' if b['every'] > 1 else ''),
+    )
     rows += large_rows(s, configs=large, passes=b['passes'], every=b['every'])
     return write_encoders(pd.DataFrame(rows).assign(quick=quick, **machine()), Path(out))
 
 # %% ../nbs/31a_bench_encoders.ipynb #afe5ec14
 def write_encoders(
-    table:pd.DataFrame,  # all rows
-    out:Path,            # folder
-) -> pd.DataFrame:       # `table`
+    table: pd.DataFrame,  # all rows
+    out: Path,  # folder
+) -> pd.DataFrame:  # `table`
     "The files of `molrec bench encoders`."
-    return write_bench(table, encoders_text(table), encoders_figure(table), Path(out)/'encoders')
+    return write_bench(table, encoders_text(table), encoders_figure(table), Path(out) / 'encoders')

@@ -27,7 +27,10 @@ from .report import document, set_table, style, write
 # %% ../nbs/35_bench_kernels.ipynb #afdfea77
 pages = ('rowwise', 'scan', 'mol_score', 'mol_loss', 'hstu_attention')
 
-def module_names() -> list[str]: return [f'molrec.kernels.{page}' for page in pages]
+
+def module_names() -> list[str]:
+    return [f'molrec.kernels.{page}' for page in pages]
+
 
 def machine_code() -> pd.DataFrame:
     "Registers, spills, scratch memory and tensor-core instructions of every build."
@@ -35,235 +38,353 @@ def machine_code() -> pd.DataFrame:
 
 # %% ../nbs/35_bench_kernels.ipynb #5383fbd4
 def training_work(
-    T:int,          # positions
-    R:int,          # negatives
-    share:int,      # positions that share them
+    T: int,  # positions
+    R: int,  # negatives
+    share: int,  # positions that share them
 ) -> Work:
     "Forward and backward of MoL 8x4x64 with sampled softmax."
     from molrec.kernels.mol_loss import work_mol_loss  # late: it needs Triton
+
     there, back = (work_mol_loss(part, T, R, share, 8, 4, 64, 128) for part in ('forward', 'backward'))
     return Work(there.bytes + back.bytes, {'bf16': there.flops['bf16'] + back.flops['bf16']}, there.exps + back.exps)
 
-def works() -> dict:    # label to Work
+
+def works() -> dict:  # label to Work
     "Calls of a search over 10 and 100 million items with MoL 8x4x64, and of a training step."
     from molrec.kernels import hstu_attention, mol_score, rowwise, scan  # late: they need Triton
+
     found = {}
     for n, label in ((10**7, '10M'), (10**8, '100M')):
         found[f'quantise {label} rows of 64'] = rowwise.work_quantize(n)
-        for B in (1, 32, 64): found[f'stage 1, {label} items, {B} queries'] = scan.work_scan(B, n)
-    for B in (1, 32, 64): found[f"stage 2, k' = 100,000, {B} queries"] = mol_score.work_mol_score(B, 10**5, candidates=True)
+        for B in (1, 32, 64):
+            found[f'stage 1, {label} items, {B} queries'] = scan.work_scan(B, n)
+    for B in (1, 32, 64):
+        found[f"stage 2, k' = 100,000, {B} queries"] = mol_score.work_mol_score(B, 10**5, candidates=True)
     found['MoL alone, 10M items, 32 queries'] = mol_score.work_mol_score(32, 10**7)
     found['training, 12,800 positions, 1,024 negatives'] = training_work(12_800, 1024, 128)
     found['HSTU attention, 128 sequences of 200'] = hstu_attention.work_hstu_attention(128, 200, 2, 25, 25)
     return found
 
 # %% ../nbs/35_bench_kernels.ipynb #242c8c5c
-assumed = dict(memory=.7, other=.4)     # share of the peak; assumptions, not measurements
+assumed = dict(memory=0.7, other=0.4)  # share of the peak; assumptions, not measurements
+
 
 def predicted_ms(
-    work:Work,
-    gpu,            # of `gpus`
+    work: Work,
+    gpu,  # of `gpus`
 ) -> float:
     "The bound over the assumed efficiency."
     seconds, binds = bound(work, gpu)
-    return 1e3*seconds/assumed['memory' if binds == 'memory' else 'other']
+    return 1e3 * seconds / assumed['memory' if binds == 'memory' else 'other']
+
 
 def predictions(
-    k_prime:int=10**5,      # candidates per query
-) -> pd.DataFrame:          # a row per corpus, batch and GPU
+    k_prime: int = 10**5,  # candidates per query
+) -> pd.DataFrame:  # a row per corpus, batch and GPU
     "Predicted times of both stages, and of MoL alone."
     from molrec.kernels import mol_score, scan  # late: they need Triton
+
     rows = []
     for n in (10**7, 10**8):
         for B in (1, 32, 64):
-            first, second, alone = scan.work_scan(B, n, kept=k_prime), mol_score.work_mol_score(B, k_prime, candidates=True), mol_score.work_mol_score(B, n)
+            first, second, alone = (
+                scan.work_scan(B, n, kept=k_prime),
+                mol_score.work_mol_score(B, k_prime, candidates=True),
+                mol_score.work_mol_score(B, n),
+            )
             for name, gpu in gpus.items():
                 one, two, all_ = (predicted_ms(w, gpu) for w in (first, second, alone))
-                rows.append(dict(items=n, queries=B, gpu=name, stage1_ms=one, stage1_binds=bound(first, gpu)[1], stage2_ms=two, stage2_binds=bound(second, gpu)[1], both_ms=one + two, mol_alone_ms=all_, ratio=all_/(one + two)))
+                rows.append(
+                    dict(
+                        items=n,
+                        queries=B,
+                        gpu=name,
+                        stage1_ms=one,
+                        stage1_binds=bound(first, gpu)[1],
+                        stage2_ms=two,
+                        stage2_binds=bound(second, gpu)[1],
+                        both_ms=one + two,
+                        mol_alone_ms=all_,
+                        ratio=all_ / (one + two),
+                    )
+                )
     return pd.DataFrame(rows)
 
 # %% ../nbs/35_bench_kernels.ipynb #22c22f93
 def worst(
-    got,        # a tensor
-    wanted,     # the reference's
-) -> float:     # largest absolute difference; infinite where shapes, NaN or infinities differ
+    got,  # a tensor
+    wanted,  # the reference's
+) -> float:  # largest absolute difference; infinite where shapes, NaN or infinities differ
     "How far a result is from its reference."
-    if got.shape != wanted.shape: return math.inf
+    if got.shape != wanted.shape:
+        return math.inf
     a, b = got.detach().double().flatten(), wanted.detach().double().flatten().to(got.device)
     same = (a == b) | (a.isnan() & b.isnan())
     gap = (a - b).abs()[~same]
-    return 0. if not len(gap) else float('inf') if not gap.isfinite().all() else gap.max().item()
+    return 0.0 if not len(gap) else float('inf') if not gap.isfinite().all() else gap.max().item()
+
 
 def agreement(
-    names=pages,            # modules below `molrec.kernels`
-) -> pd.DataFrame:          # a row per kernel page and case
+    names=pages,  # modules below `molrec.kernels`
+) -> pd.DataFrame:  # a row per kernel page and case
     "Every case of every page, kernel against reference."
     rows = []
     for name in names:
         for label, call in importlib.import_module(f'molrec.kernels.{name}').cases().items():
             gaps = [(worst(g, w), t) for g, w, t in zip(*call())]
-            rows.append(dict(page=name, case=label, worst_gap=max(g for g, _ in gaps), agrees=all(g <= t for g, t in gaps)))
+            rows.append(
+                dict(page=name, case=label, worst_gap=max(g for g, _ in gaps), agrees=all(g <= t for g, t in gaps))
+            )
     return pd.DataFrame(rows)
 
 # %% ../nbs/35_bench_kernels.ipynb #2df8c5b2
 def stage1_calls(
-    n:int,              # items
-    B:int,              # queries
-    k_prime:int,        # candidates
-    device:str='cuda',
-) -> tuple:             # name to call, and Work
+    n: int,  # items
+    B: int,  # queries
+    k_prime: int,  # candidates
+    device: str = 'cuda',
+) -> tuple:  # name to call, and Work
     "Scan and compact, int8, width 64."
     from molrec.h_indexer import Stage1, buffer_size, sample_rank, scan_torch
     from molrec.kernels.scan import h_indexer_scan, work_scan
     from molrec.quantize import quantize
+
     draw = torch.Generator(device).manual_seed(0)
     x = torch.nn.functional.normalize(torch.randn(n, 64, generator=draw, device=device), dim=1)
     stage, q = Stage1(quantize(x), impl='auto' if device == 'cuda' else 'torch'), quantize(x[:B])
-    t = (q.values.float() @ stage.sampled.values.float().T*stage.sampled.scales).topk(max(1, k_prime*len(stage.sampled)//n), 1).values[:, -1]
-    rows, capacity, half, x_half = stage.rows, buffer_size(sample_rank(k_prime, len(stage.sampled)/n), len(stage.sampled)/n), x[:B].bfloat16(), x.bfloat16()
-    calls = {'triton': lambda impl='triton': h_indexer_scan(q.values, rows.values, rows.scales, t, None, capacity, impl=impl),
-             'torch': lambda: scan_torch(q, rows, t, None, 2**26), 'torch bf16 matmul and topk': lambda: (half @ x_half.T).topk(min(n, k_prime), 1, sorted=False)}
+    t = (
+        (q.values.float() @ stage.sampled.values.float().T * stage.sampled.scales)
+        .topk(max(1, k_prime * len(stage.sampled) // n), 1)
+        .values[:, -1]
+    )
+    rows, capacity, half, x_half = (
+        stage.rows,
+        buffer_size(sample_rank(k_prime, len(stage.sampled) / n), len(stage.sampled) / n),
+        x[:B].bfloat16(),
+        x.bfloat16(),
+    )
+    calls = {
+        'triton': lambda impl='triton': h_indexer_scan(
+            q.values, rows.values, rows.scales, t, None, capacity, impl=impl
+        ),
+        'torch': lambda: scan_torch(q, rows, t, None, 2**26),
+        'torch bf16 matmul and topk': lambda: (half @ x_half.T).topk(min(n, k_prime), 1, sorted=False),
+    }
     return calls | peers(x, x[:B], min(n, k_prime)), work_scan(B, n, kept=k_prime)
+
 
 def peers(x, queries, k):
     "FAISS and cuVS, where they are installed for the GPU."
     found = {}
-    if importlib.util.find_spec('faiss') and hasattr(faiss := importlib.import_module('faiss'), 'StandardGpuResources') and k <= 2048:
-        found['faiss-gpu flat'] = lambda resources=faiss.StandardGpuResources(): faiss.knn_gpu(resources, queries, x, k, metric=faiss.METRIC_INNER_PRODUCT)
+    if (
+        importlib.util.find_spec('faiss')
+        and hasattr(faiss := importlib.import_module('faiss'), 'StandardGpuResources')
+        and k <= 2048
+    ):
+        found['faiss-gpu flat'] = lambda resources=faiss.StandardGpuResources(): faiss.knn_gpu(
+            resources, queries, x, k, metric=faiss.METRIC_INNER_PRODUCT
+        )
     if importlib.util.find_spec('cuvs'):
         brute_force = importlib.import_module('cuvs.neighbors.brute_force')
-        found['cuvs brute force'] = lambda index=brute_force.build(x, metric='inner_product'): brute_force.search(index, queries, k)
+        found['cuvs brute force'] = lambda index=brute_force.build(x, metric='inner_product'): brute_force.search(
+            index, queries, k
+        )
     return found
 
 # %% ../nbs/35_bench_kernels.ipynb #1e6ca9b2
 def mol_inputs(device, seed=0):
     "A MoL 8x4x64 of random weights, in evaluation mode."
     from molrec.mol import MoL
+
     torch.manual_seed(seed)
     return MoL(50).to(device).eval().requires_grad_(False)
 
+
 def stage2_calls(
-    n:int,              # items of the table
-    B:int,              # queries
-    k_prime:int,        # candidates of each; None: all items
-    device:str='cuda',
-) -> tuple:             # name to call, and Work
+    n: int,  # items of the table
+    B: int,  # queries
+    k_prime: int,  # candidates of each; None: all items
+    device: str = 'cuda',
+) -> tuple:  # name to call, and Work
     "MoL 8x4x64 on gathered candidates, or on everything, bf16."
     from molrec.candidates import ItemTable, score_range, score_rows
     from molrec.kernels.mol_score import work_mol_score
+
     mol = mol_inputs(device)
-    table, side = ItemTable.build(mol, torch.randn(n, 50, device=device), 'bf16'), mol.query_side(torch.randn(B, 50, device=device))
-    if k_prime is None: calls, work = lambda impl: score_range(mol, side, table, 0, n, impl, 'bf16'), work_mol_score(B, n)
+    table, side = (
+        ItemTable.build(mol, torch.randn(n, 50, device=device), 'bf16'),
+        mol.query_side(torch.randn(B, 50, device=device)),
+    )
+    if k_prime is None:
+        calls, work = lambda impl: score_range(mol, side, table, 0, n, impl, 'bf16'), work_mol_score(B, n)
     else:
-        rows, count = torch.randint(n, (B, k_prime), device=device, dtype=torch.int32), torch.full((B,), k_prime, device=device)
-        calls, work = lambda impl: score_rows(mol, side, table, rows, count, impl, 'bf16'), work_mol_score(B, k_prime, candidates=True)
+        rows, count = (
+            torch.randint(n, (B, k_prime), device=device, dtype=torch.int32),
+            torch.full((B,), k_prime, device=device),
+        )
+        calls, work = (
+            lambda impl: score_rows(mol, side, table, rows, count, impl, 'bf16'),
+            work_mol_score(B, k_prime, candidates=True),
+        )
     plain = torch.compile(mol.scores, dynamic=False) if device == 'cuda' else mol.scores
     item = table.side(slice(0, min(n, 4096)))
-    compiled = lambda: [plain(side, item) for _ in range(max(1, (k_prime or n)//4096))]
-    return {'triton': lambda impl='triton': calls(impl), 'torch': lambda: calls('torch'), 'torch.compile, shared tiles of 4,096': compiled}, work
+    compiled = lambda: [plain(side, item) for _ in range(max(1, (k_prime or n) // 4096))]
+    return {
+        'triton': lambda impl='triton': calls(impl),
+        'torch': lambda: calls('torch'),
+        'torch.compile, shared tiles of 4,096': compiled,
+    }, work
 
 # %% ../nbs/35_bench_kernels.ipynb #cfbaf74f
 def loss_calls(
-    T:int,              # positions
-    R:int,              # negatives, shared by all
-    device:str='cuda',
-) -> tuple:             # name to call, and Work
+    T: int,  # positions
+    R: int,  # negatives, shared by all
+    device: str = 'cuda',
+) -> tuple:  # name to call, and Work
     "Forward and backward of MoL with sampled softmax."
     from molrec.losses import draw_negatives, sampled_loss
+
     mol = mol_inputs(device).train().requires_grad_(True)
     queries, items = (torch.randn(n, 50, device=device, requires_grad=True) for n in (T, 4 + R))
     targets, negatives = torch.randint(4 + R, (T,), device=device), draw_negatives(T, 4 + R, R, T).to(device)
-    def step(impl): sampled_loss(mol, queries, items, targets, negatives, T, precision='bf16', impl=impl).backward()
+
+    def step(impl):
+        sampled_loss(mol, queries, items, targets, negatives, T, precision='bf16', impl=impl).backward()
+
     return {'triton': lambda impl='triton': step(impl), 'torch, tiles': lambda: step('torch')}, training_work(T, R, T)
 
+
 def attention_calls(
-    sequences:int,      # S
-    length:int,         # L, of each
-    device:str='cuda',
-) -> tuple:             # name to call, and Work
+    sequences: int,  # S
+    length: int,  # L, of each
+    device: str = 'cuda',
+) -> tuple:  # name to call, and Work
     "HSTU attention, 2 heads of 25, with both biases."
     from molrec.kernels.hstu_attention import hstu_attention, work_hstu_attention
-    T, n, lengths = sequences*length, length + 11, [length]*sequences
+
+    T, n, lengths = sequences * length, length + 11, [length] * sequences
     q, k, v = (torch.randn(T, 2, 25, device=device) for _ in range(3))
-    offsets, times = torch.tensor([0, *lengths], device=device).cumsum(0), torch.arange(T, device=device)*100
-    biases = torch.randn(2*n - 1, device=device), torch.randn(129, device=device)
-    def call(impl): return hstu_attention(q, k, v, offsets, *biases, times, None, n, impl=impl)
-    return {'triton': lambda impl='triton': call(impl), 'torch': lambda: call('torch')}, work_hstu_attention(sequences, length, 2, 25, 25)
+    offsets, times = torch.tensor([0, *lengths], device=device).cumsum(0), torch.arange(T, device=device) * 100
+    biases = torch.randn(2 * n - 1, device=device), torch.randn(129, device=device)
+
+    def call(impl):
+        return hstu_attention(q, k, v, offsets, *biases, times, None, n, impl=impl)
+
+    return {'triton': lambda impl='triton': call(impl), 'torch': lambda: call('torch')}, work_hstu_attention(
+        sequences, length, 2, 25, 25
+    )
 
 # %% ../nbs/35_bench_kernels.ipynb #461b5c0b
-def gpu_at_hand() -> str|None:  # a key of `gpus`; None: none, or one whose peaks are not noted here
+def gpu_at_hand() -> str | None:  # a key of `gpus`; None: none, or one whose peaks are not noted here
     "Which of the GPUs whose peaks are known this is."
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
-    return next((known for part, known in (('A100', 'A100'), ('H100', 'H100'), ('H200', None), ('MI300X', 'MI300X')) if part in name), None)
+    return next(
+        (
+            known
+            for part, known in (('A100', 'A100'), ('H100', 'H100'), ('H200', None), ('MI300X', 'MI300X'))
+            if part in name
+        ),
+        None,
+    )
 
-def gpu_clock(call) -> tuple:   # p20, p50, p80, ms
+
+def gpu_clock(call) -> tuple:  # p20, p50, p80, ms
     "Times of a call, warmed up, the cache flushed before each."
     from triton.testing import do_bench
-    return tuple(do_bench(call, quantiles=[.2, .5, .8]))
+
+    return tuple(do_bench(call, quantiles=[0.2, 0.5, 0.8]))
+
 
 def time_rows(
-    label:str,          # of the work
-    page:str,           # whose kernel it is
-    calls:dict,         # name to call
-    work:Work,
-    clock=gpu_clock,    # call to p20, p50, p80 in ms
+    label: str,  # of the work
+    page: str,  # whose kernel it is
+    calls: dict,  # name to call
+    work: Work,
+    clock=gpu_clock,  # call to p20, p50, p80 in ms
 ) -> list[dict]:
     "One row for each call."
     gpu, rows = gpu_at_hand(), []
-    least = 1e3*bound(work, gpus[gpu])[0] if gpu else math.nan
+    least = 1e3 * bound(work, gpus[gpu])[0] if gpu else math.nan
     for name, call in calls.items():
         p20, p50, p80 = clock(call)
-        rows.append(dict(work=label, page=page, method=name, p20_ms=p20, p50_ms=p50, p80_ms=p80, bound_ms=least, share_of_bound=least/p50))
+        rows.append(
+            dict(
+                work=label,
+                page=page,
+                method=name,
+                p20_ms=p20,
+                p50_ms=p50,
+                p80_ms=p80,
+                bound_ms=least,
+                share_of_bound=least / p50,
+            )
+        )
     return rows
 
+
 def measured(
-    agreed:pd.DataFrame,    # as `agreement` gives it
-    work:dict,              # label to page and what makes calls and Work
+    agreed: pd.DataFrame,  # as `agreement` gives it
+    work: dict,  # label to page and what makes calls and Work
     clock=gpu_clock,
 ) -> pd.DataFrame:
     "Times of everything whose kernel agrees."
     right = agreed.groupby('page').agrees.all()
-    return pd.DataFrame([row for label, (page, make) in work.items() if right[page] for row in time_rows(label, page, *make(), clock)])
+    return pd.DataFrame(
+        [row for label, (page, make) in work.items() if right[page] for row in time_rows(label, page, *make(), clock)]
+    )
 
 # %% ../nbs/35_bench_kernels.ipynb #41a0e1a1
 def search_calls(
-    index,              # `HIndexer`
-    queries,            # (B, D)
-    k_primes:tuple,     # k'
-    k:int,              # results per query
-) -> dict:              # (method, k'; 0: all items) to call
+    index,  # `HIndexer`
+    queries,  # (B, D)
+    k_primes: tuple,  # k'
+    k: int,  # results per query
+) -> dict:  # (method, k'; 0: all items) to call
     "Searches of one batch: MoL over everything, both stages, and the first alone."
     from molrec.index import BruteForce, request_of  # late: it needs no kernel
     from molrec.two_stages import stage_over
+
     brute = BruteForce.over(index, arithmetic='bf16', max_scores=2**27)
-    stage, asked = stage_over(index.state, index.settings), index.query_vectors(request_of(index.state.items, index.precise, queries))
+    stage, asked = (
+        stage_over(index.state, index.settings),
+        index.query_vectors(request_of(index.state.items, index.precise, queries)),
+    )
     calls = {('MoL over everything', 0): lambda: brute.search(queries, k)[0]}
-    for kp in k_primes: calls |= {('h-indexer', kp): lambda kp=kp: index.change(k_prime=kp).search(queries, k)[0], ('its first stage', kp): lambda kp=kp: stage.candidates(asked, kp)}
+    for kp in k_primes:
+        calls |= {
+            ('h-indexer', kp): lambda kp=kp: index.change(k_prime=kp).search(queries, k)[0],
+            ('its first stage', kp): lambda kp=kp: stage.candidates(asked, kp),
+        }
     return calls
+
 
 def waited(call):
     "A call that returns when the GPU has finished."
+
     def done():
         out = call()
-        if torch.cuda.is_available(): torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return out
+
     return done
 
 # %% ../nbs/35_bench_kernels.ipynb #98f28156
 def searches(
-    n:int,                              # items
-    batches:tuple=(1, 32),              # queries asked at once
-    k_primes:tuple=(10_000, 100_000),   # k'
-    k:int=100,                          # results per query
-    storage:str='int8',                 # of the items
-    rounds:int=9,                       # timings of each call
-    device:str='cuda',
-    block:int=2**20,                    # items made at once, eight times
-    model=None,                         # MoL, in evaluation mode; None: taught on the spot
-) -> pd.DataFrame:                      # a row per method, k' and batch; times in ms
+    n: int,  # items
+    batches: tuple = (1, 32),  # queries asked at once
+    k_primes: tuple = (10_000, 100_000),  # k'
+    k: int = 100,  # results per query
+    storage: str = 'int8',  # of the items
+    rounds: int = 9,  # timings of each call
+    device: str = 'cuda',
+    block: int = 2**20,  # items made at once, eight times
+    model=None,  # MoL, in evaluation mode; None: taught on the spot
+) -> pd.DataFrame:  # a row per method, k' and batch; times in ms
     "Whole searches, in turn, and their recall relative to MoL over everything."
     from molrec.bench_search import Mixture, filled, teach
     from molrec.index import relative_recall
+
     corpus, rows = Mixture(), []
     index = filled((model or teach(corpus)).to(device), corpus, n, block, 8, storage=storage, arithmetic='bf16')
     queries = corpus.queries(max(batches)).to(device)
@@ -272,117 +393,219 @@ def searches(
         truth = calls['MoL over everything', 0]()
         for (method, kp), t in in_turn(calls, rounds).items():
             recall = relative_recall(calls[method, kp](), truth) if method != 'its first stage' else math.nan
-            rows.append(dict(items=n, queries=B, method=method, k_prime=kp) | dict(zip(('p20_ms', 'p50_ms', 'p80_ms'), 1e3*np.quantile(t[:, 0], [.2, .5, .8]))) | dict(recall=recall, storage=storage, bytes_per_item=index.bytes_per_item))
+            rows.append(
+                dict(items=n, queries=B, method=method, k_prime=kp)
+                | dict(zip(('p20_ms', 'p50_ms', 'p80_ms'), 1e3 * np.quantile(t[:, 0], [0.2, 0.5, 0.8])))
+                | dict(recall=recall, storage=storage, bytes_per_item=index.bytes_per_item)
+            )
     return pd.DataFrame(rows)
 
 # %% ../nbs/35_bench_kernels.ipynb #a42e7c6a
 gpu_of = {g.arch: name for name, g in gpus.items()}
 
+
 def side_by_side(
-    table:pd.DataFrame,     # with a column that names the GPU
-    key:list,               # columns that name a line
-    column:str,             # that of the GPU, or of its architecture
-    text,                   # row to what its cell says
-) -> pd.DataFrame:          # a line per key, a column per GPU
+    table: pd.DataFrame,  # with a column that names the GPU
+    key: list,  # columns that name a line
+    column: str,  # that of the GPU, or of its architecture
+    text,  # row to what its cell says
+) -> pd.DataFrame:  # a line per key, a column per GPU
     "One line for what is the same on three GPUs."
     cells = table.assign(cell=[text(r) for r in table.itertuples()], gpu=[gpu_of.get(v, v) for v in table[column]])
-    wide = cells.pivot(index=key, columns='gpu', values='cell').loc[lambda t: list(dict.fromkeys(cells.set_index(key).index))]
+    wide = cells.pivot(index=key, columns='gpu', values='cell').loc[
+        lambda t: list(dict.fromkeys(cells.set_index(key).index))
+    ]
     return wide[list(gpus)].fillna('–').reset_index()
 
-def time_text(ms:float) -> str: return f'{ms/1e3:.3g} s' if ms >= 1000 else f'{ms:.3g} ms' if ms >= .1 else f'{1e3*ms:.3g} µs'
 
-def tables_for_reading(code, bounds, told) -> dict:     # title to table, what it says
+def time_text(ms: float) -> str:
+    return f'{ms / 1e3:.3g} s' if ms >= 1000 else f'{ms:.3g} ms' if ms >= 0.1 else f'{1e3 * ms:.3g} µs'
+
+
+def tables_for_reading(code, bounds, told) -> dict:  # title to table, what it says
     "The three tables as a page shows them."
-    def needs(r): return f'{r.registers} registers, {r.shared_bytes/1024:.3g} KB, {r.blocks_per_sm} at once' + (f'; {r.tensor_core}' if r.tensor_core else '') + (f'; {r.faults}' if r.faults else '')
-    def least(r): return f'{time_text(r.bound_ms)}, {r.binds}'
-    def stages(r): return f'{time_text(r.stage1_ms)} + {time_text(r.stage2_ms)}; alone {time_text(r.mol_alone_ms)}'
+
+    def needs(r):
+        return (
+            f'{r.registers} registers, {r.shared_bytes / 1024:.3g} KB, {r.blocks_per_sm} at once'
+            + (f'; {r.tensor_core}' if r.tensor_core else '')
+            + (f'; {r.faults}' if r.faults else '')
+        )
+
+    def least(r):
+        return f'{time_text(r.bound_ms)}, {r.binds}'
+
+    def stages(r):
+        return f'{time_text(r.stage1_ms)} + {time_text(r.stage2_ms)}; alone {time_text(r.mol_alone_ms)}'
+
     spilled = f'{int((code.spills > 0).sum())} of {len(code)} builds spill.'
-    told = told.assign(corpus=[f'{n//10**6} million items' for n in told['items']], batch=[f'{b} quer{"y" if b == 1 else "ies"}' for b in told.queries])
-    return {'Machine code': (side_by_side(code, ['kernel', 'build'], 'arch', needs), 'Registers per thread, scratch memory per program, programs that a multiprocessor holds at once, and tensor-core instructions in the code, with how often they occur. ' + spilled),
-            'Bounds': (side_by_side(bounds, ['call'], 'gpu', least), 'The least time of a call and what takes it, from published peaks and from bytes, FLOP and exponentials counted by hand.'),
-            'A search, predicted': (side_by_side(told, ['corpus', 'batch'], 'gpu', stages), f"Stage 1 and stage 2 with k' = 100,000, and MoL alone over everything. Predicted, not measured: the bound over an assumed efficiency of {assumed['memory']:.0%} where memory binds and {assumed['other']:.0%} elsewhere.")}
+    told = told.assign(
+        corpus=[f'{n // 10**6} million items' for n in told['items']],
+        batch=[f'{b} quer{"y" if b == 1 else "ies"}' for b in told.queries],
+    )
+    return {
+        'Machine code': (
+            side_by_side(code, ['kernel', 'build'], 'arch', needs),
+            'Registers per thread, scratch memory per program, programs that a multiprocessor holds at once, and tensor-core instructions in the code, with how often they occur. '
+            + spilled,
+        ),
+        'Bounds': (
+            side_by_side(bounds, ['call'], 'gpu', least),
+            'The least time of a call and what takes it, from published peaks and from bytes, FLOP and exponentials counted by hand.',
+        ),
+        'A search, predicted': (
+            side_by_side(told, ['corpus', 'batch'], 'gpu', stages),
+            f"Stage 1 and stage 2 with k' = 100,000, and MoL alone over everything. Predicted, not measured: the bound over an assumed efficiency of {assumed['memory']:.0%} where memory binds and {assumed['other']:.0%} elsewhere.",
+        ),
+    }
 
 # %% ../nbs/35_bench_kernels.ipynb #a544fdd8
 def gpu_files(
-    folder:Path,    # reports/kernels
-) -> tuple|None:    # what was measured on, agreement, times, and searches or None; None: nothing was measured
+    folder: Path,  # reports/kernels
+) -> tuple | None:  # what was measured on, agreement, times, and searches or None; None: nothing was measured
     "What the notebook for GPUs left."
-    if not (folder/'gpu.json').exists(): return None
-    tables = [pd.read_csv(file) if (file := folder/f'{name}.csv').exists() else None for name in ('gpu-agreement', 'gpu', 'gpu-search')]
-    return json.loads((folder/'gpu.json').read_text()), *tables
+    if not (folder / 'gpu.json').exists():
+        return None
+    tables = [
+        pd.read_csv(file) if (file := folder / f'{name}.csv').exists() else None
+        for name in ('gpu-agreement', 'gpu', 'gpu-search')
+    ]
+    return json.loads((folder / 'gpu.json').read_text()), *tables
+
 
 def compared(
-    found:pd.DataFrame,     # gpu-search.csv
-    told:pd.DataFrame,      # as `predictions` gives it
-    gpu:str,                # a key of `gpus`
-) -> pd.DataFrame:          # `found`, with predicted_ms
+    found: pd.DataFrame,  # gpu-search.csv
+    told: pd.DataFrame,  # as `predictions` gives it
+    gpu: str,  # a key of `gpus`
+) -> pd.DataFrame:  # `found`, with predicted_ms
     "Searches, and what was predicted for those at k' of the predictions."
     names = {'its first stage': 'stage1_ms', 'h-indexer': 'both_ms', 'MoL over everything': 'mol_alone_ms'}
     known = {(r.items, r.queries): r for r in told[told.gpu == gpu].itertuples()}
-    def of(r): return getattr(known[r.items, r.queries], names[r.method], math.nan) if (r.items, r.queries) in known and r.k_prime in (0, 10**5) else math.nan
+
+    def of(r):
+        return (
+            getattr(known[r.items, r.queries], names[r.method], math.nan)
+            if (r.items, r.queries) in known and r.k_prime in (0, 10**5)
+            else math.nan
+        )
+
     return found.assign(predicted_ms=[of(r) for r in found.itertuples()])
 
+
 def measured_for_reading(
-    folder:Path,            # with gpu.json, gpu.csv, gpu-search.csv, gpu-agreement.csv; or without
-    told:pd.DataFrame,      # as `predictions` gives it
-) -> dict:                  # title to table, what it says; empty where nothing was measured
+    folder: Path,  # with gpu.json, gpu.csv, gpu-search.csv, gpu-agreement.csv; or without
+    told: pd.DataFrame,  # as `predictions` gives it
+) -> dict:  # title to table, what it says; empty where nothing was measured
     "The same, to read."
-    if not (left := gpu_files(folder)): return {}
+    if not (left := gpu_files(folder)):
+        return {}
     about, agreed, times, searched = left
     made, gpu = about['environment'], next((known for known in gpus if known in about['device']), '')
-    def ms(r): return time_text(r.p50_ms) + (f' ({time_text(r.p20_ms)} to {time_text(r.p80_ms)})' if r.p80_ms > r.p20_ms else ', once')
-    found = {f"Measured: {about['device']}": (pd.DataFrame(dict(work=times.work, form=times.method, median=[ms(r) for r in times.itertuples()], bound=[time_text(b) for b in times.bound_ms], reached=times.share_of_bound.map('{:.2%}'.format))),
-        f"{int(agreed.agrees.sum())} of {len(agreed)} cases agree with their references. Median and 20th to 80th percentile, the cache flushed before each call; torch {made['torch']}, triton {made['triton']}, commit {about['code']['commit'][:7]}.")}
-    if searched is None: return found
+
+    def ms(r):
+        return time_text(r.p50_ms) + (
+            f' ({time_text(r.p20_ms)} to {time_text(r.p80_ms)})' if r.p80_ms > r.p20_ms else ', once'
+        )
+
+    found = {
+        f'Measured: {about["device"]}': (
+            pd.DataFrame(
+                dict(
+                    work=times.work,
+                    form=times.method,
+                    median=[ms(r) for r in times.itertuples()],
+                    bound=[time_text(b) for b in times.bound_ms],
+                    reached=times.share_of_bound.map('{:.2%}'.format),
+                )
+            ),
+            f'{int(agreed.agrees.sum())} of {len(agreed)} cases agree with their references. Median and 20th to 80th percentile, the cache flushed before each call; torch {made["torch"]}, triton {made["triton"]}, commit {about["code"]["commit"][:7]}.',
+        )
+    }
+    if searched is None:
+        return found
     t = compared(searched, told, gpu)
     said = f"{t['items'].iloc[0]:,} items in {t.storage.iloc[0]}, {t.bytes_per_item.iloc[0]:.0f} bytes each, MoL 8x4x64, by the host's clock. Predicted: two kernels at the assumed efficiency, items in bf16; no threshold, no final selection, no host."
-    text = pd.DataFrame({'queries': t.queries.astype(str), 'method': t.method, "k'": t.k_prime.map(lambda k: f'{k:,}' if k else 'all'), 'median': [ms(r) for r in t.itertuples()], 'recall@100': t.recall.map(lambda r: '' if math.isnan(r) else f'{r:.4f}'), 'predicted': t.predicted_ms.map(lambda p: '' if math.isnan(p) else time_text(p))})
+    text = pd.DataFrame(
+        {
+            'queries': t.queries.astype(str),
+            'method': t.method,
+            "k'": t.k_prime.map(lambda k: f'{k:,}' if k else 'all'),
+            'median': [ms(r) for r in t.itertuples()],
+            'recall@100': t.recall.map(lambda r: '' if math.isnan(r) else f'{r:.4f}'),
+            'predicted': t.predicted_ms.map(lambda p: '' if math.isnan(p) else time_text(p)),
+        }
+    )
     return found | {'Whole searches': (text, said)}
 
 # %% ../nbs/35_bench_kernels.ipynb #0cfa6891
-kernels_body = template('''
+kernels_body = template("""
 <h1>Kernels</h1><p class="lead">{{ lead }}</p>
 {% for title, words, table in parts %}<h2>{{ title }}</h2><p>{{ words }}</p>{{ table }}{% endfor %}
 <p class="small">Rebuild: <code>molrec bench kernels</code></p>
-''')
+""")
 
 wide = template('{{ style }} main { max-width: 1100px }')
 
+
 def kernels_html(
-    tables:dict,        # title to (table, what it says)
-    lead:str,           # first sentence
+    tables: dict,  # title to (table, what it says)
+    lead: str,  # first sentence
 ) -> Markup:
     "One page."
     parts = [(title, words, set_table(table, f't{i}')) for i, (title, (table, words)) in enumerate(tables.items())]
     return document(title='molrec kernels', style=wide(style=style), body=kernels_body(lead=lead, parts=parts)) + '\n'
 
+
 def write_kernels(
-    folder:Path,        # of CSV files; the page is written beside it
-) -> dict:              # name to table
+    folder: Path,  # of CSV files; the page is written beside it
+) -> dict:  # name to table
     "`molrec bench kernels`."
     tables = dict(resources=machine_code(), roofline=roofline(works()), predictions=predictions())
     for name, table in tables.items():
-        with atomic_path(folder/f'{name}.csv') as aside: table.to_csv(aside, index=False, float_format='%.6g', lineterminator='\n')
+        with atomic_path(folder / f'{name}.csv') as aside:
+            table.to_csv(aside, index=False, float_format='%.6g', lineterminator='\n')
     measured = measured_for_reading(folder, tables['predictions'])
-    lead = 'Machine code, bounds and predictions of every Triton kernel, for three GPUs' + ('; and what a GPU said.' if measured else '. Compiled, not run: nothing here was measured on a GPU.')
-    write(folder.parent/'kernels.html', kernels_html(measured | tables_for_reading(tables['resources'], tables['roofline'], tables['predictions']), lead))
+    lead = 'Machine code, bounds and predictions of every Triton kernel, for three GPUs' + (
+        '; and what a GPU said.' if measured else '. Compiled, not run: nothing here was measured on a GPU.'
+    )
+    write(
+        folder.parent / 'kernels.html',
+        kernels_html(
+            measured | tables_for_reading(tables['resources'], tables['roofline'], tables['predictions']), lead
+        ),
+    )
     return tables
 
 # %% ../nbs/35_bench_kernels.ipynb #5d53e28e
 def gpu_lines(
-    folder:Path,        # reports/kernels
-) -> str:               # Markdown; empty where nothing was measured
+    folder: Path,  # reports/kernels
+) -> str:  # Markdown; empty where nothing was measured
     "What a GPU said, for the front page."
-    if not (left := gpu_files(folder)): return ''
+    if not (left := gpu_files(folder)):
+        return ''
     about, agreed, times, found = left
-    def ms(work, form): return times[times.work.str.startswith(work) & (times.method == form)].p50_ms.item()
-    def faster(work, form): return f"{ms(work, form)/ms(work, 'triton'):.3g}x {form}, {time_text(ms(work, 'triton'))}"
-    lines = [f"**Kernels** beside what they replace there: stage 1 over ten million items {faster('stage 1', 'torch bf16 matmul and topk')}; MoL on 3.2 million candidates {faster('stage 2', 'torch')} (theirs in fp32); a training step of 13 million pairs, there and back, {faster('training step', 'torch, tiles')}.",
-             f"**Agreement**: {int(agreed.agrees.sum())} of {len(agreed)} cases, each kernel against its plain reference on the GPU."]
-    return '\n'.join(f'- {line}' for line in ([] if found is None else [search_line(found, markdown_text(about['device']))]) + lines)
 
-def search_line(found:pd.DataFrame, device:str) -> str:
+    def ms(work, form):
+        return times[times.work.str.startswith(work) & (times.method == form)].p50_ms.item()
+
+    def faster(work, form):
+        return f'{ms(work, form) / ms(work, "triton"):.3g}x {form}, {time_text(ms(work, "triton"))}'
+
+    lines = [
+        f'**Kernels** beside what they replace there: stage 1 over ten million items {faster("stage 1", "torch bf16 matmul and topk")}; MoL on 3.2 million candidates {faster("stage 2", "torch")} (theirs in fp32); a training step of 13 million pairs, there and back, {faster("training step", "torch, tiles")}.',
+        f'**Agreement**: {int(agreed.agrees.sum())} of {len(agreed)} cases, each kernel against its plain reference on the GPU.',
+    ]
+    return '\n'.join(
+        f'- {line}' for line in ([] if found is None else [search_line(found, markdown_text(about['device']))]) + lines
+    )
+
+
+def search_line(found: pd.DataFrame, device: str) -> str:
     "The largest batch at the largest k', beside MoL over everything; and one query."
     most = found[found.queries == found.queries.max()].set_index('method')
-    best, alone, one = most.loc['h-indexer'].iloc[-1], most.loc['MoL over everything'], found[found.method == 'h-indexer'].iloc[0]
-    return f"**{best['items']:,} items on one {device}**, {best.queries} queries: {time_text(best.p50_ms)}, {alone.p50_ms/best.p50_ms:.3g}x MoL over everything ({time_text(alone.p50_ms)}), relative recall@100 {best.recall:.4f}; one query {time_text(one.p50_ms)}."
+    best, alone, one = (
+        most.loc['h-indexer'].iloc[-1],
+        most.loc['MoL over everything'],
+        found[found.method == 'h-indexer'].iloc[0],
+    )
+    return f'**{best["items"]:,} items on one {device}**, {best.queries} queries: {time_text(best.p50_ms)}, {alone.p50_ms / best.p50_ms:.3g}x MoL over everything ({time_text(alone.p50_ms)}), relative recall@100 {best.recall:.4f}; one query {time_text(one.p50_ms)}.'

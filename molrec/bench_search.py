@@ -34,7 +34,18 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from .bench import digits, in_a_process, in_turn, machine, markdown, matmul_rate, pair_flops, resident_mib, row, spent
+from molrec.bench import (
+    digits,
+    in_a_process,
+    in_turn,
+    machine,
+    markdown,
+    matmul_rate,
+    pair_flops,
+    resident_mib,
+    row,
+    spent,
+)
 from .candidates import ItemTable, mol_library, score_rows
 from .component_mean import Combined, ComponentMean
 from .core import ConfigError, atomic_path, environment, peak_memory_mib, version_of, write_json
@@ -50,32 +61,33 @@ from .two_stages import HIndexer, stage_over
 
 # %% ../nbs/32_bench_search.ipynb #11dea591
 def clustered(
-    n:int,                  # vectors to draw
-    width:int,              # w
-    n_clusters:int=1000,    # centres; the same ones for every `seed`
-    seed:int=0,             # of the draw
-    noise:float=.7,         # s, length of the noise; the centres have length 1
-) -> Tensor:                # (n, w), unit norm, fp32
+    n: int,  # vectors to draw
+    width: int,  # w
+    n_clusters: int = 1000,  # centres; the same ones for every `seed`
+    seed: int = 0,  # of the draw
+    noise: float = 0.7,  # s, length of the noise; the centres have length 1
+) -> Tensor:  # (n, w), unit norm, fp32
     "Unit vectors from a mixture of clusters."
     centres = F.normalize(torch.randn(n_clusters, width, generator=torch.Generator().manual_seed(n_clusters)), dim=1)
     draw = torch.Generator().manual_seed(seed)
     z = torch.randint(n_clusters, (n,), generator=draw)
-    return F.normalize(torch.randn(n, width, generator=draw).mul_(noise/width**.5).add_(centres[z]), dim=1)
+    return F.normalize(torch.randn(n, width, generator=draw).mul_(noise / width**0.5).add_(centres[z]), dim=1)
 
 # %% ../nbs/32_bench_search.ipynb #f2b8aaf4
 def exact_top(
-    vectors:Tensor,     # (N, w), fp32
-    queries:Tensor,     # (B, w), fp32
-    k_prime:int,        # k'
-    block:int=32,       # queries at once
-) -> Tensor:            # ids, (B, k'), int64, in no order
+    vectors: Tensor,  # (N, w), fp32
+    queries: Tensor,  # (B, w), fp32
+    k_prime: int,  # k'
+    block: int = 32,  # queries at once
+) -> Tensor:  # ids, (B, k'), int64, in no order
     "The largest inner products, by multiplying all and selecting."
     return torch.cat([(q @ vectors.T).topk(k_prime, dim=1, sorted=False).indices for q in queries.split(block)])
 
+
 def overlap(
-    candidates:Tensor,  # (B, C), any integer type; -1: none
-    truth:Tensor,       # (B, k'), int64
-) -> float:             # 0 to 1
+    candidates: Tensor,  # (B, C), any integer type; -1: none
+    truth: Tensor,  # (B, k'), int64
+) -> float:  # 0 to 1
     "Mean share of the truth among the candidates."
     seen, shares = torch.zeros(int(max(candidates.max(), truth.max())) + 2, dtype=torch.bool), []
     for found, wanted in zip(candidates.long(), truth):
@@ -84,104 +96,138 @@ def overlap(
         seen[found] = False
     return float(np.mean(shares))
 
-def kept(candidates:Tensor) -> float: return (candidates >= 0).sum(1).double().mean().item()  # candidates per query
+
+def kept(candidates: Tensor) -> float:
+    return (candidates >= 0).sum(1).double().mean().item()  # candidates per query
 
 # %% ../nbs/32_bench_search.ipynb #50e72611
 @dataclass
 class Peer:
     "A built generator of candidates."
-    method:str                          # key of its look in `molrec.plots.methods`
-    call:Callable                       # (queries (B, w) fp32, k', setting) -> ids (B, C), any integer type, -1: none
-    held_bytes:int                      # of its vectors, codes, lists, links
-    settings:Callable = lambda k: ['']  # k' -> values of its knob, cheapest first
-    most:int|None = None                # largest k' it is asked for; `None`: any
-    build_s:float = np.nan              # seconds it took to build, training included
-    chosen:dict = field(default_factory=dict)  # k' -> setting
 
-    def candidates(self, queries, k_prime): return self.call(queries, k_prime, self.chosen.get(k_prime, self.settings(k_prime)[0]))
+    method: str  # key of its look in `molrec.plots.methods`
+    call: Callable  # (queries (B, w) fp32, k', setting) -> ids (B, C), any integer type, -1: none
+    held_bytes: int  # of its vectors, codes, lists, links
+    settings: Callable = lambda k: ['']  # k' -> values of its knob, cheapest first
+    most: int | None = None  # largest k' it is asked for; `None`: any
+    build_s: float = np.nan  # seconds it took to build, training included
+    chosen: dict = field(default_factory=dict)  # k' -> setting
+
+    def candidates(self, queries, k_prime):
+        return self.call(queries, k_prime, self.chosen.get(k_prime, self.settings(k_prime)[0]))
 
 # %% ../nbs/32_bench_search.ipynb #8d4ea875
 def tune(
-    peer:Peer,          # gets its setting for k'
-    queries:Tensor,     # held out, (B, w), fp32
-    truth:Tensor,       # their exact candidates, (B, k'), int64
-    least:float=.98,    # overlap to reach
-) -> float:             # the overlap reached
+    peer: Peer,  # gets its setting for k'
+    queries: Tensor,  # held out, (B, w), fp32
+    truth: Tensor,  # their exact candidates, (B, k'), int64
+    least: float = 0.98,  # overlap to reach
+) -> float:  # the overlap reached
     "The cheapest setting that reaches an overlap, or else the dearest."
     k_prime = truth.shape[1]
     for setting in peer.settings(k_prime):
         peer.chosen[k_prime] = setting
         reached = overlap(peer.candidates(queries, k_prime), truth)
-        if reached >= least: break
+        if reached >= least:
+            break
     return reached
 
 # %% ../nbs/32_bench_search.ipynb #5d454c67
 packages = dict(faiss='faiss-cpu', usearch='usearch')
 
+
 def development(
-    module:str,     # a key of `packages`
-):                  # the module
+    module: str,  # a key of `packages`
+):  # the module
     "A library that only the bench uses."
-    try: return importlib.import_module(module)
-    except ImportError: raise ConfigError(f'{module}: got no such library, wanted it for the comparison: pip install {packages[module]}') from None
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ConfigError(
+            f'{module}: got no such library, wanted it for the comparison: pip install {packages[module]}'
+        ) from None
 
 # %% ../nbs/32_bench_search.ipynb #a46c3b75
-lists = lambda n: min(1024, max(1, n//40))   # k-means wants 40 vectors per centroid
-recipes = {     # FAISS's own short names
-    'faiss-flat': lambda n, w: 'Flat', 'faiss-sq8': lambda n, w: 'SQ8', 'faiss-ivf': lambda n, w: f'IVF{lists(n)},Flat',
-    'faiss-fastscan': lambda n, w: f'PQ{w}x4fs', 'faiss-refine': lambda n, w: f'PQ{w}x4fs,RFlat', 'faiss-hnsw': lambda n, w: 'HNSW32'}
-graph_most = 10_000     # candidates that a graph is asked for at most
-probes = [p for e in range(3, 10) for p in (2**e, 3*2**(e - 1))]   # 8, 12, 16, 24, ... 768
-knobs = {'faiss-ivf': lambda n: lambda k: [f'nprobe {p}' for p in probes if p < lists(n)] + [f'nprobe {lists(n)}'],
-         'faiss-hnsw': lambda n: lambda k: [f'ef {e*k}' for e in (1, 2, 4)], 'faiss-refine': lambda n: lambda k: ['k_factor 2']}
+lists = lambda n: min(1024, max(1, n // 40))  # k-means wants 40 vectors per centroid
+recipes = {  # FAISS's own short names
+    'faiss-flat': lambda n, w: 'Flat',
+    'faiss-sq8': lambda n, w: 'SQ8',
+    'faiss-ivf': lambda n, w: f'IVF{lists(n)},Flat',
+    'faiss-fastscan': lambda n, w: f'PQ{w}x4fs',
+    'faiss-refine': lambda n, w: f'PQ{w}x4fs,RFlat',
+    'faiss-hnsw': lambda n, w: 'HNSW32',
+}
+graph_most = 10_000  # candidates that a graph is asked for at most
+probes = [p for e in range(3, 10) for p in (2**e, 3 * 2 ** (e - 1))]  # 8, 12, 16, 24, ... 768
+knobs = {
+    'faiss-ivf': lambda n: lambda k: [f'nprobe {p}' for p in probes if p < lists(n)] + [f'nprobe {lists(n)}'],
+    'faiss-hnsw': lambda n: lambda k: [f'ef {e * k}' for e in (1, 2, 4)],
+    'faiss-refine': lambda n: lambda k: ['k_factor 2'],
+}
 
 # %% ../nbs/32_bench_search.ipynb #e9107fec
 def faiss_parameters(
-    setting:str,    # 'nprobe 8', 'ef 1000', 'k_factor 2' or ''
-):                  # for `search`
+    setting: str,  # 'nprobe 8', 'ef 1000', 'k_factor 2' or ''
+):  # for `search`
     "A setting as FAISS wants it."
     faiss, (name, value) = development('faiss'), (setting.split() or ['', 0])
-    if name == 'nprobe': return faiss.SearchParametersIVF(nprobe=int(value))
-    if name == 'ef': return faiss.SearchParametersHNSW(efSearch=int(value))
+    if name == 'nprobe':
+        return faiss.SearchParametersIVF(nprobe=int(value))
+    if name == 'ef':
+        return faiss.SearchParametersHNSW(efSearch=int(value))
     return faiss.IndexRefineSearchParameters(k_factor=float(value)) if name else None
 
 # %% ../nbs/32_bench_search.ipynb #1fbe0496
 def faiss_peer(
-    method:str,             # key of `recipes`
-    vectors:Tensor,         # (N, w), fp32
-    n_train:int=100_000,    # vectors for k-means, at most
+    method: str,  # key of `recipes`
+    vectors: Tensor,  # (N, w), fp32
+    n_train: int = 100_000,  # vectors for k-means, at most
 ) -> Peer:
     "A FAISS index over inner products."
     faiss, (n, w) = development('faiss'), vectors.shape
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.index_factory(w, recipes[method](n, w), faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors[::max(1, n//n_train)].numpy())
+    index.train(vectors[:: max(1, n // n_train)].numpy())
     index.add(vectors.numpy())
-    def call(queries, k_prime, setting): return torch.from_numpy(index.search(queries.numpy(), k_prime, params=faiss_parameters(setting))[1])
-    return Peer(method, call, len(faiss.serialize_index(index)), knobs.get(method, lambda n: lambda k: [''])(n), graph_most if method == 'faiss-hnsw' else None)
+
+    def call(queries, k_prime, setting):
+        return torch.from_numpy(index.search(queries.numpy(), k_prime, params=faiss_parameters(setting))[1])
+
+    return Peer(
+        method,
+        call,
+        len(faiss.serialize_index(index)),
+        knobs.get(method, lambda n: lambda k: [''])(n),
+        graph_most if method == 'faiss-hnsw' else None,
+    )
 
 # %% ../nbs/32_bench_search.ipynb #c588c267
 def usearch_peer(
-    vectors:Tensor,     # (N, w), unit norm, fp32
-    storage:str='i8',   # or 'f16', 'bf16', 'f32'
+    vectors: Tensor,  # (N, w), unit norm, fp32
+    storage: str = 'i8',  # or 'f16', 'bf16', 'f32'
 ) -> Peer:
     "A usearch graph over inner products."
     development('usearch')
     from usearch.index import Index
+
     threads = torch.get_num_threads()
     index = Index(ndim=vectors.shape[1], metric='ip', dtype=storage, connectivity=16, expansion_add=64)
     index.add(np.arange(len(vectors)), vectors.numpy(), threads=threads)
+
     def call(queries, k_prime, setting):
         index.expansion_search = int(setting.split()[1])
         found = index.search(queries.numpy(), k_prime, threads=threads)
         ids = torch.from_numpy(found.keys.astype(np.int64))
-        return ids.masked_fill_(torch.arange(ids.shape[1]) >= torch.from_numpy(found.counts.astype(np.int64))[:, None], -1)
-    return Peer('usearch', call, index.memory_usage, lambda k: [f'ef {e*k}' for e in (1, 2, 4)], graph_most)
+        return ids.masked_fill_(
+            torch.arange(ids.shape[1]) >= torch.from_numpy(found.counts.astype(np.int64))[:, None], -1
+        )
+
+    return Peer('usearch', call, index.memory_usage, lambda k: [f'ef {e * k}' for e in (1, 2, 4)], graph_most)
 
 # %% ../nbs/32_bench_search.ipynb #051b6641
 def torch_peer(
-    vectors:Tensor,     # (N, w), fp32
-    dtype:torch.dtype,  # torch.float32 or torch.bfloat16
+    vectors: Tensor,  # (N, w), fp32
+    dtype: torch.dtype,  # torch.float32 or torch.bfloat16
 ) -> Peer:
     "Matrix product and `topk`."
     rows = vectors.to(dtype)
@@ -190,26 +236,43 @@ def torch_peer(
 
 # %% ../nbs/32_bench_search.ipynb #cddefdc8
 def own_peer(
-    vectors:Tensor,     # (N, w), fp32
-    storage:str,        # 'int8', 'bf16' or 'fp32'
+    vectors: Tensor,  # (N, w), fp32
+    storage: str,  # 'int8', 'bf16' or 'fp32'
 ) -> Peer:
     "Stage 1 of the h-indexer."
     stage = Stage1(quantize(vectors, storage))
-    held = sum(t.nbytes for rows in (stage.rows, stage.sampled) for t in rows.tensors('').values()) + stage.sample.nbytes
+    held = (
+        sum(t.nbytes for rows in (stage.rows, stage.sampled) for t in rows.tensors('').values()) + stage.sample.nbytes
+    )
     return Peer(f'stage1-{storage}', lambda queries, k_prime, setting: stage.candidates(queries, k_prime).rows, held)
 
 # %% ../nbs/32_bench_search.ipynb #57fb141b
 makers = {
-    **{name: (lambda vectors, name=name: faiss_peer(name, vectors)) for name in recipes}, 'usearch': usearch_peer,
-    'torch-fp32': lambda vectors: torch_peer(vectors, torch.float32), 'torch-bf16': lambda vectors: torch_peer(vectors, torch.bfloat16),
-    **{f'stage1-{s}': (lambda vectors, s=s: own_peer(vectors, s)) for s in ('fp32', 'bf16', 'int8')}}
+    **{name: (lambda vectors, name=name: faiss_peer(name, vectors)) for name in recipes},
+    'usearch': usearch_peer,
+    'torch-fp32': lambda vectors: torch_peer(vectors, torch.float32),
+    'torch-bf16': lambda vectors: torch_peer(vectors, torch.bfloat16),
+    **{f'stage1-{s}': (lambda vectors, s=s: own_peer(vectors, s)) for s in ('fp32', 'bf16', 'int8')},
+}
 peer_labels = {
-    'faiss-flat': 'FAISS Flat', 'faiss-sq8': 'FAISS SQ8', 'faiss-ivf': 'FAISS IVF', 'faiss-fastscan': 'FAISS fastscan', 'faiss-refine': 'FAISS fastscan, refined',
-    'faiss-hnsw': 'FAISS HNSW32', 'usearch': 'usearch i8', 'torch-fp32': 'torch fp32, topk', 'torch-bf16': 'torch bf16, topk', 'stage1-fp32': 'ours, fp32', 'stage1-bf16': 'ours, bf16', 'stage1-int8': 'ours, int8'}
+    'faiss-flat': 'FAISS Flat',
+    'faiss-sq8': 'FAISS SQ8',
+    'faiss-ivf': 'FAISS IVF',
+    'faiss-fastscan': 'FAISS fastscan',
+    'faiss-refine': 'FAISS fastscan, refined',
+    'faiss-hnsw': 'FAISS HNSW32',
+    'usearch': 'usearch i8',
+    'torch-fp32': 'torch fp32, topk',
+    'torch-bf16': 'torch bf16, topk',
+    'stage1-fp32': 'ours, fp32',
+    'stage1-bf16': 'ours, bf16',
+    'stage1-int8': 'ours, int8',
+}
+
 
 def build(
-    method:str,         # key of `makers`
-    vectors:Tensor,     # (N, w), fp32
+    method: str,  # key of `makers`
+    vectors: Tensor,  # (N, w), fp32
 ) -> Peer:
     "A peer that knows how long it took to build."
     began = time.perf_counter()
@@ -219,210 +282,294 @@ def build(
 
 # %% ../nbs/32_bench_search.ipynb #d79718cb
 def arithmetic_alone(
-    n:int,              # N
-    width:int,          # w
-    n_queries:int,      # B
-    block:int=8192,     # rows at once
-):                      # a call that multiplies
+    n: int,  # N
+    width: int,  # w
+    n_queries: int,  # B
+    block: int = 8192,  # rows at once
+):  # a call that multiplies
     "The int8 products of stage 1, without the comparison."
     rows, queries = (torch.randint(-127, 128, (m, width), dtype=torch.int8) for m in (n, n_queries))
-    pairs = [(part, torch.empty(len(part), n_queries, dtype=torch.int32)) for part in (rows.split(block)[0], rows.split(block)[-1])]
+    pairs = [
+        (part, torch.empty(len(part), n_queries, dtype=torch.int32))
+        for part in (rows.split(block)[0], rows.split(block)[-1])
+    ]
     whole, rest = pairs[0][1], pairs[1][1]
-    return lambda: [torch._int_mm(part, queries.T, out=whole if len(part) == len(whole) else rest) for part in rows.split(block)]
+    return lambda: [
+        torch._int_mm(part, queries.T, out=whole if len(part) == len(whole) else rest) for part in rows.split(block)
+    ]
+
 
 def copying(
-    size:int=2**28,     # bytes
-):                      # a call that reads and writes that many
+    size: int = 2**28,  # bytes
+):  # a call that reads and writes that many
     "Memory at work."
     source, target = torch.zeros(size, dtype=torch.int8), torch.empty(size, dtype=torch.int8)
     return lambda: target.copy_(source)
 
-def stage1_bytes(n, width, n_queries, k_prime): return n*(width + 4) + 4*n_queries*k_prime  # bytes
+
+def stage1_bytes(n, width, n_queries, k_prime):
+    return n * (width + 4) + 4 * n_queries * k_prime  # bytes
 
 # %% ../nbs/32_bench_search.ipynb #691a4cfe
 def in_rounds(
-    calls:dict,         # name to what is timed
-    rounds:int,         # how often the slow ones are called
-    fast_s:float=.5,    # what counts as slow, seconds
-    more:int=2,         # further calls of the fast ones in each round but the first
-) -> dict:              # name to seconds, (times called,)
+    calls: dict,  # name to what is timed
+    rounds: int,  # how often the slow ones are called
+    fast_s: float = 0.5,  # what counts as slow, seconds
+    more: int = 2,  # further calls of the fast ones in each round but the first
+) -> dict:  # name to seconds, (times called,)
     "Time calls in turn, the fast ones more often."
     times = {name: [t[0, 0]] for name, t in in_turn(calls, 1).items()}
     fast = {name: call for name, call in calls.items() if times[name][0] < fast_s}
-    for group in [g for _ in range(rounds - 1) for g in (fast,)*more + (calls,)]:
-        for name, t in in_turn(group, 1, warm=False).items(): times[name].append(t[0, 0])
+    for group in [g for _ in range(rounds - 1) for g in (fast,) * more + (calls,)]:
+        for name, t in in_turn(group, 1, warm=False).items():
+            times[name].append(t[0, 0])
     return {name: np.array(t) for name, t in times.items()}
 
 # %% ../nbs/32_bench_search.ipynb #6045d0cb
 def bound_rows(
-    part:str,           # name of the part of the table
-    times:dict,         # with 'arithmetic' and 'memory'
-    moved:int,          # bytes of stage 1
-    copied:int=2**29,   # bytes that `copying` read and wrote
+    part: str,  # name of the part of the table
+    times: dict,  # with 'arithmetic' and 'memory'
+    moved: int,  # bytes of stage 1
+    copied: int = 2**29,  # bytes that `copying` read and wrote
 ) -> list[dict]:
     "What arithmetic and memory alone would take."
-    alone = dict(arithmetic=1e3*times['arithmetic'], memory=1e3*times['memory']*moved/copied)
+    alone = dict(arithmetic=1e3 * times['arithmetic'], memory=1e3 * times['memory'] * moved / copied)
     return [row(part, f'bound: {name} alone', 'bound', t, 'ms') for name, t in alone.items()]
 
 # %% ../nbs/32_bench_search.ipynb #17d60c9b
 def stage1_rows(
-    peers:list,         # built
-    queries:Tensor,     # (B, w), fp32
-    held_out:Tensor,    # for the knobs, (b, w), fp32
-    vectors:Tensor,     # (N, w), fp32
-    k_prime:int,        # k'
-    rounds:int,         # timings of the slow
-    least:float,        # bar on ours in int8: times faster than Flat
+    peers: list,  # built
+    queries: Tensor,  # (B, w), fp32
+    held_out: Tensor,  # for the knobs, (b, w), fp32
+    vectors: Tensor,  # (N, w), fp32
+    k_prime: int,  # k'
+    rounds: int,  # timings of the slow
+    least: float,  # bar on ours in int8: times faster than Flat
 ) -> list[dict]:
     "All methods at one k'."
     part, (n, width), asked = f"k' = {k_prime:,}", vectors.shape, [p for p in peers if k_prime <= (p.most or k_prime)]
     truth, ahead = exact_top(vectors, queries, k_prime), exact_top(vectors, held_out, k_prime)
-    for p in asked: tune(p, held_out, ahead)
+    for p in asked:
+        tune(p, held_out, ahead)
     found = {p.method: p.candidates(queries, k_prime) for p in asked}
     quality = {m: dict(overlap=overlap(f, truth), kept=kept(f)) for m, f in found.items()}
     del found
     calls = {p.method: lambda p=p: p.candidates(queries, k_prime) for p in asked}
     times = in_rounds(calls | dict(arithmetic=arithmetic_alone(n, width, len(queries)), memory=copying()), rounds)
-    flat = row(part, peer_labels['faiss-flat'], 'faiss-flat', 1e3*times['faiss-flat'], 'ms')
-    measured = [row(part, peer_labels[p.method], p.method, 1e3*times[p.method], 'ms', None if p.method == 'faiss-flat' else flat, least if p.method == 'stage1-int8' else None,
-                    **quality[p.method], setting=p.chosen[k_prime], build_s=p.build_s, bytes_per_item=p.held_bytes/n) for p in asked]
-    return [r | dict(k_prime=k_prime, items=n, width=width, queries=len(queries)) for r in measured + bound_rows(part, times, stage1_bytes(n, width, len(queries), k_prime))]
+    flat = row(part, peer_labels['faiss-flat'], 'faiss-flat', 1e3 * times['faiss-flat'], 'ms')
+    measured = [
+        row(
+            part,
+            peer_labels[p.method],
+            p.method,
+            1e3 * times[p.method],
+            'ms',
+            None if p.method == 'faiss-flat' else flat,
+            least if p.method == 'stage1-int8' else None,
+            **quality[p.method],
+            setting=p.chosen[k_prime],
+            build_s=p.build_s,
+            bytes_per_item=p.held_bytes / n,
+        )
+        for p in asked
+    ]
+    return [
+        r | dict(k_prime=k_prime, items=n, width=width, queries=len(queries))
+        for r in measured + bound_rows(part, times, stage1_bytes(n, width, len(queries), k_prime))
+    ]
 
 # %% ../nbs/32_bench_search.ipynb #34fb6157
-asked_for = {100: (8, 'faiss-refine'), 10: (20, 'torch-bf16')}   # N/k' -> times faster than Flat, and the peer to beat
+asked_for = {100: (8, 'faiss-refine'), 10: (20, 'torch-bf16')}  # N/k' -> times faster than Flat, and the peer to beat
 bar_size = dict(items=1_000_000, width=64, queries=64)
 
+
 def verdict(
-    met:bool,       # did it reach the bar?
-    full:bool=True, # was it of the bar's size?
+    met: bool,  # did it reach the bar?
+    full: bool = True,  # was it of the bar's size?
 ) -> str:
     "A verdict that does not claim what was not measured."
     return ('met' if met else 'missed') + ('' if full else ", but not at the bar's size")
 
 # %% ../nbs/32_bench_search.ipynb #14c651b1
 def stage1_bars(
-    table:pd.DataFrame,  # as `stage1` gives it
-) -> pd.DataFrame:       # columns '', 'asked for', 'found', 'verdict'; strings
+    table: pd.DataFrame,  # as `stage1` gives it
+) -> pd.DataFrame:  # columns '', 'asked for', 'found', 'verdict'; strings
     "Every bar with what was found."
     rows = []
     for part, t in table[table.method != 'bound'].groupby('part', sort=False):
-        t, share = t.set_index('method'), round(t['items'].iloc[0]/t.k_prime.iloc[0])
-        if share not in asked_for or 'stage1-int8' not in t.index: continue
+        t, share = t.set_index('method'), round(t['items'].iloc[0] / t.k_prime.iloc[0])
+        if share not in asked_for or 'stage1-int8' not in t.index:
+            continue
         ours, full = t.loc['stage1-int8'], all((t[k] == v).all() for k, v in bar_size.items())
-        peers = t[~t.index.str.startswith('stage1') & (t.overlap >= .98)]
+        peers = t[~t.index.str.startswith('stage1') & (t.overlap >= 0.98)]
         named, fastest = asked_for[share][1], peers.p50.idxmin()
-        def line(text, found, met): rows.append({'': part, 'asked for': text, 'found': found, 'verdict': verdict(bool(met), full)})
-        line(f'at least {asked_for[share][0]}x as fast as FAISS Flat', f'{digits(ours.ratio)}x', ours.ratio >= asked_for[share][0])
-        line('overlap of at least .98', f'{ours.overlap:.4f}', ours.overlap >= .98)
-        for text, peer in ((f'faster than {peer_labels[named]}', named), (f'faster than every peer of overlap .98; here {peer_labels[fastest]}', fastest)):
-            if peer in t.index: line(text, f'{digits(t.p50[peer]/ours.p50)}x', t.p50[peer] > ours.p50)
+
+        def line(text, found, met):
+            rows.append({'': part, 'asked for': text, 'found': found, 'verdict': verdict(bool(met), full)})
+
+        line(
+            f'at least {asked_for[share][0]}x as fast as FAISS Flat',
+            f'{digits(ours.ratio)}x',
+            ours.ratio >= asked_for[share][0],
+        )
+        line('overlap of at least .98', f'{ours.overlap:.4f}', ours.overlap >= 0.98)
+        for text, peer in (
+            (f'faster than {peer_labels[named]}', named),
+            (f'faster than every peer of overlap .98; here {peer_labels[fastest]}', fastest),
+        ):
+            if peer in t.index:
+                line(text, f'{digits(t.p50[peer] / ours.p50)}x', t.p50[peer] > ours.p50)
     return pd.DataFrame(rows)
 
 # %% ../nbs/32_bench_search.ipynb #647e936b
 def stage1_text(
-    table:pd.DataFrame,  # as `stage1` gives it
-) -> pd.DataFrame:       # strings
+    table: pd.DataFrame,  # as `stage1` gives it
+) -> pd.DataFrame:  # strings
     "The table for people."
-    def number(column, form): return table[column].map(lambda x: '' if pd.isna(x) else form.format(x))
-    return pd.DataFrame({
-        '': table.part, 'method': table.what, 'setting': table.setting.fillna(''), 'median': table.p50.map(digits) + ' ms', '20th to 80th percentile': table.p20.map(digits) + ' to ' + table.p80.map(digits),
-        'against Flat': table.ratio.map(lambda x: digits(x) and f'{digits(x)}x'), 'overlap': number('overlap', '{:.4f}'), 'kept': number('kept', '{:,.0f}'),
-        'build': table.build_s.map(lambda x: digits(x) and f'{digits(x)} s'), 'bytes per item': number('bytes_per_item', '{:.0f}')})
+
+    def number(column, form):
+        return table[column].map(lambda x: '' if pd.isna(x) else form.format(x))
+
+    return pd.DataFrame(
+        {
+            '': table.part,
+            'method': table.what,
+            'setting': table.setting.fillna(''),
+            'median': table.p50.map(digits) + ' ms',
+            '20th to 80th percentile': table.p20.map(digits) + ' to ' + table.p80.map(digits),
+            'against Flat': table.ratio.map(lambda x: digits(x) and f'{digits(x)}x'),
+            'overlap': number('overlap', '{:.4f}'),
+            'kept': number('kept', '{:,.0f}'),
+            'build': table.build_s.map(lambda x: digits(x) and f'{digits(x)} s'),
+            'bytes per item': number('bytes_per_item', '{:.0f}'),
+        }
+    )
 
 # %% ../nbs/32_bench_search.ipynb #8b054875
-highest, top = .9999, .99996     # all above the first is drawn there; where the axis ends
+highest, top = 0.9999, 0.99996  # all above the first is drawn there; where the axis ends
 
 # %% ../nbs/32_bench_search.ipynb #ef5a37c3
 def share_axis(
-    ax,             # matplotlib axes
-    lowest:float,   # share that must be seen
+    ax,  # matplotlib axes
+    lowest: float,  # share that must be seen
 ) -> None:
     "Shares up to 1, on a logit axis."
     ax.set_yscale('logit')
-    ticks = [y for y in (.01, .1, .3, .5, .7, .8, .9, .95, .98, .99, .999) if y >= lowest*.97]
+    ticks = [y for y in (0.01, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999) if y >= lowest * 0.97]
     ax.set_yticks([*ticks, highest], [*(f'{y:g}'.lstrip('0') for y in ticks), f'≥ {highest:g}'.replace('0.', '.')])
     ax.yaxis.set_minor_locator(mpl.ticker.NullLocator())
-    ax.set_ylim(lowest*.97, top)
-    ax.grid(color='#E4E4E4', lw=.7); ax.set_axisbelow(True)
+    ax.set_ylim(lowest * 0.97, top)
+    ax.grid(color='#E4E4E4', lw=0.7)
+    ax.set_axisbelow(True)
 
 # %% ../nbs/32_bench_search.ipynb #9defe8e6
 def overlap_panel(
-    ax,                  # matplotlib axes
-    t:pd.DataFrame,      # rows of one k'
+    ax,  # matplotlib axes
+    t: pd.DataFrame,  # rows of one k'
 ) -> None:
     "Latency against overlap."
     flat, bound = (t[t.method == m].p50.max() for m in ('faiss-flat', 'bound'))
-    share = round(t['items'].iloc[0]/t.k_prime.iloc[0])
-    asked = flat/asked_for.get(share, (np.nan,))[0]
-    left = np.nanmin([t[t.method != 'bound'].p20.min(), bound, asked])/1.5
+    share = round(t['items'].iloc[0] / t.k_prime.iloc[0])
+    asked = flat / asked_for.get(share, (np.nan,))[0]
+    left = np.nanmin([t[t.method != 'bound'].p20.min(), bound, asked]) / 1.5
     ax.set_xscale('log')
-    if share in asked_for: ax.add_patch(Rectangle((left, .98), asked - left, top - .98, color='#EEEEEE', lw=0, zorder=0))
+    if share in asked_for:
+        ax.add_patch(Rectangle((left, 0.98), asked - left, top - 0.98, color='#EEEEEE', lw=0, zorder=0))
     ax.axvline(bound, color='#444444', ls=':', lw=1)
     for r in t[t.method != 'bound'].itertuples():
         y = min(r.overlap, highest)
-        ax.plot([r.p20, r.p80], [y, y], color=method_style(r.method)['color'], lw=1.8, alpha=.6, solid_capstyle='round')
+        ax.plot(
+            [r.p20, r.p80], [y, y], color=method_style(r.method)['color'], lw=1.8, alpha=0.6, solid_capstyle='round'
+        )
         ax.plot(r.p50, y, **method_style(r.method), ms=10 if r.method == 'stage1-int8' else 6.5, ls='')
-    ax.set_xlim(left, t.p80.max()*1.5)
+    ax.set_xlim(left, t.p80.max() * 1.5)
     ax.set_xlabel(f'ms, {t.part.iloc[0]}')
     nice_log(ax.xaxis)
 
 # %% ../nbs/32_bench_search.ipynb #5f5e2561
 def stage1_figure(
-    table:pd.DataFrame,  # as `stage1` gives it
+    table: pd.DataFrame,  # as `stage1` gives it
 ) -> Figure:
     "Latency against overlap, a panel for each k'."
     parts = list(table.groupby('part', sort=False))
     with mpl.rc_context(theme):
         fig = Figure(figsize=(7.2, 4.2), layout='constrained')
         axes = np.atleast_1d(fig.subplots(1, len(parts), sharey=True))
-        for ax, (_, t) in zip(axes, parts): overlap_panel(ax, t)
-        for ax in axes: share_axis(ax, table.overlap.min())
+        for ax, (_, t) in zip(axes, parts):
+            overlap_panel(ax, t)
+        for ax in axes:
+            share_axis(ax, table.overlap.min())
         axes[0].set_ylabel('share of the exact candidates')
-        marks = [Line2D([], [], **method_style(m), ls='', ms=6.5, label=peer_labels[m]) for m in peer_labels if m in set(table.method)]
-        marks += [Rectangle((0, 0), 1, 1, color='#EEEEEE', label='asked for'), Line2D([], [], color='#444444', ls=':', lw=1, label='bound')]
-        fig.legend(handles=marks, loc='outside lower center', ncols=4, frameon=False, borderpad=0, handletextpad=.4, columnspacing=1.2)
+        marks = [
+            Line2D([], [], **method_style(m), ls='', ms=6.5, label=peer_labels[m])
+            for m in peer_labels
+            if m in set(table.method)
+        ]
+        marks += [
+            Rectangle((0, 0), 1, 1, color='#EEEEEE', label='asked for'),
+            Line2D([], [], color='#444444', ls=':', lw=1, label='bound'),
+        ]
+        fig.legend(
+            handles=marks,
+            loc='outside lower center',
+            ncols=4,
+            frameon=False,
+            borderpad=0,
+            handletextpad=0.4,
+            columnspacing=1.2,
+        )
     return fig
 
 # %% ../nbs/32_bench_search.ipynb #f365d33a
-def load_before() -> float: return os.getloadavg()[0] if hasattr(os, 'getloadavg') else np.nan  # processes that wanted to run, over the last minute
+def load_before() -> float:
+    return (
+        os.getloadavg()[0] if hasattr(os, 'getloadavg') else np.nan
+    )  # processes that wanted to run, over the last minute
 
-def where(load:float) -> dict: return machine() | dict(load=load) | {l: version_of(p) for l, p in packages.items()}  # columns of every table
+
+def where(load: float) -> dict:
+    return machine() | dict(load=load) | {l: version_of(p) for l, p in packages.items()}  # columns of every table
+
 
 def note(
-    table:pd.DataFrame,     # with the columns of `where`
-    what:str,               # sizes, in words
-    libraries:tuple=(),     # peers' libraries, to name with their versions; keys of `packages`
+    table: pd.DataFrame,  # with the columns of `where`
+    what: str,  # sizes, in words
+    libraries: tuple = (),  # peers' libraries, to name with their versions; keys of `packages`
 ) -> str:
     "Sizes, machine and versions, in a line."
     m = table.iloc[0]
     versions = ', '.join(f'{l} {m[l]}' for l in ('torch', *libraries))
-    return f'{what}; {m.cpu}, {m.threads} {"threads" if m.threads > 1 else "thread"}, {m.cpu_capability}, load {m.load:.1f} before; {versions}.' + ' A sample (`--quick`).'*bool(m.quick)
+    return (
+        f'{what}; {m.cpu}, {m.threads} {"threads" if m.threads > 1 else "thread"}, {m.cpu_capability}, load {m.load:.1f} before; {versions}.'
+        + ' A sample (`--quick`).' * bool(m.quick)
+    )
 
 # %% ../nbs/32_bench_search.ipynb #b419a273
 def write_bench(
-    name:str,               # of the files
-    table:pd.DataFrame,     # all rows
-    figure:Figure,
-    texts:list,             # tables of strings
-    note:str,               # a line below
-    out:Path,               # folder
-) -> pd.DataFrame:          # `table`
+    name: str,  # of the files
+    table: pd.DataFrame,  # all rows
+    figure: Figure,
+    texts: list,  # tables of strings
+    note: str,  # a line below
+    out: Path,  # folder
+) -> pd.DataFrame:  # `table`
     "CSV, figure and Markdown, and the tables on the screen."
-    save_figure(figure, out/name, table)
-    with atomic_path(out/f'{name}.md') as aside: aside.write_text('\n'.join(map(markdown, texts)) + f'\n{note}\n')
+    save_figure(figure, out / name, table)
+    with atomic_path(out / f'{name}.md') as aside:
+        aside.write_text('\n'.join(map(markdown, texts)) + f'\n{note}\n')
     print(*(text.to_string(index=False) for text in texts), note, f'{out.name}/{name}.csv, .md, .svg, .png', sep='\n\n')
     return table
 
 # %% ../nbs/32_bench_search.ipynb #fc0a954d
 def stage1(
-    out:Path='reports/bench',   # folder for the results, made if absent
-    quick:bool=False,           # 200,000 items, fewer rounds
-    items:int=0,                # N; 0: as `quick` says
-    width:int=64,               # w
-    n_queries:int=64,           # B
-    rounds:int=0,               # timings of the slow methods; 0: as `quick` says
-    methods:tuple=tuple(makers),# keys of `makers`
-) -> pd.DataFrame:              # one row per method and k'
+    out: Path = 'reports/bench',  # folder for the results, made if absent
+    quick: bool = False,  # 200,000 items, fewer rounds
+    items: int = 0,  # N; 0: as `quick` says
+    width: int = 64,  # w
+    n_queries: int = 64,  # B
+    rounds: int = 0,  # timings of the slow methods; 0: as `quick` says
+    methods: tuple = tuple(makers),  # keys of `makers`
+) -> pd.DataFrame:  # one row per method and k'
     "`molrec bench stage1`: candidates from a corpus, ours and others'."
     n, rounds, load = items or (200_000 if quick else 1_000_000), rounds or (3 if quick else 5), load_before()
     vectors, queries, held_out = (clustered(m, width, seed=seed) for seed, m in enumerate((n, n_queries, 16)))
@@ -431,203 +578,298 @@ def stage1(
         print(f'[{i + 1}/{len(methods)}] building {peer_labels[method]}', flush=True)
         peers.append(build(method, vectors))
     for share, (least, _) in asked_for.items():
-        print(f"k' = {n//share:,}: overlap, then time, {rounds} rounds in turn", flush=True)
-        rows += stage1_rows(peers, queries, held_out, vectors, n//share, rounds, least)
+        print(f"k' = {n // share:,}: overlap, then time, {rounds} rounds in turn", flush=True)
+        rows += stage1_rows(peers, queries, held_out, vectors, n // share, rounds, least)
     table = pd.DataFrame(rows).assign(quick=quick, **where(load))
     what = note(table, f'N = {n:,}, width {width}, {n_queries} queries', ('faiss', 'usearch'))
     return write_bench('stage1', table, stage1_figure(table), [stage1_text(table), stage1_bars(table)], what, Path(out))
 
 # %% ../nbs/32_bench_search.ipynb #3b281735
 def heavy_tailed(
-    n:int,              # vectors to draw
-    width:int,          # w
-    seed:int=0,         # of the draw
-    n_clusters:int=300, # centres; the same ones for every `seed`
-) -> Tensor:            # (n, w), fp32
+    n: int,  # vectors to draw
+    width: int,  # w
+    seed: int = 0,  # of the draw
+    n_clusters: int = 300,  # centres; the same ones for every `seed`
+) -> Tensor:  # (n, w), fp32
     "Clusters whose sizes fall as 1/rank, along directions whose weight falls as 1/sqrt(rank)."
     centres = torch.randn(n_clusters, width, generator=torch.Generator().manual_seed(n_clusters))
-    draw, spectrum = torch.Generator().manual_seed(seed), torch.arange(1, width + 1)**-.5
-    z = torch.multinomial(1/torch.arange(1., n_clusters + 1), n, replacement=True, generator=draw)
-    return torch.randn(n, width, generator=draw).mul_(.5).add_(centres[z]).mul_(spectrum)
+    draw, spectrum = torch.Generator().manual_seed(seed), torch.arange(1, width + 1) ** -0.5
+    z = torch.multinomial(1 / torch.arange(1.0, n_clusters + 1), n, replacement=True, generator=draw)
+    return torch.randn(n, width, generator=draw).mul_(0.5).add_(centres[z]).mul_(spectrum)
 
-def gaussian(n:int, width:int, seed:int=0) -> Tensor: return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+
+def gaussian(n: int, width: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+
+
 corpora = dict(gaussian=gaussian, clustered=heavy_tailed)
 
 # %% ../nbs/32_bench_search.ipynb #e35b2189
-def reading(stage:Stage1):
+def reading(stage: Stage1):
     "A call that reads the bytes of a table once, values and scales."
+
     def read():
         for t in stage.rows.tensors('').values():
             words, sums = t.flatten().view(torch.int64), torch.zeros(torch.get_num_threads(), dtype=torch.int64)
-            in_c(stage.library.read_once, lambda i, parts: [words, *share(len(words), i, parts), sums[i:i + 1]])
+            in_c(stage.library.read_once, lambda i, parts: [words, *share(len(words), i, parts), sums[i : i + 1]])
+
     return read
 
+
 def multiplying(
-    stage:Stage1,
-    steps:int=20_000,   # of a part
-):                      # a call, and how many pairs of numbers it multiplies
+    stage: Stage1,
+    steps: int = 20_000,  # of a part
+):  # a call, and how many pairs of numbers it multiplies
     "A call that only multiplies."
     parts = torch.get_num_threads()
-    x, out = torch.ones(1024, dtype=torch.int32), torch.zeros(parts, 15*16 + 16, dtype=torch.int32)
-    at = -out.data_ptr() % 64//4        # vectors begin at multiples of their length
-    return lambda: in_c(stage.library.multiply, lambda i, n: [x, steps, out[i, at:]]), parts*steps*stage.library.products()
+    x, out = torch.ones(1024, dtype=torch.int32), torch.zeros(parts, 15 * 16 + 16, dtype=torch.int32)
+    at = -out.data_ptr() % 64 // 4  # vectors begin at multiples of their length
+    return lambda: in_c(
+        stage.library.multiply, lambda i, n: [x, steps, out[i, at:]]
+    ), parts * steps * stage.library.products()
 
 # %% ../nbs/32_bench_search.ipynb #87fbb564
-grid = dict(items=(30_000, 300_000, 1_000_000, 10_000_000), widths=(32, 64, 128), queries=(1, 2, 4, 8, 64), candidates=(100, 1_000, 10_000, 100_000))
+grid = dict(
+    items=(30_000, 300_000, 1_000_000, 10_000_000),
+    widths=(32, 64, 128),
+    queries=(1, 2, 4, 8, 64),
+    candidates=(100, 1_000, 10_000, 100_000),
+)
 quick_grid = dict(items=(30_000, 300_000), widths=(64,), queries=(1, 8, 64), candidates=(100, 10_000))
+
 
 @dataclass
 class Place:
     "What one corpus of one size is searched with."
-    vectors:Tensor      # (N, w), fp32
-    queries:Tensor      # (B, w), fp32
-    held_out:Tensor     # for the probes, (b, w), fp32
-    exact:Stage1
-    sampled:Stage1
-    flat:Peer
-    ivf:Peer
 
-def place_of(corpus:str, n:int, width:int, most:int=64) -> Place:  # a key of `corpora`, N, w, B
+    vectors: Tensor  # (N, w), fp32
+    queries: Tensor  # (B, w), fp32
+    held_out: Tensor  # for the probes, (b, w), fp32
+    exact: Stage1
+    sampled: Stage1
+    flat: Peer
+    ivf: Peer
+
+
+def place_of(corpus: str, n: int, width: int, most: int = 64) -> Place:  # a key of `corpora`, N, w, B
     "A corpus with its indexes."
     vectors, queries, held_out = (corpora[corpus](m, width, seed=seed) for seed, m in enumerate((n, most, 16)))
     rows = quantize(vectors)
     stages = [Stage1(rows, threshold=t) for t in ('exact', 'sampled')]
     return Place(vectors, queries, held_out, *stages, *(build(m, vectors) for m in ('faiss-flat', 'faiss-ivf')))
 
-def grid_cell(place:Place, B:int, k_prime:int, rounds:int=3) -> dict:
+
+def grid_cell(place: Place, B: int, k_prime: int, rounds: int = 3) -> dict:
     "One row of the grid: medians in ms of calls in turn, and overlaps with Flat."
     queries = place.queries[:B]
-    calls = {name: lambda s=stage: s.candidates(queries, k_prime).rows for name, stage in (('exact', place.exact), ('sampled', place.sampled))}
-    calls |= {name: lambda p=peer: p.candidates(queries, k_prime) for name, peer in (('flat', place.flat), ('ivf', place.ivf))}
+    calls = {
+        name: lambda s=stage: s.candidates(queries, k_prime).rows
+        for name, stage in (('exact', place.exact), ('sampled', place.sampled))
+    }
+    calls |= {
+        name: lambda p=peer: p.candidates(queries, k_prime) for name, peer in (('flat', place.flat), ('ivf', place.ivf))
+    }
     truth = calls['flat']().long()
     shares = {f'{name}_overlap': overlap(calls[name](), truth) for name in ('exact', 'sampled', 'ivf')}
-    if place.exact.library: calls = dict(read=reading(place.exact)) | calls
-    times = in_rounds(calls, rounds, fast_s=.05, more=4)
+    if place.exact.library:
+        calls = dict(read=reading(place.exact)) | calls
+    times = in_rounds(calls, rounds, fast_s=0.05, more=4)
     multiply, pairs = multiplying(place.exact) if place.exact.library else (lambda: None, np.nan)
-    rate = pairs/np.median(in_rounds(dict(multiply=multiply), 5)['multiply'])
-    bound = dict(arithmetic_ms=1e3*B*place.vectors.numel()/rate)
-    return {f'{name}_ms': 1e3*float(np.median(t)) for name, t in times.items()} | bound | shares | dict(probes=place.ivf.chosen[k_prime], n=min(map(len, times.values())))
+    rate = pairs / np.median(in_rounds(dict(multiply=multiply), 5)['multiply'])
+    bound = dict(arithmetic_ms=1e3 * B * place.vectors.numel() / rate)
+    return (
+        {f'{name}_ms': 1e3 * float(np.median(t)) for name, t in times.items()}
+        | bound
+        | shares
+        | dict(probes=place.ivf.chosen[k_prime], n=min(map(len, times.values())))
+    )
 
 # %% ../nbs/32_bench_search.ipynb #c29939e0
 def grid_bars(
-    t:pd.DataFrame,     # the grid so far
-) -> pd.DataFrame:      # columns 'asked for', 'of', 'met', 'worst', 'where'
+    t: pd.DataFrame,  # the grid so far
+) -> pd.DataFrame:  # columns 'asked for', 'of', 'met', 'worst', 'where'
     "Every goal with the share of cells that meet it, and the worst."
     key = ['corpus', 'items', 'width', 'k_prime']
-    t = t.assign(peer_ms=t.ivf_ms.where(t.ivf_overlap >= .98))
-    one, many, wide = t[t.queries == 1], t[t.queries == t.queries.max()], t.pivot_table(index=key, columns='queries', values='exact_ms')
+    t = t.assign(peer_ms=t.ivf_ms.where(t.ivf_overlap >= 0.98))
+    one, many, wide = (
+        t[t.queries == 1],
+        t[t.queries == t.queries.max()],
+        t.pivot_table(index=key, columns='queries', values='exact_ms'),
+    )
     rows = []
+
     def line(text, cells, values, least):
         values = values.dropna()
-        if not len(values): return
+        if not len(values):
+            return
         at = cells.loc[values.idxmin()] if isinstance(cells, pd.DataFrame) else cells
-        rows.append({'asked for': text, 'cells': len(values), 'met': int((values >= least).sum()), 'worst': digits(values.min()),
-                     'where': f'{at.corpus}, {at["items"]:,} items of {at.width}, {at.queries} queries, k\' {at.k_prime:,}'})
+        rows.append(
+            {
+                'asked for': text,
+                'cells': len(values),
+                'met': int((values >= least).sum()),
+                'worst': digits(values.min()),
+                'where': f"{at.corpus}, {at['items']:,} items of {at.width}, {at.queries} queries, k' {at.k_prime:,}",
+            }
+        )
+
     large, middle = one[one['items'] >= 10**6], one[one['items'] == 300_000]
-    line('one query from a million items on: 70 % of the bandwidth of a plain read', large, large.read_ms/large.exact_ms, .7)
-    line('one query of 300,000 items: half of that bandwidth', middle, middle.read_ms/middle.exact_ms, .5)
-    line('never slower than Flat', t, t.flat_ms/t.exact_ms, 1)
-    line('never slower than IVF at overlap .98', t, t.peer_ms/t.exact_ms, 1)
-    line('never slower than the sampled threshold', t, t.sampled_ms/t.exact_ms, 1)
-    line('64 queries: five times Flat', many, many.flat_ms/many.exact_ms, 5)
-    line('64 queries: 60 % of the arithmetic bound', many, many.arithmetic_ms/many.exact_ms, .6)
-    halves = t.merge(t[[*key, 'queries', 'exact_ms']].assign(queries=t.queries*2), on=[*key, 'queries'], suffixes=('', '_half'))
-    line('two calls of half the queries are not cheaper than one', halves, 2*halves.exact_ms_half/halves.exact_ms, 1)
+    line(
+        'one query from a million items on: 70 % of the bandwidth of a plain read',
+        large,
+        large.read_ms / large.exact_ms,
+        0.7,
+    )
+    line('one query of 300,000 items: half of that bandwidth', middle, middle.read_ms / middle.exact_ms, 0.5)
+    line('never slower than Flat', t, t.flat_ms / t.exact_ms, 1)
+    line('never slower than IVF at overlap .98', t, t.peer_ms / t.exact_ms, 1)
+    line('never slower than the sampled threshold', t, t.sampled_ms / t.exact_ms, 1)
+    line('64 queries: five times Flat', many, many.flat_ms / many.exact_ms, 5)
+    line('64 queries: 60 % of the arithmetic bound', many, many.arithmetic_ms / many.exact_ms, 0.6)
+    halves = t.merge(
+        t[[*key, 'queries', 'exact_ms']].assign(queries=t.queries * 2), on=[*key, 'queries'], suffixes=('', '_half')
+    )
+    line(
+        'two calls of half the queries are not cheaper than one', halves, 2 * halves.exact_ms_half / halves.exact_ms, 1
+    )
     return pd.DataFrame(rows)
 
 # %% ../nbs/32_bench_search.ipynb #12f468bb
-grid_looks = dict(read=('#444444', ':'), exact=('#D55E00', '-'), sampled=('#E69F00', '--'), flat=('#0072B2', '-'), ivf=('#56B4E9', '-'))
+grid_looks = dict(
+    read=('#444444', ':'),
+    exact=('#D55E00', '-'),
+    sampled=('#E69F00', '--'),
+    flat=('#0072B2', '-'),
+    ivf=('#56B4E9', '-'),
+)
+
 
 def grid_figure(
-    t:pd.DataFrame,     # the grid so far
+    t: pd.DataFrame,  # the grid so far
 ) -> Figure:
     "Latency against items for one query and for most, k' = 1,000 or the nearest, width 64 or the nearest."
-    width, k = (min(t[c].unique(), key=lambda v: abs(np.log(v/want))) for c, want in (('width', 64), ('k_prime', 1000)))
+    width, k = (
+        min(t[c].unique(), key=lambda v: abs(np.log(v / want))) for c, want in (('width', 64), ('k_prime', 1000))
+    )
     t, names = t[(t.width == width) & (t.k_prime == k)], list(t.corpus.unique())
     with mpl.rc_context(theme):
-        fig = Figure(figsize=(7.2, 2.4*len(names) + .6), layout='constrained')
+        fig = Figure(figsize=(7.2, 2.4 * len(names) + 0.6), layout='constrained')
         axes = fig.subplots(len(names), 2, sharex=True, squeeze=False)
         for axs, corpus in zip(axes, names):
             for ax, B in zip(axs, (t.queries.min(), t.queries.max())):
                 part = t[(t.corpus == corpus) & (t.queries == B)].sort_values('items')
-                for name, (color, ls) in grid_looks.items(): ax.plot(part['items'], part[f'{name}_ms'], color=color, ls=ls, marker='.', label=name)
-                ax.set_xscale('log'); ax.set_yscale('log'); nice_log(ax.xaxis); nice_log(ax.yaxis)
-                ax.set_ylabel(f'ms, {B} queries' if B > 1 else 'ms, one query'); ax.set_xlabel(f"items, {corpus}, width {width}, k' = {k:,}")
+                for name, (color, ls) in grid_looks.items():
+                    ax.plot(part['items'], part[f'{name}_ms'], color=color, ls=ls, marker='.', label=name)
+                ax.set_xscale('log')
+                ax.set_yscale('log')
+                nice_log(ax.xaxis)
+                nice_log(ax.yaxis)
+                ax.set_ylabel(f'ms, {B} queries' if B > 1 else 'ms, one query')
+                ax.set_xlabel(f"items, {corpus}, width {width}, k' = {k:,}")
         axes[0, 0].legend(frameon=False, fontsize=7)
     return fig
 
 # %% ../nbs/32_bench_search.ipynb #b56c71a3
-def grid_pieces(quick:bool) -> list[tuple]:  # corpus, N, w: small ones first
+def grid_pieces(quick: bool) -> list[tuple]:  # corpus, N, w: small ones first
     "What the grid is made of."
     g = quick_grid if quick else grid
-    return [(corpus, n, width) for n in g['items'] for width in g['widths'] for corpus in corpora if n*width <= 640_000_000]
+    return [
+        (corpus, n, width)
+        for n in g['items']
+        for width in g['widths']
+        for corpus in corpora
+        if n * width <= 640_000_000
+    ]
 
-def grid_piece(corpus:str, n:int, width:int, g:dict) -> pd.DataFrame:
+
+def grid_piece(corpus: str, n: int, width: int, g: dict) -> pd.DataFrame:
     "All cells of one corpus of one size."
     place, rows = place_of(corpus, n, width, max(g['queries'])), []
     for k_prime in (k for k in g['candidates'] if k < n):
         tune(place.ivf, place.held_out, exact_top(place.vectors, place.held_out, k_prime))
-        rows += [dict(corpus=corpus, items=n, width=width, queries=B, k_prime=k_prime) | grid_cell(place, B, k_prime) for B in g['queries']]
+        rows += [
+            dict(corpus=corpus, items=n, width=width, queries=B, k_prime=k_prime) | grid_cell(place, B, k_prime)
+            for B in g['queries']
+        ]
     return pd.DataFrame(rows)
 
-def not_done(table:pd.DataFrame, quick:bool) -> int:
+
+def not_done(table: pd.DataFrame, quick: bool) -> int:
     "How many pieces of the grid a table lacks."
     return len(set(grid_pieces(quick)) - set(zip(table.corpus, table['items'], table.width)))
 
+
 def stage1_grid(
-    out:Path='reports/bench',   # folder for the results, made if absent
-    quick:bool=False,           # few sizes
-    budget_s:float=90,          # begin no piece after that many seconds
-    pieces:list|None=None,      # as `grid_pieces` gives them; None: those of `quick`
-) -> pd.DataFrame:              # one row per cell
+    out: Path = 'reports/bench',  # folder for the results, made if absent
+    quick: bool = False,  # few sizes
+    budget_s: float = 90,  # begin no piece after that many seconds
+    pieces: list | None = None,  # as `grid_pieces` gives them; None: those of `quick`
+) -> pd.DataFrame:  # one row per cell
     "`molrec bench stage1-grid`: goes on where the last call ended."
     began, out, load = time.perf_counter(), Path(out), load_before()
-    name, g = 'stage1-grid' + '-quick'*quick, quick_grid if quick else grid
-    table = pd.read_csv(out/f'{name}.csv') if (out/f'{name}.csv').exists() else pd.DataFrame(columns=['corpus', 'items', 'width'])
+    name, g = 'stage1-grid' + '-quick' * quick, quick_grid if quick else grid
+    table = (
+        pd.read_csv(out / f'{name}.csv')
+        if (out / f'{name}.csv').exists()
+        else pd.DataFrame(columns=['corpus', 'items', 'width'])
+    )
     done = set(zip(table.corpus, table['items'], table.width))
     left = [p for p in pieces or grid_pieces(quick) if p not in done]
     while left and time.perf_counter() - began < budget_s:
         print(f'{left[0]}; {len(left)} pieces left', flush=True)
         made = grid_piece(*left.pop(0), g).assign(form=forms_here(), quick=quick, **where(load))
         table = pd.concat([table, made], ignore_index=True) if len(table) else made
-        write_bench(name, table, grid_figure(table), [grid_bars(table)], note(table, f'{len(table)} cells, {not_done(table, quick)} pieces of the grid left', ('faiss',)), out)
+        write_bench(
+            name,
+            table,
+            grid_figure(table),
+            [grid_bars(table)],
+            note(table, f'{len(table)} cells, {not_done(table, quick)} pieces of the grid left', ('faiss',)),
+            out,
+        )
     return table
 
-def forms_here() -> str: return scan_worth(1000, 1)[0] or 'torch'
+
+def forms_here() -> str:
+    return scan_worth(1000, 1)[0] or 'torch'
 
 # %% ../nbs/32_bench_search.ipynb #dcd32c15
 class Mixture:
     "An endless clustered corpus, and queries that are items with noise."
+
     def __init__(
         self,
-        dim:int=50,     # D
-        seed:int=0,     # of all that is drawn
-        rows:int=2**16, # items of a block
-        noise:float=.5, # length of the noise of a query; the item has length 1
+        dim: int = 50,  # D
+        seed: int = 0,  # of all that is drawn
+        rows: int = 2**16,  # items of a block
+        noise: float = 0.5,  # length of the noise of a query; the item has length 1
     ):
         self.dim, self.seed, self.rows, self.noise = dim, seed, rows, noise
 
-    def items(self, lo, hi): return cut(self.rows, lo, hi, lambda block: clustered(self.rows, self.dim, seed=1000*self.seed + block))  # (hi - lo, D)
+    def items(self, lo, hi):
+        return cut(
+            self.rows, lo, hi, lambda block: clustered(self.rows, self.dim, seed=1000 * self.seed + block)
+        )  # (hi - lo, D)
 
     def queries(self, n, seed=0, among=2**14):  # (n, D)
-        draw = torch.Generator().manual_seed(10**6*(self.seed + 1) + seed)
+        draw = torch.Generator().manual_seed(10**6 * (self.seed + 1) + seed)
         near = self.items(0, among)[torch.randint(among, (n,), generator=draw)]
-        return F.normalize(near + self.noise/self.dim**.5*torch.randn(near.shape, generator=draw), dim=1)
+        return F.normalize(near + self.noise / self.dim**0.5 * torch.randn(near.shape, generator=draw), dim=1)
 
 # %% ../nbs/32_bench_search.ipynb #8fe6fd14
 def teach(
-    corpus,             # with `items` and `dim`
-    steps:int=150,      # of 256 queries
-    seed:int=0,         # of weights and noise
-    noise:float=.5,     # length of a query's noise
-) -> MoL:               # in evaluation mode
+    corpus,  # with `items` and `dim`
+    steps: int = 150,  # of 256 queries
+    seed: int = 0,  # of weights and noise
+    noise: float = 0.5,  # length of a query's noise
+) -> MoL:  # in evaluation mode
     "A MoL 8x4x64 that finds an item from a noisy copy of it."
     torch.manual_seed(seed)
     mol, items = MoL(corpus.dim), corpus.items(0, 2**14)
     optimiser = torch.optim.Adam(mol.parameters(), lr=2e-3)
     for _ in range(steps):
         x = items[torch.randint(len(items), (256,))]
-        queries = F.normalize(x + noise/corpus.dim**.5*torch.randn(x.shape), dim=1)
+        queries = F.normalize(x + noise / corpus.dim**0.5 * torch.randn(x.shape), dim=1)
         loss = F.cross_entropy(mol(queries, x), torch.arange(256))
         optimiser.zero_grad()
         loss.backward()
@@ -635,174 +877,264 @@ def teach(
     return mol.eval()
 
 # %% ../nbs/32_bench_search.ipynb #5076c444
-scoring_forms = {   # storage of the items, implementation, arithmetic, and how far from the plain form scores may be
-    'torch, in blocks': ('fp32', 'torch', 'fp32', 1e-3), 'ours, fp32': ('fp32', 'native', 'fp32', 1e-3), 'ours, bf16 items': ('bf16', 'native', 'fp32', .15),
-    'ours, bf16': ('bf16', 'native', 'bf16', .25), 'ours, int8 items': ('int8', 'native', 'bf16', .4)}
+scoring_forms = {  # storage of the items, implementation, arithmetic, and how far from the plain form scores may be
+    'torch, in blocks': ('fp32', 'torch', 'fp32', 1e-3),
+    'ours, fp32': ('fp32', 'native', 'fp32', 1e-3),
+    'ours, bf16 items': ('bf16', 'native', 'fp32', 0.15),
+    'ours, bf16': ('bf16', 'native', 'bf16', 0.25),
+    'ours, int8 items': ('int8', 'native', 'bf16', 0.4),
+}
+
 
 def plain_scores(
-    mol:MoL,            # in evaluation mode
-    query_side:tuple,   # of B queries
-    side:tuple,         # item side of all items, fp32
-    rows:Tensor,        # candidates, (B, R), int64
-) -> Tensor:            # (B, R)
+    mol: MoL,  # in evaluation mode
+    query_side: tuple,  # of B queries
+    side: tuple,  # item side of all items, fp32
+    rows: Tensor,  # candidates, (B, R), int64
+) -> Tensor:  # (B, R)
     "Gather, then whole tensors."
-    with torch.no_grad(): return mol.scores(query_side, tuple(t[rows] for t in side))
+    with torch.no_grad():
+        return mol.scores(query_side, tuple(t[rows] for t in side))
 
 # %% ../nbs/32_bench_search.ipynb #eaf8b76a
 def scoring_calls(
-    mol:MoL,                # in evaluation mode
-    items:Tensor,           # (N, D)
-    queries:Tensor,         # (B, D)
-    n_candidates:int=4096,  # R
-) -> dict:                  # form -> call that scores (B, R)
+    mol: MoL,  # in evaluation mode
+    items: Tensor,  # (N, D)
+    queries: Tensor,  # (B, D)
+    n_candidates: int = 4096,  # R
+) -> dict:  # form -> call that scores (B, R)
     "The same candidates scored in every form that this machine has."
-    rows = torch.randint(len(items), (len(queries), n_candidates), generator=torch.Generator().manual_seed(0)).sort().values
+    rows = (
+        torch.randint(len(items), (len(queries), n_candidates), generator=torch.Generator().manual_seed(0))
+        .sort()
+        .values
+    )
     tables = {s: ItemTable.build(mol, items, s) for s in {form[0] for form in scoring_forms.values()}}
-    with torch.no_grad(): q = mol.query_side(queries)
-    side, short, count = tuple(p.values for p in tables['fp32'].parts), rows.int(), torch.full((len(rows),), n_candidates)
+    with torch.no_grad():
+        q = mol.query_side(queries)
+    side, short, count = (
+        tuple(p.values for p in tables['fp32'].parts),
+        rows.int(),
+        torch.full((len(rows),), n_candidates),
+    )
     calls = {'plain form': lambda: plain_scores(mol, q, side, rows)}
     for form, (storage, impl, arithmetic, _) in scoring_forms.items():
-        if impl == 'native' and mol_library(mol, tables[storage], arithmetic) is None: continue
+        if impl == 'native' and mol_library(mol, tables[storage], arithmetic) is None:
+            continue
         calls[form] = lambda t=tables[storage], i=impl, a=arithmetic: score_rows(mol, q, t, short, count, i, a)
     return calls
 
 # %% ../nbs/32_bench_search.ipynb #bfb3101c
 def score_gaps(
-    calls:dict,     # as `scoring_calls` gives them
-) -> dict:          # form -> largest difference from the plain form
+    calls: dict,  # as `scoring_calls` gives them
+) -> dict:  # form -> largest difference from the plain form
     "All forms against the plain one."
     truth = calls['plain form']()
     gaps = {form: (calls[form]() - truth).abs().max().item() for form in calls if form in scoring_forms}
     for form, gap in gaps.items():
-        if not gap < scoring_forms[form][3]: raise RuntimeError(f'{form}: scores are up to {gap:.2g} from the plain form, wanted below {scoring_forms[form][3]}; times of wrong scores are not shown')
+        if not gap < scoring_forms[form][3]:
+            raise RuntimeError(
+                f'{form}: scores are up to {gap:.2g} from the plain form, wanted below {scoring_forms[form][3]}; times of wrong scores are not shown'
+            )
     return gaps
 
 # %% ../nbs/32_bench_search.ipynb #4f2ac2c4
 def scoring_rows(
-    mol:MoL,                # in evaluation mode
-    items:Tensor,           # (N, D)
-    queries:Tensor,         # (B, D)
-    n_candidates:int=4096,  # R
-    rounds:int=5,           # timings of each
-    matmul:int=2048,        # size of the square matrices that measure the machine
+    mol: MoL,  # in evaluation mode
+    items: Tensor,  # (N, D)
+    queries: Tensor,  # (B, D)
+    n_candidates: int = 4096,  # R
+    rounds: int = 5,  # timings of each
+    matmul: int = 2048,  # size of the square matrices that measure the machine
 ) -> list[dict]:
     "Scoring of given candidates, all forms in turn with the machine's own matrix products."
-    calls, pairs, rate_of = scoring_calls(mol, items, queries, n_candidates), len(queries)*n_candidates, dict(fp32=torch.float32, bf16=torch.bfloat16)
+    calls, pairs, rate_of = (
+        scoring_calls(mol, items, queries, n_candidates),
+        len(queries) * n_candidates,
+        dict(fp32=torch.float32, bf16=torch.bfloat16),
+    )
     gaps = score_gaps(calls)
     times = in_turn(calls | {k: matmul_rate(matmul, v) for k, v in rate_of.items()}, rounds)
-    flop_s = {k: np.median(times[k][:, 0])/(2*matmul**3) for k in rate_of}
+    flop_s = {k: np.median(times[k][:, 0]) / (2 * matmul**3) for k in rate_of}
     plain, rows = None, []
     for form in calls:
         arithmetic = scoring_forms.get(form, ('', '', 'fp32'))[2]
-        more = dict(pairs_per_s=pairs/np.median(times[form][:, 0]), score_gap=gaps.get(form), bound=1e3*pairs*pair_flops(mol)/3*flop_s[arithmetic])
-        rows.append(row('scoring', form, 'mol', 1e3*times[form][:, 0], 'ms', plain, 8 if form == 'ours, bf16' else None, **more))
+        more = dict(
+            pairs_per_s=pairs / np.median(times[form][:, 0]),
+            score_gap=gaps.get(form),
+            bound=1e3 * pairs * pair_flops(mol) / 3 * flop_s[arithmetic],
+        )
+        rows.append(
+            row(
+                'scoring',
+                form,
+                'mol',
+                1e3 * times[form][:, 0],
+                'ms',
+                plain,
+                8 if form == 'ours, bf16' else None,
+                **more,
+            )
+        )
         plain = plain or rows[-1]
     return rows
 
 # %% ../nbs/32_bench_search.ipynb #7b018d72
-families = {    # key of its look -> class, and the settings that are measured
-    'brute-force': (BruteForce, [{}]), 'per-component': (PerComponent, [dict(k_each=k) for k in (5, 10, 50, 100)]),
+families = {  # key of its look -> class, and the settings that are measured
+    'brute-force': (BruteForce, [{}]),
+    'per-component': (PerComponent, [dict(k_each=k) for k in (5, 10, 50, 100)]),
     'component-mean': (ComponentMean, [dict(k_prime=k) for k in (200, 500, 1000, 2000)]),
     'combined': (Combined, [dict(k_each=a, k_prime=b) for a, b in ((5, 200), (50, 500), (100, 1000))]),
-    'h-indexer': (HIndexer, [dict(k_prime=k) for k in (1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)])}
+    'h-indexer': (HIndexer, [dict(k_prime=k) for k in (1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)]),
+}
 
-def setting_text(settings): return ', '.join({'k_prime': "k' ", 'k_each': 'k '}[k] + f'{v:,}' for k, v in settings.items())
+
+def setting_text(settings):
+    return ', '.join({'k_prime': "k' ", 'k_each': 'k '}[k] + f'{v:,}' for k, v in settings.items())
 
 # %% ../nbs/32_bench_search.ipynb #6afd620f
 def smallest_k_prime(
-    index:HIndexer,     # left with the setting found
-    queries:Tensor,     # (B, D)
-    truth:Tensor,       # scores of their true best, (B, k)
-    settings:list,      # smallest first
-    least:float=.99,    # relative recall to reach
-) -> dict:              # the setting, the last if none reaches it
+    index: HIndexer,  # left with the setting found
+    queries: Tensor,  # (B, D)
+    truth: Tensor,  # scores of their true best, (B, k)
+    settings: list,  # smallest first
+    least: float = 0.99,  # relative recall to reach
+) -> dict:  # the setting, the last if none reaches it
     "How many candidates are needed."
     for setting in settings:
         found, _ = index.change(**setting).search(queries, truth.shape[1])
-        if relative_recall(found, truth) >= least: break
+        if relative_recall(found, truth) >= least:
+            break
     return setting
 
 # %% ../nbs/32_bench_search.ipynb #8e07a507
 def search_rows(
-    model,              # recommender or MoL, in evaluation mode
-    items:Tensor,       # (N, D)
-    queries:Tensor,     # measured, (B, D)
-    k:int=100,          # results per query
-    rounds:int=3,       # timings of the slow
-    least:float=20,     # bar on h-indexer: times faster than brute force
+    model,  # recommender or MoL, in evaluation mode
+    items: Tensor,  # (N, D)
+    queries: Tensor,  # measured, (B, D)
+    k: int = 100,  # results per query
+    rounds: int = 3,  # timings of the slow
+    least: float = 20,  # bar on h-indexer: times faster than brute force
 ) -> list[dict]:
     "Every index at every setting, in turn."
     indexes = {m: cls.build(model, items, arithmetic='bf16') for m, (cls, _) in families.items()}
     truth = indexes['brute-force'].search(queries, k)[0]
-    within = {m: [s for s in settings if max(s.values(), default=0) <= len(items)] for m, (_, settings) in families.items()}
+    within = {
+        m: [s for s in settings if max(s.values(), default=0) <= len(items)] for m, (_, settings) in families.items()
+    }
     within['h-indexer'] = [smallest_k_prime(indexes['h-indexer'], queries, truth, within['h-indexer'])]
-    runs = {(m, setting_text(s)): lambda i=indexes[m], s=s: i.change(**s).answer(queries, k) for m in indexes for s in within[m]}
-    quality = {(m, setting_text(s)): measured(indexes[m].change(**s), queries, truth) for m in indexes for s in within[m]}
+    runs = {
+        (m, setting_text(s)): lambda i=indexes[m], s=s: i.change(**s).answer(queries, k)
+        for m in indexes
+        for s in within[m]
+    }
+    quality = {
+        (m, setting_text(s)): measured(indexes[m].change(**s), queries, truth) for m in indexes for s in within[m]
+    }
     times, rows, brute = in_rounds(runs, rounds), [], None
     for (m, setting), t in times.items():
-        rows.append(row('search', families[m][0].__name__, m, 1e3*t, 'ms', brute, least if m == 'h-indexer' else None, setting=setting, **quality[m, setting]))
+        rows.append(
+            row(
+                'search',
+                families[m][0].__name__,
+                m,
+                1e3 * t,
+                'ms',
+                brute,
+                least if m == 'h-indexer' else None,
+                setting=setting,
+                **quality[m, setting],
+            )
+        )
         brute = brute or rows[-1]
     return rows
 
 # %% ../nbs/32_bench_search.ipynb #a9c9a9f8
 def bound_calls(
-    index:HIndexer,     # on a CPU with a compiled pass
-    k:int,              # results
-    matmul:int=1024,    # size of the square matrices that measure the machine
-) -> dict:              # name -> a call, and what its time is multiplied by
+    index: HIndexer,  # on a CPU with a compiled pass
+    k: int,  # results
+    matmul: int = 1024,  # size of the square matrices that measure the machine
+) -> dict:  # name -> a call, and what its time is multiplied by
     "What one query cannot do without."
     stage, k_prime = stage_over(index.state, index.settings), index.settings.k_prime
-    if stage.library is None: raise ConfigError('one-query: there is no compiled pass on this machine; molrec doctor says why')
-    scores, part = torch.randn(1, k_prime), k_prime*pair_flops(index.similarity)/3/(2*matmul**3)
-    return {'items read once': (reading(stage), 1), f'arithmetic of {k_prime:,} pairs': (matmul_rate(matmul), part),
-            f'best {k}': (lambda: scores.topk(k), 1)}
+    if stage.library is None:
+        raise ConfigError('one-query: there is no compiled pass on this machine; molrec doctor says why')
+    scores, part = torch.randn(1, k_prime), k_prime * pair_flops(index.similarity) / 3 / (2 * matmul**3)
+    return {
+        'items read once': (reading(stage), 1),
+        f'arithmetic of {k_prime:,} pairs': (matmul_rate(matmul), part),
+        f'best {k}': (lambda: scores.topk(k), 1),
+    }
+
 
 def one_query_times(
-    index:HIndexer,
-    queries:Tensor,     # (B, D), asked one by one
-    k:int=100,          # results
-    rounds:int=10,      # in each of which all of them ask
-) -> dict:              # name -> ms, (times called,)
+    index: HIndexer,
+    queries: Tensor,  # (B, D), asked one by one
+    k: int = 100,  # results
+    rounds: int = 10,  # in each of which all of them ask
+) -> dict:  # name -> ms, (times called,)
     "Whole searches in turn with their bounds; the first after these, with a cold cache, does not count."
     bounds = bound_calls(index, k)
     times = {name: [] for name in (*bounds, 'whole search')}
     for _ in range(rounds):
-        for name, (call, part) in bounds.items(): times[name].append(1e3*part*spent(call)[0])
-        searches = [1e3*spent(lambda: index.search(q, k))[0] for q in queries[[0, *range(len(queries))]].split(1)]
+        for name, (call, part) in bounds.items():
+            times[name].append(1e3 * part * spent(call)[0])
+        searches = [1e3 * spent(lambda: index.search(q, k))[0] for q in queries[[0, *range(len(queries))]].split(1)]
         times['whole search'] += searches[1:]
     return {name: np.array(t) for name, t in times.items()}
 
 # %% ../nbs/32_bench_search.ipynb #b8bb604f
 def one_query_rows(
-    times:dict,         # as `one_query_times` gives them
-    setting:str='',     # of the index
+    times: dict,  # as `one_query_times` gives them
+    setting: str = '',  # of the index
 ) -> list[dict]:
     "The bounds, and whole searches beside their sum."
     bounds = [row('one query', name, 'bound', t, 'ms') for name, t in times.items() if name != 'whole search']
     bound, whole = sum(r['p50'] for r in bounds), times['whole search']
-    more = dict(setting=setting, bound=bound, p99=float(np.quantile(whole, .99)))
-    return [*bounds, row('one query', 'whole search', 'h-indexer', whole, 'ms', most=1.3*bound, **more)]
+    more = dict(setting=setting, bound=bound, p99=float(np.quantile(whole, 0.99)))
+    return [*bounds, row('one query', 'whole search', 'h-indexer', whole, 'ms', most=1.3 * bound, **more)]
+
 
 def one_query_bars(
-    table:pd.DataFrame,  # as `one_query` gives it
-) -> pd.DataFrame:       # columns '', 'asked for', 'found', 'verdict'; strings
+    table: pd.DataFrame,  # as `one_query` gives it
+) -> pd.DataFrame:  # columns '', 'asked for', 'found', 'verdict'; strings
     "Both bars with what was found."
     whole = table[table.what == 'whole search'].iloc[0]
-    asked = (('at most 1.3 times the sum of its bounds', whole.p50/whole.bound, 1.3), ('99 of 100 within twice the median', whole.p99/whole.p50, 2))
+    asked = (
+        ('at most 1.3 times the sum of its bounds', whole.p50 / whole.bound, 1.3),
+        ('99 of 100 within twice the median', whole.p99 / whole.p50, 2),
+    )
     full = whole.corpus_items >= 10**6
-    return pd.DataFrame([{'': 'one query', 'asked for': text, 'found': f'{ratio:.2f}x', 'verdict': verdict(ratio <= most, full)} for text, ratio, most in asked])
+    return pd.DataFrame(
+        [
+            {'': 'one query', 'asked for': text, 'found': f'{ratio:.2f}x', 'verdict': verdict(ratio <= most, full)}
+            for text, ratio, most in asked
+        ]
+    )
 
 # %% ../nbs/32_bench_search.ipynb #eb69c5a7
 def one_query_text(
-    table:pd.DataFrame,  # as `one_query` gives it
-) -> pd.DataFrame:       # strings
+    table: pd.DataFrame,  # as `one_query` gives it
+) -> pd.DataFrame:  # strings
     "The table for people."
-    def ms(x): return x.map(lambda v: '' if pd.isna(v) else f'{digits(v)} ms')
-    return pd.DataFrame({'': table.what, 'median': ms(table.p50), '20th to 80th percentile': table.p20.map(digits) + ' to ' + table.p80.map(digits),
-                         '99th percentile': ms(table.p99), 'sum of the bounds': ms(table.bound), 'calls': table.n})
+
+    def ms(x):
+        return x.map(lambda v: '' if pd.isna(v) else f'{digits(v)} ms')
+
+    return pd.DataFrame(
+        {
+            '': table.what,
+            'median': ms(table.p50),
+            '20th to 80th percentile': table.p20.map(digits) + ' to ' + table.p80.map(digits),
+            '99th percentile': ms(table.p99),
+            'sum of the bounds': ms(table.bound),
+            'calls': table.n,
+        }
+    )
+
 
 def one_query_figure(
-    table:pd.DataFrame,  # as `one_query` gives it
+    table: pd.DataFrame,  # as `one_query` gives it
 ) -> Figure:
     "Bounds end to end, and whole searches."
     bounds, whole, left = table[table.method == 'bound'], table[table.what == 'whole search'].iloc[0], 0
@@ -812,178 +1144,263 @@ def one_query_figure(
         for r, grey in zip(bounds.itertuples(), ('#BBBBBB', '#888888', '#444444')):
             ax.barh(0, r.p50, left=left, color=grey, label=r.what)
             left += r.p50
-        ax.hlines(1, whole.p50, whole.p99, color=method_style('h-indexer')['color'], lw=1.8, alpha=.75)
+        ax.hlines(1, whole.p50, whole.p99, color=method_style('h-indexer')['color'], lw=1.8, alpha=0.75)
         ax.plot(whole.p50, 1, **method_style('h-indexer'), ms=6.5, ls='')
-        ax.axvline(1.3*left, color='#444444', ls=':', lw=1, label='1.3 times the sum')
-        ax.set(yticks=[0, 1], yticklabels=['bounds', 'whole search'], xlabel='ms', xlim=(0, None), ylim=(1.6, -.6))
+        ax.axvline(1.3 * left, color='#444444', ls=':', lw=1, label='1.3 times the sum')
+        ax.set(yticks=[0, 1], yticklabels=['bounds', 'whole search'], xlabel='ms', xlim=(0, None), ylim=(1.6, -0.6))
         fig.legend(loc='outside lower center', ncols=4, frameon=False, fontsize=7)
     return fig
 
 # %% ../nbs/32_bench_search.ipynb #1875a0c5
 def one_query(
-    out:Path='reports/bench',   # folder for the results, made if absent
-    quick:bool=False,           # 200,000 items, fewer rounds
-    items:int=0,                # N; 0: as `quick` says
-    n_queries:int=32,           # that ask one by one, in every round
-    k_prime:int=2000,           # k'
-    rounds:int=0,               # 0: as `quick` says
-    model=None,                 # recommender or MoL 8x4x64, in evaluation mode; `None`: taught on the spot
-    corpus=None,                # with `items(lo, hi)` and `queries(n, seed)`; `None`: a `Mixture`
-) -> pd.DataFrame:              # one row per measurement
+    out: Path = 'reports/bench',  # folder for the results, made if absent
+    quick: bool = False,  # 200,000 items, fewer rounds
+    items: int = 0,  # N; 0: as `quick` says
+    n_queries: int = 32,  # that ask one by one, in every round
+    k_prime: int = 2000,  # k'
+    rounds: int = 0,  # 0: as `quick` says
+    model=None,  # recommender or MoL 8x4x64, in evaluation mode; `None`: taught on the spot
+    corpus=None,  # with `items(lo, hi)` and `queries(n, seed)`; `None`: a `Mixture`
+) -> pd.DataFrame:  # one row per measurement
     "`molrec bench one-query`: a whole search of one query beside the sum of its bounds."
     n, rounds, load = items or (200_000 if quick else 1_000_000), rounds or (4 if quick else 12), load_before()
     corpus = corpus or Mixture()
     print(f'an index of {n:,} items', flush=True)
     index = filled(model or teach(corpus), corpus, n, k_prime=k_prime)
     print(f'{rounds} rounds of {n_queries} queries', flush=True)
-    rows = one_query_rows(one_query_times(index, corpus.queries(n_queries, 0), rounds=rounds), setting_text(dict(k_prime=k_prime)))
+    rows = one_query_rows(
+        one_query_times(index, corpus.queries(n_queries, 0), rounds=rounds), setting_text(dict(k_prime=k_prime))
+    )
     table = pd.DataFrame(rows).assign(corpus_items=n, quick=quick, **where(load))
-    what = note(table, f'N = {n:,}, D = {corpus.dim}, {n_queries} queries one by one, the best 100 of {k_prime:,} candidates, MoL 8x4x64')
-    return write_bench('one-query', table, one_query_figure(table), [one_query_text(table), one_query_bars(table)], what, Path(out))
+    what = note(
+        table,
+        f'N = {n:,}, D = {corpus.dim}, {n_queries} queries one by one, the best 100 of {k_prime:,} candidates, MoL 8x4x64',
+    )
+    return write_bench(
+        'one-query', table, one_query_figure(table), [one_query_text(table), one_query_bars(table)], what, Path(out)
+    )
 
 # %% ../nbs/32_bench_search.ipynb #79cff114
 def blocks_ahead(
-    corpus,     # with `items(lo, hi)`
-    n:int,      # N
-    block:int,  # items of a block
-    ahead:int,  # blocks that are made at once
-):              # yields (block, D)
+    corpus,  # with `items(lo, hi)`
+    n: int,  # N
+    block: int,  # items of a block
+    ahead: int,  # blocks that are made at once
+):  # yields (block, D)
     "Blocks of a corpus in order."
     with ThreadPoolExecutor(ahead) as pool:
-        for first in range(0, n, ahead*block): yield from pool.map(lambda lo: corpus.items(lo, min(n, lo + block)), range(first, min(n, first + ahead*block), block))
+        for first in range(0, n, ahead * block):
+            yield from pool.map(
+                lambda lo: corpus.items(lo, min(n, lo + block)), range(first, min(n, first + ahead * block), block)
+            )
+
 
 def filled(
-    model,              # recommender or MoL
-    corpus,             # with `items(lo, hi)`
-    n:int,              # N
-    block:int=2**18,    # items of a block
-    ahead:int=1,        # blocks that are made at once, and exist in fp32
-    **settings,         # of the index
-) -> HIndexer:          # where the model is
+    model,  # recommender or MoL
+    corpus,  # with `items(lo, hi)`
+    n: int,  # N
+    block: int = 2**18,  # items of a block
+    ahead: int = 1,  # blocks that are made at once, and exist in fp32
+    **settings,  # of the index
+) -> HIndexer:  # where the model is
     "An index that is built block by block, each byte written once."
     device = next(getattr(model, 'similarity', model).parameters()).device
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # an index takes items in pieces too small for two threads; on a busy machine these wait for each other
+    torch.set_num_threads(
+        1
+    )  # an index takes items in pieces too small for two threads; on a busy machine these wait for each other
     try:
         blocks = blocks_ahead(corpus, n, block, ahead)
         index = HIndexer.build(model, next(blocks).to(device), **settings)
-        if n > block: index.reserve(n)  # address space for all, so that nothing is copied again
-        for x in blocks: index.add(torch.arange(len(index), len(index) + len(x)), x.to(device))
-    finally: torch.set_num_threads(threads)
+        if n > block:
+            index.reserve(n)  # address space for all, so that nothing is copied again
+        for x in blocks:
+            index.add(torch.arange(len(index), len(index) + len(x)), x.to(device))
+    finally:
+        torch.set_num_threads(threads)
     return index
 
 # %% ../nbs/32_bench_search.ipynb #23df0bd5
 def settled_mib() -> float:  # MiB
     "Memory of this process, without what is freed."
     gc.collect()
-    try: ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError): pass  # a C library without it
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        pass  # a C library without it
     return resident_mib()
 
 # %% ../nbs/32_bench_search.ipynb #a1cc9904
 def cost_at(
-    n:int,                  # N
-    threads:int=1,          # of torch
-    share:int=100,          # k' = N/share, at least k
-    k:int=100,              # results per query
-    n_queries:int=32,       # B
-    rounds:int=5,           # searches that are timed
-    storage:str='bf16',     # of the items
-) -> dict:                  # n, k_prime, seconds of each search, resident MiB, MiB planned
+    n: int,  # N
+    threads: int = 1,  # of torch
+    share: int = 100,  # k' = N/share, at least k
+    k: int = 100,  # results per query
+    n_queries: int = 32,  # B
+    rounds: int = 5,  # searches that are timed
+    storage: str = 'bf16',  # of the items
+) -> dict:  # n, k_prime, seconds of each search, resident MiB, MiB planned
     "Latency and memory of an index; for a process that does nothing else."
     torch.set_num_threads(threads)
     corpus = Mixture(rows=2**14)
     mol, queries = teach(corpus, steps=0), corpus.queries(n_queries)
     filled(mol, corpus, 2**14, storage=storage, k_prime=200).search(queries, k)
     before = settled_mib()
-    index = filled(mol, corpus, n, storage=storage, k_prime=max(k, n//share))
+    index = filled(mol, corpus, n, storage=storage, k_prime=max(k, n // share))
     times = in_turn(dict(search=lambda: index.search(queries, k)), rounds)['search'][:, 0]
-    return dict(n=n, k_prime=index.settings.k_prime, seconds=times.tolist(), resident_mib=settled_mib() - before, planned_mib=n*sum(plan(n, mol, storage, index.settings.stage1).values())/2**20)
+    return dict(
+        n=n,
+        k_prime=index.settings.k_prime,
+        seconds=times.tolist(),
+        resident_mib=settled_mib() - before,
+        planned_mib=n * sum(plan(n, mol, storage, index.settings.stage1).values()) / 2**20,
+    )
 
 # %% ../nbs/32_bench_search.ipynb #73d5a401
 def slope(
-    x,          # (n,), > 0
-    y,          # (n,), > 0
+    x,  # (n,), > 0
+    y,  # (n,), > 0
 ) -> float:
     "Of the straight line through the logarithms."
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
-def growth_costs(sizes, rounds=5): return [in_a_process('cost_at', 'bench_search', n=n, threads=torch.get_num_threads(), rounds=rounds) for n in sizes]
+
+def growth_costs(sizes, rounds=5):
+    return [in_a_process('cost_at', 'bench_search', n=n, threads=torch.get_num_threads(), rounds=rounds) for n in sizes]
+
 
 def growth_rows(
-    costs:list,     # as `cost_at` gives them, by rising N
+    costs: list,  # as `cost_at` gives them, by rising N
 ) -> list[dict]:
     "Latency and memory against corpus size."
-    rows = [row('growth', f'N = {c["n"]:,}', 'h-indexer', 1e3*np.array(c['seconds']), 'ms', setting=setting_text(dict(k_prime=c['k_prime'])), corpus_items=c['n']) for c in costs]
-    for c in costs: rows.append(row('memory', f'N = {c["n"]:,}', 'h-indexer', [c['resident_mib']], 'MiB', corpus_items=c['n'], planned=c['planned_mib']))
+    rows = [
+        row(
+            'growth',
+            f'N = {c["n"]:,}',
+            'h-indexer',
+            1e3 * np.array(c['seconds']),
+            'ms',
+            setting=setting_text(dict(k_prime=c['k_prime'])),
+            corpus_items=c['n'],
+        )
+        for c in costs
+    ]
+    for c in costs:
+        rows.append(
+            row(
+                'memory',
+                f'N = {c["n"]:,}',
+                'h-indexer',
+                [c['resident_mib']],
+                'MiB',
+                corpus_items=c['n'],
+                planned=c['planned_mib'],
+            )
+        )
     return rows
 
 # %% ../nbs/32_bench_search.ipynb #d14931c1
 def search_bars(
-    table:pd.DataFrame,  # as `search` gives it
-) -> pd.DataFrame:       # columns '', 'asked for', 'found', 'verdict'; strings
+    table: pd.DataFrame,  # as `search` gives it
+) -> pd.DataFrame:  # columns '', 'asked for', 'found', 'verdict'; strings
     "Every bar with what was found."
     rows, part = [], dict(list(table.groupby('part')))
-    def line(name, text, found, met, full): rows.append({'': name, 'asked for': text, 'found': found, 'verdict': verdict(bool(met), bool(full))})
+
+    def line(name, text, found, met, full):
+        rows.append({'': name, 'asked for': text, 'found': found, 'verdict': verdict(bool(met), bool(full))})
+
     for r in part['scoring'][part['scoring'].bar != ''].itertuples():
-        line('scoring', 'at least 8x as fast as the plain form, scores in agreement', f'{digits(r.ratio)}x', r.ratio >= 8, (r.queries, r.candidates) == (32, 4096))
+        line(
+            'scoring',
+            'at least 8x as fast as the plain form, scores in agreement',
+            f'{digits(r.ratio)}x',
+            r.ratio >= 8,
+            (r.queries, r.candidates) == (32, 4096),
+        )
     for r in part['search'][part['search'].method == 'h-indexer'].itertuples():
         full = (r.corpus_items, r.queries) == (1_000_000, 32)
         line('search', 'at least 20x as fast as brute force', f'{digits(r.ratio)}x', r.ratio >= 20, full)
-        line('search', 'relative recall@100 of at least .99', f'{r.recall:.4f}', r.recall >= .99, full)
+        line('search', 'relative recall@100 of at least .99', f'{r.recall:.4f}', r.recall >= 0.99, full)
     grown, memory = part['growth'], part['memory'].iloc[-1]
     full, found = grown.corpus_items.max() >= 10**7, slope(grown.corpus_items, grown.p50)
     line('growth', 'slope of latency against N of at most 1.1', f'{found:.2f}', found <= 1.1, full)
-    line('memory', f'within 10 % of the plan at {memory.what}', f'{100*(memory.p50/memory.planned - 1):+.1f} %', abs(memory.p50/memory.planned - 1) <= .1, full)
+    line(
+        'memory',
+        f'within 10 % of the plan at {memory.what}',
+        f'{100 * (memory.p50 / memory.planned - 1):+.1f} %',
+        abs(memory.p50 / memory.planned - 1) <= 0.1,
+        full,
+    )
     return pd.DataFrame(rows)
 
 # %% ../nbs/32_bench_search.ipynb #ab5e30e6
 def search_text(
-    table:pd.DataFrame,  # as `search` gives it
-) -> pd.DataFrame:       # strings
+    table: pd.DataFrame,  # as `search` gives it
+) -> pd.DataFrame:  # strings
     "The table for people."
-    t = table.reindex(columns=[*table.columns, *{'setting', 'recall', 'scored', 'pairs_per_s', 'score_gap', 'bound', 'planned'}.difference(table.columns)])
-    def number(column, form, by=1): return t[column].map(lambda x: '' if pd.isna(x) else form.format(x/by))
-    return pd.DataFrame({
-        '': t.part, 'what': t.what, 'setting': t.setting.fillna(''), 'median': t.p50.map(digits) + ' ' + t.unit, '20th to 80th percentile': t.p20.map(digits) + ' to ' + t.p80.map(digits),
-        'ratio': t.ratio.map(lambda x: digits(x) and f'{digits(x)}x'), 'recall@100': number('recall', '{:.4f}'), 'items scored': number('scored', '{:,.0f}'), 'million pairs/s': number('pairs_per_s', '{:.2f}', 1e6),
-        'score gap': number('score_gap', '{:.0e}'), 'arithmetic bound': t.bound.map(lambda x: digits(x) and f'{digits(x)} ms'), 'plan': t.planned.map(lambda x: digits(x) and f'{digits(x)} MiB')})
+    t = table.reindex(
+        columns=[
+            *table.columns,
+            *{'setting', 'recall', 'scored', 'pairs_per_s', 'score_gap', 'bound', 'planned'}.difference(table.columns),
+        ]
+    )
+
+    def number(column, form, by=1):
+        return t[column].map(lambda x: '' if pd.isna(x) else form.format(x / by))
+
+    return pd.DataFrame(
+        {
+            '': t.part,
+            'what': t.what,
+            'setting': t.setting.fillna(''),
+            'median': t.p50.map(digits) + ' ' + t.unit,
+            '20th to 80th percentile': t.p20.map(digits) + ' to ' + t.p80.map(digits),
+            'ratio': t.ratio.map(lambda x: digits(x) and f'{digits(x)}x'),
+            'recall@100': number('recall', '{:.4f}'),
+            'items scored': number('scored', '{:,.0f}'),
+            'million pairs/s': number('pairs_per_s', '{:.2f}', 1e6),
+            'score gap': number('score_gap', '{:.0e}'),
+            'arithmetic bound': t.bound.map(lambda x: digits(x) and f'{digits(x)} ms'),
+            'plan': t.planned.map(lambda x: digits(x) and f'{digits(x)} MiB'),
+        }
+    )
 
 # %% ../nbs/32_bench_search.ipynb #d0c36fb1
-def scoring_panel(ax, t:pd.DataFrame) -> None:
+def scoring_panel(ax, t: pd.DataFrame) -> None:
     "Scores per second, form by form."
     for y, r in enumerate(t.itertuples()):
         style = method_style('mol') if r.what.startswith('ours') else dict(color='#8C8C8C', marker='D')
-        ax.plot(r.pairs_per_s/1e6, y, **style, ms=6, ls='')
-        ax.plot([r.pairs_per_s*r.p50/r.bound/1e6]*2, [y - .35, y + .35], color='#444444', lw=1, ls=':')
+        ax.plot(r.pairs_per_s / 1e6, y, **style, ms=6, ls='')
+        ax.plot([r.pairs_per_s * r.p50 / r.bound / 1e6] * 2, [y - 0.35, y + 0.35], color='#444444', lw=1, ls=':')
     rows_axis(ax, t.what, 'million scores per second')
     ax.set_xscale('log')
     nice_log(ax.xaxis)
 
 # %% ../nbs/32_bench_search.ipynb #c56e3ece
-def recall_panel(ax, t:pd.DataFrame) -> None:
+def recall_panel(ax, t: pd.DataFrame) -> None:
     "Latency against recall, index by index."
     for method, own in t.groupby('method', sort=False):
-        ax.plot(own.p50, own.recall.clip(upper=highest), **method_style(method), ms=6.5, lw=.8)
-    ax.axhline(.99, color='#AAAAAA', lw=.8, ls='--')
+        ax.plot(own.p50, own.recall.clip(upper=highest), **method_style(method), ms=6.5, lw=0.8)
+    ax.axhline(0.99, color='#AAAAAA', lw=0.8, ls='--')
     ax.set_xscale('log')
     nice_log(ax.xaxis)
-    share_axis(ax, max(.02, t.recall.min()))
+    share_axis(ax, max(0.02, t.recall.min()))
     ax.set(xlabel=f'ms, {t.queries.iloc[0]:.0f} queries', ylabel='relative recall@100')
 
 # %% ../nbs/32_bench_search.ipynb #ee453a12
-def growth_panel(ax, t:pd.DataFrame, label:str, line) -> None:
+def growth_panel(ax, t: pd.DataFrame, label: str, line) -> None:
     "Something that grows with N, and a line beside it."
     ax.plot(t.corpus_items, line, color='#8C8C8C', lw=1, ls='--')
-    ax.vlines(t.corpus_items, t.p20, t.p80, color=method_style('h-indexer')['color'], lw=1.8, alpha=.75)
+    ax.vlines(t.corpus_items, t.p20, t.p80, color=method_style('h-indexer')['color'], lw=1.8, alpha=0.75)
     ax.plot(t.corpus_items, t.p50, **method_style('h-indexer'), ms=6.5, ls='')
     ax.set(xscale='log', yscale='log', xlabel='items', ylabel=label)
     nice_log(ax.yaxis)
-    ax.grid(color='#E4E4E4', lw=.7); ax.set_axisbelow(True)
+    ax.grid(color='#E4E4E4', lw=0.7)
+    ax.set_axisbelow(True)
 
 # %% ../nbs/32_bench_search.ipynb #767e50e3
 def search_figure(
-    table:pd.DataFrame,  # as `search` gives it
+    table: pd.DataFrame,  # as `search` gives it
 ) -> Figure:
     "Scoring, recall, latency and memory."
     part = dict(list(table.groupby('part')))
@@ -993,29 +1410,47 @@ def search_figure(
         axes = fig.subplots(2, 2).flatten()
         scoring_panel(axes[0], part['scoring'].reset_index(drop=True))
         recall_panel(axes[1], part['search'])
-        growth_panel(axes[2], part['growth'], 'ms', last.p50*part['growth'].corpus_items/last.corpus_items)
+        growth_panel(axes[2], part['growth'], 'ms', last.p50 * part['growth'].corpus_items / last.corpus_items)
         growth_panel(axes[3], part['memory'], 'MiB', part['memory'].planned)
         marks = [Line2D([], [], **method_style(m), ms=6.5, ls='', label=c.__name__) for m, (c, _) in families.items()]
-        marks += [Line2D([], [], color='#444444', ls=':', lw=1, label='arithmetic bound'), Line2D([], [], color='#8C8C8C', ls='--', lw=1, label='.99; linear; plan')]
-        fig.legend(handles=marks, loc='outside lower center', ncols=4, frameon=False, borderpad=0, handletextpad=.4, columnspacing=1.2)
+        marks += [
+            Line2D([], [], color='#444444', ls=':', lw=1, label='arithmetic bound'),
+            Line2D([], [], color='#8C8C8C', ls='--', lw=1, label='.99; linear; plan'),
+        ]
+        fig.legend(
+            handles=marks,
+            loc='outside lower center',
+            ncols=4,
+            frameon=False,
+            borderpad=0,
+            handletextpad=0.4,
+            columnspacing=1.2,
+        )
     return fig
 
 # %% ../nbs/32_bench_search.ipynb #571a06ff
 def search(
-    out:Path='reports/bench',   # folder for the results, made if absent
-    quick:bool=False,           # 200,000 items, growth up to a million, fewer rounds
-    items:int=0,                # N; 0: as `quick` says
-    sizes:tuple=(),             # N of the growth; empty: as `quick` says
-    n_queries:int=32,           # B
-    n_candidates:int=4096,      # R of the scoring
-    rounds:int=0,               # timings; 0: as `quick` says
-    model=None,                 # recommender or MoL 8x4x64, in evaluation mode; `None`: taught on the spot
-    corpus=None,                # with `items(lo, hi)` and `queries(n, seed)`; `None`: a `Mixture`
-) -> pd.DataFrame:              # one row per measurement
+    out: Path = 'reports/bench',  # folder for the results, made if absent
+    quick: bool = False,  # 200,000 items, growth up to a million, fewer rounds
+    items: int = 0,  # N; 0: as `quick` says
+    sizes: tuple = (),  # N of the growth; empty: as `quick` says
+    n_queries: int = 32,  # B
+    n_candidates: int = 4096,  # R of the scoring
+    rounds: int = 0,  # timings; 0: as `quick` says
+    model=None,  # recommender or MoL 8x4x64, in evaluation mode; `None`: taught on the spot
+    corpus=None,  # with `items(lo, hi)` and `queries(n, seed)`; `None`: a `Mixture`
+) -> pd.DataFrame:  # one row per measurement
     "`molrec bench search`: scoring, whole searches, growth and memory."
-    n, rounds, sizes = items or (200_000 if quick else 1_000_000), rounds or 3, sizes or tuple(10**e for e in range(4, 7 if quick else 8))
+    n, rounds, sizes = (
+        items or (200_000 if quick else 1_000_000),
+        rounds or 3,
+        sizes or tuple(10**e for e in range(4, 7 if quick else 8)),
+    )
     load = load_before()
-    def part(number, text): print(f'[{number}/4] {text}', flush=True)
+
+    def part(number, text):
+        print(f'[{number}/4] {text}', flush=True)
+
     part(1, f'a corpus of {n:,} items' + (', and a small MoL' if model is None else ''))
     corpus = corpus or Mixture()
     model = model or teach(corpus)
@@ -1024,75 +1459,155 @@ def search(
     rows = scoring_rows(getattr(model, 'similarity', model), table, queries, n_candidates, rounds)
     part(3, f'whole searches, {rounds} rounds in turn')
     rows += search_rows(model, table, queries, rounds=rounds)
-    for r in rows: r |= dict(queries=n_queries, candidates=n_candidates, corpus_items=n)
+    for r in rows:
+        r |= dict(queries=n_queries, candidates=n_candidates, corpus_items=n)
     part(4, 'growth: ' + ', '.join(f'{s:,}' for s in sizes) + ' items, each in a process of its own')
     rows += growth_rows(growth_costs(sizes, rounds))
     table = pd.DataFrame(rows).assign(quick=quick, **where(load))
-    return write_bench('search', table, search_figure(table), [search_text(table), search_bars(table)], note(table, f'N = {n:,}, D = {corpus.dim}, {n_queries} queries, MoL 8x4x64'), Path(out))
+    return write_bench(
+        'search',
+        table,
+        search_figure(table),
+        [search_text(table), search_bars(table)],
+        note(table, f'N = {n:,}, D = {corpus.dim}, {n_queries} queries, MoL 8x4x64'),
+        Path(out),
+    )
 
 # %% ../nbs/32_bench_search.ipynb #c25d59ca
 def large_rows(
-    index:HIndexer,
-    corpus,             # with `queries(n, seed)`
-    batches:tuple,      # B
-    k_primes:tuple,     # k'
-    k:int,              # results per query
-    rounds:int,         # searches that are timed
-    truth:Tensor|None,  # scores of the best of some first queries, (b, k); None: no recall
+    index: HIndexer,
+    corpus,  # with `queries(n, seed)`
+    batches: tuple,  # B
+    k_primes: tuple,  # k'
+    k: int,  # results per query
+    rounds: int,  # searches that are timed
+    truth: Tensor | None,  # scores of the best of some first queries, (b, k); None: no recall
 ) -> list[dict]:
     "Latency of every batch at every k', in turn, and recall."
     queries = corpus.queries(max(batches), 0)
-    calls = {(B, kp): lambda B=B, kp=kp: index.change(k_prime=kp).search(queries[:B], k) for B in batches for kp in k_primes}
+    calls = {
+        (B, kp): lambda B=B, kp=kp: index.change(k_prime=kp).search(queries[:B], k) for B in batches for kp in k_primes
+    }
     times = in_turn(calls, rounds)
-    def recall(kp): return relative_recall(index.change(k_prime=kp).search(queries[:len(truth)], k)[0], truth) if truth is not None else np.nan
+
+    def recall(kp):
+        return (
+            relative_recall(index.change(k_prime=kp).search(queries[: len(truth)], k)[0], truth)
+            if truth is not None
+            else np.nan
+        )
+
     found = {kp: recall(kp) for kp in k_primes}
-    return [row('search', f'{B} {"queries" if B > 1 else "query"}', 'h-indexer', 1e3*t[:, 0], 'ms', setting=setting_text(dict(k_prime=kp)), recall=found[kp]) for (B, kp), t in times.items()]
+    return [
+        row(
+            'search',
+            f'{B} {"queries" if B > 1 else "query"}',
+            'h-indexer',
+            1e3 * t[:, 0],
+            'ms',
+            setting=setting_text(dict(k_prime=kp)),
+            recall=found[kp],
+        )
+        for (B, kp), t in times.items()
+    ]
 
 # %% ../nbs/32_bench_search.ipynb #96725f05
 def write_large(
-    measured:dict,      # as `hundred_million` makes it
-    at:dict,            # as `where` gives it
-    out:Path,           # folder
-) -> dict:              # `measured`
+    measured: dict,  # as `hundred_million` makes it
+    at: dict,  # as `where` gives it
+    out: Path,  # folder
+) -> dict:  # `measured`
     "JSON and Markdown, and the tables on the screen."
     m, r = measured, pd.DataFrame(measured['searches'])
-    text = pd.DataFrame({'': r.what, 'candidates': r.setting, 'median': r.p50.map(digits) + ' ms', '20th to 80th percentile': r.p20.map(digits) + ' to ' + r.p80.map(digits), 'recall@100': r.recall.map(lambda x: '' if pd.isna(x) else f'{x:.4f}')})
-    off = m['resident_mib']/m['planned_mib'] - 1
-    memory = pd.DataFrame([{'': 'memory', 'planned': f'{m["planned_mib"]:,.0f} MiB', 'resident': f'{m["resident_mib"]:,.0f} MiB', 'difference': f'{100*off:+.1f} %', 'asked for': 'within 10 %', 'verdict': verdict(abs(off) <= .1, m['items'] >= 10**8), 'peak of the process': f'{m["peak_mib"]:,.0f} MiB'}])
+    text = pd.DataFrame(
+        {
+            '': r.what,
+            'candidates': r.setting,
+            'median': r.p50.map(digits) + ' ms',
+            '20th to 80th percentile': r.p20.map(digits) + ' to ' + r.p80.map(digits),
+            'recall@100': r.recall.map(lambda x: '' if pd.isna(x) else f'{x:.4f}'),
+        }
+    )
+    off = m['resident_mib'] / m['planned_mib'] - 1
+    memory = pd.DataFrame(
+        [
+            {
+                '': 'memory',
+                'planned': f'{m["planned_mib"]:,.0f} MiB',
+                'resident': f'{m["resident_mib"]:,.0f} MiB',
+                'difference': f'{100 * off:+.1f} %',
+                'asked for': 'within 10 %',
+                'verdict': verdict(abs(off) <= 0.1, m['items'] >= 10**8),
+                'peak of the process': f'{m["peak_mib"]:,.0f} MiB',
+            }
+        ]
+    )
     line = f'{m["items"]:,} items in {m["storage"]}, {m["bytes_per_item"]:.0f} bytes each, built in {m["build_s"]:,.0f} s; recall against {m["recall_against"]}; {at["cpu"]}, {at["threads"]} threads, {at["cpu_capability"]}, load {at["load"]:.1f} before; torch {at["torch"]}.'
-    write_json(out/'hundred-million.json', {k: v if k != 'searches' else r.drop(columns=['bar', 'verdict', 'baseline', 'ratio']).dropna(axis=1).to_dict('records') for k, v in m.items()})
-    with atomic_path(out/'hundred-million.md') as aside: aside.write_text('\n'.join(map(markdown, [text, memory])) + f'\n{line}\n')
-    print(text.to_string(index=False), memory.to_string(index=False), line, f'{out.name}/hundred-million.json, .md', sep='\n\n')
+    write_json(
+        out / 'hundred-million.json',
+        {
+            k: v
+            if k != 'searches'
+            else r.drop(columns=['bar', 'verdict', 'baseline', 'ratio']).dropna(axis=1).to_dict('records')
+            for k, v in m.items()
+        },
+    )
+    with atomic_path(out / 'hundred-million.md') as aside:
+        aside.write_text('\n'.join(map(markdown, [text, memory])) + f'\n{line}\n')
+    print(
+        text.to_string(index=False),
+        memory.to_string(index=False),
+        line,
+        f'{out.name}/hundred-million.json, .md',
+        sep='\n\n',
+    )
     return measured
 
 # %% ../nbs/32_bench_search.ipynb #e38fff74
 def hundred_million(
-    out:Path='reports/bench',       # folder for the results, made if absent
-    quick:bool=False,               # a million items
-    n:int=0,                        # N; 0: as `quick` says
-    k_primes:tuple=(10_000, 100_000),   # k'
-    batches:tuple=(1, 32),          # B
-    k:int=100,                      # results per query
-    rounds:int=5,                   # searches that are timed
-    n_truth:int=2,                  # queries that are answered by brute force too, above ten million items with `wide` candidates; 0: no recall
-    wide:int=1_000_000,             # k' that stands for brute force
-    model=None,                     # recommender or MoL, in evaluation mode; `None`: taught on the spot
-    corpus=None,                    # with `items(lo, hi)` and `queries(n, seed)`; `None`: a `Mixture`
-    block:int=2**19,                # items that exist in fp32 at once
-) -> dict:                          # what the JSON file holds
+    out: Path = 'reports/bench',  # folder for the results, made if absent
+    quick: bool = False,  # a million items
+    n: int = 0,  # N; 0: as `quick` says
+    k_primes: tuple = (10_000, 100_000),  # k'
+    batches: tuple = (1, 32),  # B
+    k: int = 100,  # results per query
+    rounds: int = 5,  # searches that are timed
+    n_truth: int = 2,  # queries that are answered by brute force too, above ten million items with `wide` candidates; 0: no recall
+    wide: int = 1_000_000,  # k' that stands for brute force
+    model=None,  # recommender or MoL, in evaluation mode; `None`: taught on the spot
+    corpus=None,  # with `items(lo, hi)` and `queries(n, seed)`; `None`: a `Mixture`
+    block: int = 2**19,  # items that exist in fp32 at once
+) -> dict:  # what the JSON file holds
     "`molrec bench hundred-million`: one large index in compact int8 storage."
     n, corpus, load = n or (1_000_000 if quick else 100_000_000), corpus or Mixture(), load_before()
     model = model or teach(corpus)
-    filled(model, corpus, 2**14, storage='compact-int8', k_prime=200).search(corpus.queries(32), 10)  # loads what will be needed
+    filled(model, corpus, 2**14, storage='compact-int8', k_prime=200).search(
+        corpus.queries(32), 10
+    )  # loads what will be needed
     before, began = settled_mib(), time.perf_counter()
     print(f'[1/3] {n:,} items, {block:,} at a time', flush=True)
     index = filled(model, corpus, n, block, storage='compact-int8', arithmetic='bf16')
-    build_s, planned = time.perf_counter() - began, sum(plan(n, index.similarity, 'compact-int8', index.settings.stage1, getattr(index.head, 'width', 0)).values())
+    build_s, planned = (
+        time.perf_counter() - began,
+        sum(plan(n, index.similarity, 'compact-int8', index.settings.stage1, getattr(index.head, 'width', 0)).values()),
+    )
     reference = 'brute force' if n <= 10**7 else f"k' {wide:,}"
     print(f'[2/3] {n_truth} queries by {reference}', flush=True)
     asked = BruteForce.over(index, arithmetic='bf16', max_scores=2**18) if n <= 10**7 else index.change(k_prime=wide)
     truth = asked.search(corpus.queries(max(batches), 0)[:n_truth], k)[0] if n_truth else None
     print(f'[3/3] searches, {rounds} rounds in turn', flush=True)
     rows = large_rows(index, corpus, batches, k_primes, k, rounds, truth)
-    measured = dict(items=n, storage='compact-int8', recall_against=reference, build_s=build_s, bytes_per_item=index.bytes_per_item, planned_mib=planned*n/2**20, resident_mib=settled_mib() - before, peak_mib=peak_memory_mib(), searches=rows, load=None if np.isnan(load) else load, environment=environment())
+    measured = dict(
+        items=n,
+        storage='compact-int8',
+        recall_against=reference,
+        build_s=build_s,
+        bytes_per_item=index.bytes_per_item,
+        planned_mib=planned * n / 2**20,
+        resident_mib=settled_mib() - before,
+        peak_mib=peak_memory_mib(),
+        searches=rows,
+        load=None if np.isnan(load) else load,
+        environment=environment(),
+    )
     return write_large(measured, where(load), Path(out))

@@ -16,10 +16,10 @@ from .encoders import Dropout, packed_attention, positions, sequence_of
 
 # %% ../nbs/03c_bert4rec.ipynb #d4d08e3b
 def with_one_more(
-    items:Tensor,       # (T,), int64
-    offsets:Tensor,     # (S+1,), int64
-    more:Tensor,        # what each sequence ends with, (S,), int64
-) -> tuple:             # items (T+S,), offsets (S+1,)
+    items: Tensor,  # (T,), int64
+    offsets: Tensor,  # (S+1,), int64
+    more: Tensor,  # what each sequence ends with, (S,), int64
+) -> tuple:  # items (T+S,), offsets (S+1,)
     "Every sequence, one longer."
     grown = offsets + torch.arange(len(offsets), device=offsets.device)
     out = items.new_empty(len(items) + len(more))
@@ -28,12 +28,13 @@ def with_one_more(
     return out, grown
 
 # %% ../nbs/03c_bert4rec.ipynb #f47015fe
-last_only = 1/11    # share of sequences of which only the last item is hidden
+last_only = 1 / 11  # share of sequences of which only the last item is hidden
+
 
 def hidden(
-    offsets:Tensor,     # (S+1,), int64
-    rate:float,         # share of items hidden, above 0
-) -> Tensor:            # (T,), bool; at least one in every sequence
+    offsets: Tensor,  # (S+1,), int64
+    rate: float,  # share of items hidden, above 0
+) -> Tensor:  # (T,), bool; at least one in every sequence
     "Which items to guess."
     lengths, last = offsets.diff(), offsets[1:] - 1
     mask = (torch.rand(int(offsets[-1])) < rate).to(offsets.device)
@@ -47,16 +48,22 @@ def hidden(
 # %% ../nbs/03c_bert4rec.ipynb #0e2c33f6
 class BERTBlock(nn.Module):
     "One layer: attention in both directions, then a position-wise network."
+
     def __init__(
         self,
-        dim:int,        # D
-        n_heads:int,    # h, divides D
-        ffn:int,        # hidden width of the position-wise network
-        dropout:float,  # rate on what is added
+        dim: int,  # D
+        n_heads: int,  # h, divides D
+        ffn: int,  # hidden width of the position-wise network
+        dropout: float,  # rate on what is added
     ):
         super().__init__()
         self.n_heads, self.dropout = n_heads, Dropout(dropout)
-        self.qkv, self.out, self.up, self.down = nn.Linear(dim, 3*dim), nn.Linear(dim, dim), nn.Linear(dim, ffn), nn.Linear(ffn, dim)
+        self.qkv, self.out, self.up, self.down = (
+            nn.Linear(dim, 3 * dim),
+            nn.Linear(dim, dim),
+            nn.Linear(dim, ffn),
+            nn.Linear(ffn, dim),
+        )
         self.norm_heard, self.norm_ffn = nn.LayerNorm(dim), nn.LayerNorm(dim)
 
     def forward(self, x, offsets, rows=slice(None)):
@@ -67,62 +74,78 @@ class BERTBlock(nn.Module):
 # %% ../nbs/03c_bert4rec.ipynb #9968b743
 class BERT4Rec(nn.Module):
     "Masked bidirectional encoder (Sun et al. 2019)."
+
     trainable = True
+
     def __init__(
         self,
-        n_items:int,        # N
-        dim:int=50,         # D
-        max_length:int=200, # longest history; the mask comes on top
-        n_blocks:int=2,     # layers
-        n_heads:int=2,      # h, divides D
-        ffn:int=200,        # hidden width of the position-wise networks
-        dropout:float=.2,   # rate, 0 <= p < 1
-        rate:float=.2,      # share of items hidden in training
+        n_items: int,  # N
+        dim: int = 50,  # D
+        max_length: int = 200,  # longest history; the mask comes on top
+        n_blocks: int = 2,  # layers
+        n_heads: int = 2,  # h, divides D
+        ffn: int = 200,  # hidden width of the position-wise networks
+        dropout: float = 0.2,  # rate, 0 <= p < 1
+        rate: float = 0.2,  # share of items hidden in training
     ):
         super().__init__()
-        if dim % n_heads: raise ConfigError(f'n_heads: {n_heads} does not divide dim {dim}')
+        if dim % n_heads:
+            raise ConfigError(f'n_heads: {n_heads} does not divide dim {dim}')
         self.dim, self.max_length, self.rate, self.dropout = dim, max_length, rate, Dropout(dropout)
-        self.item_table, self.position_table, self.mask = nn.Embedding(n_items, dim), nn.Embedding(max_length + 1, dim), nn.Parameter(torch.empty(dim))
-        for weight in (self.item_table.weight, self.position_table.weight, self.mask): nn.init.normal_(weight, std=.02)
-        self.norm, self.blocks = nn.LayerNorm(dim), nn.ModuleList(BERTBlock(dim, n_heads, ffn, dropout) for _ in range(n_blocks))
+        self.item_table, self.position_table, self.mask = (
+            nn.Embedding(n_items, dim),
+            nn.Embedding(max_length + 1, dim),
+            nn.Parameter(torch.empty(dim)),
+        )
+        for weight in (self.item_table.weight, self.position_table.weight, self.mask):
+            nn.init.normal_(weight, std=0.02)
+        self.norm, self.blocks = (
+            nn.LayerNorm(dim),
+            nn.ModuleList(BERTBlock(dim, n_heads, ffn, dropout) for _ in range(n_blocks)),
+        )
 
     @property
-    def items(self): return self.item_table.weight
+    def items(self):
+        return self.item_table.weight
 
     def outputs(
         self,
-        items:Tensor,   # (T,), int64; what stands at a hidden place is not looked at
-        offsets:Tensor, # (S+1,), int64
-        mask:Tensor,    # hidden places, M of them, (T,), bool
-    ) -> Tensor:        # (M, D)
+        items: Tensor,  # (T,), int64; what stands at a hidden place is not looked at
+        offsets: Tensor,  # (S+1,), int64
+        mask: Tensor,  # hidden places, M of them, (T,), bool
+    ) -> Tensor:  # (M, D)
         "The network at the hidden places."
         longest = int(offsets.diff().max())
-        if longest > self.max_length + 1: raise ConfigError(f'max_length: a sequence of {longest - 1} items, wanted at most {self.max_length}')
-        x = torch.where(mask[:, None], self.mask, self.item_table(items))*self.dim**.5
+        if longest > self.max_length + 1:
+            raise ConfigError(f'max_length: a sequence of {longest - 1} items, wanted at most {self.max_length}')
+        x = torch.where(mask[:, None], self.mask, self.item_table(items)) * self.dim**0.5
         x = self.dropout(self.norm(x + self.position_table(positions(offsets))))
-        for block in self.blocks: x = block(x, offsets, mask if block is self.blocks[-1] else slice(None))
+        for block in self.blocks:
+            x = block(x, offsets, mask if block is self.blocks[-1] else slice(None))
         return x
 
 # %% ../nbs/03c_bert4rec.ipynb #4b37dc1d
 def examples(
-    self:BERT4Rec,
-    batch:PackedBatch,  # with targets
-) -> tuple:             # query embeddings (M, D), targets (M,), sequence of each (M,)
+    self: BERT4Rec,
+    batch: PackedBatch,  # with targets
+) -> tuple:  # query embeddings (M, D), targets (M,), sequence of each (M,)
     "Hidden items, and what the network makes of their places."
     items, offsets = with_one_more(batch.items, batch.offsets, batch.targets[batch.last])
     mask = hidden(offsets, self.rate)
     return self.outputs(items, offsets, mask), items[mask], sequence_of(offsets)[mask]
 
+
 def forward(
-    self:BERT4Rec,
-    batch:PackedBatch,
-) -> Tensor:            # query embeddings, (T, D); NaN before the end of a history, where there is no answer
+    self: BERT4Rec, batch: PackedBatch
+) -> Tensor:  # query embeddings, (T, D); NaN before the end of a history, where there is no answer
     "The query after each history, at `batch.last`."
     out = self.items.new_full((len(batch.items), self.dim), torch.nan)
-    if len(batch.items) == 0: return out
+    if len(batch.items) == 0:
+        return out
     items, offsets = with_one_more(batch.items, batch.offsets, torch.zeros_like(batch.users))
     mask = torch.zeros_like(items, dtype=torch.bool)
     mask[offsets[1:] - 1] = True
     return out.index_copy(0, batch.last, self.outputs(items, offsets, mask))
+
 
 BERT4Rec.examples, BERT4Rec.forward = examples, forward

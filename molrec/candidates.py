@@ -23,35 +23,47 @@ from .similarity import Similarity
 # %% ../nbs/12_candidates.ipynb #8d76b6fd
 item_storages = ('fp32', 'bf16', 'int8', 'compact-bf16', 'compact-int8')
 
-def check_storage(storage:str) -> None:
-    "Refuse a storage that there is not."
-    if storage not in item_storages: raise ConfigError(f'storage: got {storage!r}, wanted one of {", ".join(item_storages)}')
 
-def stored(t:Tensor, storage:str) -> Rows: return quantize(t, storage if t.dim() > 1 else 'fp32')  # one number per item stays as it is
+def check_storage(storage: str) -> None:
+    "Refuse a storage that there is not."
+    if storage not in item_storages:
+        raise ConfigError(f'storage: got {storage!r}, wanted one of {", ".join(item_storages)}')
+
+
+def stored(t: Tensor, storage: str) -> Rows:
+    return quantize(t, storage if t.dim() > 1 else 'fp32')  # one number per item stays as it is
+
 
 @torch.no_grad()
 def as_evaluated(similarity, items):
     "The item side without dropout."
     training = similarity.training
     similarity.eval()
-    try: return similarity.item_side(items)
-    finally: similarity.train(training)
+    try:
+        return similarity.item_side(items)
+    finally:
+        similarity.train(training)
+
 
 def joined(parts):
     "Rows of blocks, one after the other."
     first, n = parts[0], sum(map(len, parts))
-    def one(tensors): return torch.cat(tensors, out=large_pages(tensors[0].new_empty(n, *tensors[0].shape[1:])))
+
+    def one(tensors):
+        return torch.cat(tensors, out=large_pages(tensors[0].new_empty(n, *tensors[0].shape[1:])))
+
     scales = None if first.scales is None else one([p.scales for p in parts])
     return Rows(one([p.values for p in parts]), scales, first.storage)
 
 # %% ../nbs/12_candidates.ipynb #fb2e759c
 class ItemTable:
     "The item side of a similarity, or what it is computed from, for every item."
+
     def __init__(
         self,
-        similarity:Similarity,  # whose item side
-        parts:list[Rows],       # one per tensor of the item side; compact: the embeddings alone
-        storage:str='bf16',     # one of `item_storages`
+        similarity: Similarity,  # whose item side
+        parts: list[Rows],  # one per tensor of the item side; compact: the embeddings alone
+        storage: str = 'bf16',  # one of `item_storages`
     ):
         check_storage(storage)
         self.similarity, self.parts, self.storage = similarity, parts, storage
@@ -59,33 +71,40 @@ class ItemTable:
     @classmethod
     def build(
         cls,
-        similarity:Similarity,  # whose item side
-        items:Tensor,           # embeddings, (N, D), float32, finite
-        storage:str='bf16',     # one of `item_storages`
-        block:int=2**14,        # items whose item side exists in fp32 at once
+        similarity: Similarity,  # whose item side
+        items: Tensor,  # embeddings, (N, D), float32, finite
+        storage: str = 'bf16',  # one of `item_storages`
+        block: int = 2**14,  # items whose item side exists in fp32 at once
     ) -> 'ItemTable':
         "A table from item embeddings."
         check_storage(storage)
         bad = (~torch.isfinite(items).all(1)).nonzero()
-        if len(bad): raise DataError(f'items: row {int(bad[0])} has NaN or infinity, wanted finite numbers')
-        if storage.startswith('compact-'): return cls(similarity, [quantize(items, storage[8:])], storage)
+        if len(bad):
+            raise DataError(f'items: row {int(bad[0])} has NaN or infinity, wanted finite numbers')
+        if storage.startswith('compact-'):
+            return cls(similarity, [quantize(items, storage[8:])], storage)
         starts = range(0, max(1, len(items)), block)
-        blocks = [[stored(t, storage) for t in as_evaluated(similarity, items[i:i + block])] for i in starts]
+        blocks = [[stored(t, storage) for t in as_evaluated(similarity, items[i : i + block])] for i in starts]
         return cls(similarity, [joined(parts) for parts in zip(*blocks)], storage)
 
     def side(
         self,
-        rows:Tensor|slice,  # which items, any order
-    ) -> tuple:             # tensors of the item side, (n, ...), float32
+        rows: Tensor | slice,  # which items, any order
+    ) -> tuple:  # tensors of the item side, (n, ...), float32
         "The item side of some items."
         parts = tuple(p.dequantize(rows) for p in self.parts)
         return as_evaluated(self.similarity, *parts) if self.compact else parts
 
-    def __len__(self): return len(self.parts[0])
+    def __len__(self):
+        return len(self.parts[0])
+
     @property
-    def compact(self): return self.storage.startswith('compact-')
+    def compact(self):
+        return self.storage.startswith('compact-')
+
     @property
-    def bytes_per_item(self): return sum(p.bytes_per_row for p in self.parts)
+    def bytes_per_item(self):
+        return sum(p.bytes_per_row for p in self.parts)
 
     def tensors(self, prefix):
         "What a file has to hold, by name."
@@ -93,26 +112,26 @@ class ItemTable:
 
 # %% ../nbs/12_candidates.ipynb #d14b969b
 def score_rows_torch(
-    similarity:Similarity,  # in evaluation mode
-    query_side:tuple,       # of B queries
-    table:ItemTable,
-    rows:Tensor,            # candidates, (B, C), int32 or int64; -1: nothing, also beyond `count`
-    count:Tensor,           # (B,), int64
-) -> Tensor:                # (B, C), float32, -inf beyond `count`
+    similarity: Similarity,  # in evaluation mode
+    query_side: tuple,  # of B queries
+    table: ItemTable,
+    rows: Tensor,  # candidates, (B, C), int32 or int64; -1: nothing, also beyond `count`
+    count: Tensor,  # (B,), int64
+) -> Tensor:  # (B, C), float32, -inf beyond `count`
     "Scores of each query's own candidates."
     B, C = rows.shape
     c = max(1, min(C, similarity.tile_pairs))
-    b, out = max(1, similarity.tile_pairs//c), torch.full((B, C), -torch.inf, dtype=torch.float32, device=rows.device)
+    b, out = max(1, similarity.tile_pairs // c), torch.full((B, C), -torch.inf, dtype=torch.float32, device=rows.device)
     beyond = (torch.arange(C, device=rows.device) >= count[:, None]) | (rows < 0)
     for i in range(0, B, b):
-        for j in range(0, min(C, int(count[i:i + b].max())), c):
-            tile = rows[i:i + b, j:j + c].clamp(min=0).long()
+        for j in range(0, min(C, int(count[i : i + b].max())), c):
+            tile = rows[i : i + b, j : j + c].clamp(min=0).long()
             own = tuple(t.unflatten(0, tile.shape) for t in table.side(tile.flatten()))
-            out[i:i + b, j:j + c] = similarity.scores(tuple(t[i:i + b] for t in query_side), own)
+            out[i : i + b, j : j + c] = similarity.scores(tuple(t[i : i + b] for t in query_side), own)
     return out.masked_fill_(beyond, -torch.inf)
 
 # %% ../nbs/12_candidates.ipynb #36e54efd
-mol_source = r'''
+mol_source = r"""
 #ifndef LANES                                        // numbers in a register
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define LANES 16
@@ -138,10 +157,10 @@ mol_source = r'''
 #define UP(n, m) (((n) + (m) - 1)/(m)*(m))
 #define WORDS(n) (((n) + KS - 1)/KS)                 // 32-bit words that hold n numbers
 #define INLINE static inline __attribute__((always_inline))
-'''
+"""
 
 # %% ../nbs/12_candidates.ipynb #0d376920
-mol_source += r'''
+mol_source += r"""
 #if LANES == 16
 typedef __m512 lanes;                                // one number of 16 items
 typedef __m512i words;                               // KS numbers of 16 items
@@ -182,10 +201,10 @@ INLINE lanes number(const words *w, int l) {
 }
 #endif
 #endif
-'''
+"""
 
 # %% ../nbs/12_candidates.ipynb #78fbbc8e
-mol_source += r'''
+mol_source += r"""
 #if LANES < 16
 enum { AT_ONCE = 4, REGISTERS = 16/LANES };
 typedef float vf __attribute__((vector_size(4*LANES), aligned(4), may_alias));
@@ -222,10 +241,10 @@ INLINE lanes where_rows(lanes v, const int32_t *at, int n) {
     return v;
 }
 #endif
-'''
+"""
 
 # %% ../nbs/12_candidates.ipynb #473aa0a8
-mol_source += r'''
+mol_source += r"""
 INLINE lanes power_of_2(lanes y) {
     static const float c[7] = {1.535336188e-4f, 1.339887440e-3f, 9.618437358e-3f, 5.550332471e-2f, 2.402264791e-1f, 6.931472029e-1f, 1.f};
     y = bounded(y);
@@ -237,10 +256,10 @@ INLINE lanes silu(lanes x) {
     lanes e = power_of_2(multiply(x, all(-1.44269504f)));
     return multiply(x, reciprocal(add(e, all(1.f))));
 }
-'''
+"""
 
 # %% ../nbs/12_candidates.ipynb #9de2a583
-mol_source += r'''
+mol_source += r"""
 #if LANES == 16
 INLINE lanes sixteen(const void *row, int first, int n) {     // numbers first..first+15 of a stored row of n
     int left = n - first; __mmask16 m = left >= 16 ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
@@ -276,10 +295,10 @@ INLINE void transpose(words *r) {
     for (int i = 0; i < 8; i++) { r[i] = _mm512_shuffle_i32x4(t[i], t[i+8], 0x88); r[i+8] = _mm512_shuffle_i32x4(t[i], t[i+8], 0xdd); }
 }
 #endif
-'''
+"""
 
 # %% ../nbs/12_candidates.ipynb #33f3acfa
-mol_source += r'''
+mol_source += r"""
 #if LANES < 16
 #if STORE == 0
 typedef float stored;
@@ -347,10 +366,10 @@ INLINE void transpose(words *r) {
     }
 }
 #endif
-'''
+"""
 
 # %% ../nbs/12_candidates.ipynb #11958957
-mol_source += r'''
+mol_source += r"""
 #define BYTES (STORE == 0 ? 4 : STORE == 1 ? 2 : 1)
 typedef struct { const char *g; const float *g_scale; const char *b; const float *b_scale; } table;
 typedef struct { words g[UP(WORDS(ITEM), 16)], b[UP(WORDS(G), 16)]; lanes g_scale[P_X], b_scale; } tile;
@@ -370,10 +389,10 @@ INLINE lanes gate_item(const tile *t, int l) {
     lanes v = number(t->b, l);
     return STORE == 2 ? multiply(v, t->b_scale) : v;
 }
-'''
+"""
 
 # %% ../nbs/12_candidates.ipynb #c629b965
-mol_source += r'''
+mol_source += r"""
 #define OUT 16                                       // outputs of a layer that lie together
 enum { FEW = AT_ONCE < 8 ? AT_ONCE : 8 };            // query components that accumulate together
 typedef struct { const uint32_t *f; const float *a; } query;              // f (P_Q, WORDS(D)) over tau, a (G,)
@@ -427,10 +446,10 @@ __attribute__((noinline)) static lanes score(const tile *t, const query q, const
     }
     return divide(phi, sum);
 }
-'''
+"""
 
 # %% ../nbs/12_candidates.ipynb #1f66104a
-mol_source += r'''
+mol_source += r"""
 #define GIVEN const char *g, const float *g_scale, const char *b, const float *b_scale, const uint32_t *f, const float *a, const uint32_t *w1, const float *b1, const uint32_t *w2, const float *b2
 #define MODEL const table from = {g, g_scale, b, b_scale}; const gate c = {w1, b1, w2, b2}; tile t
 INLINE query of(const uint32_t *f, const float *a, int64_t i) { return (query){f + i*P_Q*WORDS(D), a + i*G}; }
@@ -461,167 +480,255 @@ void score_range(GIVEN, int64_t lo, int64_t hi, int64_t first, int64_t n_queries
         for (int64_t i = 0; i < n_queries; i++) put(out + i*stride + j - first, score(&t, of(f, a, i), c), n);
     }
 }
-'''
+"""
 
 # %% ../nbs/12_candidates.ipynb #ee56d9d6
 def mol_library(
-    similarity:Similarity,
-    table:ItemTable,
-    arithmetic:str,         # 'fp32' or 'bf16'
-):                          # None: there is none
+    similarity: Similarity,
+    table: ItemTable,
+    arithmetic: str,  # 'fp32' or 'bf16'
+):  # None: there is none
     "The compiled loop for this model and table."
-    if arithmetic not in arithmetics: raise ConfigError(f"arithmetic: got {arithmetic!r}, wanted 'fp32' or 'bf16'")
+    if arithmetic not in arithmetics:
+        raise ConfigError(f"arithmetic: got {arithmetic!r}, wanted 'fp32' or 'bf16'")
     KS, gate = arithmetics[arithmetic][0], similarity.gate_pair if isinstance(similarity, MoL) else None
-    if not isinstance(similarity, MoL) or table.parts[0].values.device.type != 'cpu' or similarity.width % KS: return None
+    if not isinstance(similarity, MoL) or table.parts[0].values.device.type != 'cpu' or similarity.width % KS:
+        return None
     store = 1 if table.compact and KS == 2 else 0 if table.compact else ('fp32', 'bf16', 'int8').index(table.storage)
-    return build('mol', mol_source, P_Q=similarity.n_query, P_X=similarity.n_item, D=similarity.width, H=len(gate[0].bias) if gate else 0, KS=KS, STORE=store)
+    return build(
+        'mol',
+        mol_source,
+        P_Q=similarity.n_query,
+        P_X=similarity.n_item,
+        D=similarity.width,
+        H=len(gate[0].bias) if gate else 0,
+        KS=KS,
+        STORE=store,
+    )
+
 
 def in_words(
-    weights:Tensor,     # (out, in)
-    KS:int,             # numbers per word
+    weights: Tensor,  # (out, in)
+    KS: int,  # numbers per word
     dtype,
-) -> Tensor:            # (out/16, in/KS, 16, KS), zeros where there is nothing
+) -> Tensor:  # (out/16, in/KS, 16, KS), zeros where there is nothing
     "A layer's weights as the loop reads them."
     n_out, n_in = weights.shape
     whole = torch.nn.functional.pad(weights, (0, -n_in % KS, 0, -n_out % 16))
     return whole.unflatten(0, (-1, 16)).unflatten(2, (-1, KS)).transpose(1, 2).to(dtype).contiguous()
 
-def padded_to_16(v:Tensor) -> Tensor: return torch.nn.functional.pad(v, (0, -len(v) % 16))
+
+def padded_to_16(v: Tensor) -> Tensor:
+    return torch.nn.functional.pad(v, (0, -len(v) % 16))
 
 # %% ../nbs/12_candidates.ipynb #924541a3
 def given(
-    similarity:MoL,
-    query_side:tuple,       # of B queries
-    parts:list[Rows],       # components and gate of items
-    arithmetic:str,         # 'fp32' or 'bf16'
+    similarity: MoL,
+    query_side: tuple,  # of B queries
+    parts: list[Rows],  # components and gate of items
+    arithmetic: str,  # 'fp32' or 'bf16'
 ) -> list:
     "What both entry points begin with."
     (KS, dtype), gate = arithmetics[arithmetic], similarity.gate_pair
-    f, a = (query_side[0].detach()/similarity.temperature).to(dtype).contiguous(), query_side[1].detach().float().contiguous()
-    W1, b1, W2, b2 = (p.detach() for p in gate.parameters()) if gate else (None,)*4
-    if gate is None: layers = [None]*4
+    f, a = (
+        (query_side[0].detach() / similarity.temperature).to(dtype).contiguous(),
+        query_side[1].detach().float().contiguous(),
+    )
+    W1, b1, W2, b2 = (p.detach() for p in gate.parameters()) if gate else (None,) * 4
+    if gate is None:
+        layers = [None] * 4
     else:
-        hidden = torch.nn.functional.pad(W2, (0, -W2.shape[1] % 16))     # a multiple of 16 wide; silu(0) = 0
+        hidden = torch.nn.functional.pad(W2, (0, -W2.shape[1] % 16))  # a multiple of 16 wide; silu(0) = 0
         layers = [in_words(W1, KS, dtype), padded_to_16(b1), in_words(hidden, KS, dtype), padded_to_16(b2)]
     return [t for p in parts for t in (p.values, p.scales)] + [f, a] + layers
 
 # %% ../nbs/12_candidates.ipynb #884f45df
 def unpacked(
-    similarity:MoL,
-    table:ItemTable,        # compact
-    rows:Tensor,            # (B, C), int32
-    count:Tensor,           # (B,)
-    arithmetic:str,         # decides what the computed side is kept in
-) -> tuple:                 # parts for the loop, and rows that point into them
+    similarity: MoL,
+    table: ItemTable,  # compact
+    rows: Tensor,  # (B, C), int32
+    count: Tensor,  # (B,)
+    arithmetic: str,  # decides what the computed side is kept in
+) -> tuple:  # parts for the loop, and rows that point into them
     "Item side of all candidates, each item once."
     real = (torch.arange(rows.shape[1], device=rows.device) < count[:, None]) & (rows >= 0)
     distinct, where = rows[real].unique(return_inverse=True)
     parts, at = None, 0
     for block in map(table.side, distinct.long().split(2**14)):
-        parts = parts or [Rows(large_pages(t.new_empty(len(distinct), *t.shape[1:], dtype=arithmetics[arithmetic][1])), None, arithmetic) for t in block]
-        for p, t in zip(parts, block): p.values[at:at + len(t)] = t
+        parts = parts or [
+            Rows(
+                large_pages(t.new_empty(len(distinct), *t.shape[1:], dtype=arithmetics[arithmetic][1])),
+                None,
+                arithmetic,
+            )
+            for t in block
+        ]
+        for p, t in zip(parts, block):
+            p.values[at : at + len(t)] = t
         at += len(block[0])
     inside = torch.full_like(rows, -1)
     inside[real] = where.int()
     return parts, inside
 
+
 def score_rows_native(
-    library,                # as `mol_library` gives it
-    similarity:MoL,         # in evaluation mode
-    query_side:tuple,       # of B queries
-    table:ItemTable,
-    rows:Tensor,            # (B, C), int32
-    count:Tensor,           # (B,), int64
-    arithmetic:str,         # 'fp32' or 'bf16'
-) -> Tensor:                # (B, C), float32, -inf beyond `count`
+    library,  # as `mol_library` gives it
+    similarity: MoL,  # in evaluation mode
+    query_side: tuple,  # of B queries
+    table: ItemTable,
+    rows: Tensor,  # (B, C), int32
+    count: Tensor,  # (B,), int64
+    arithmetic: str,  # 'fp32' or 'bf16'
+) -> Tensor:  # (B, C), float32, -inf beyond `count`
     "Scores of each query's own candidates, nothing but them written."
     out, parts = torch.empty(rows.shape, dtype=torch.float32), table.parts
-    if table.compact: parts, rows = unpacked(similarity, table, rows, count, arithmetic)
+    if table.compact:
+        parts, rows = unpacked(similarity, table, rows, count, arithmetic)
     model = given(similarity, query_side, parts, arithmetic)
-    in_parts(lambda part, n: library.score_rows(*arguments([*model, rows, rows.stride(0), count, len(rows), rows.shape[1], part, n, out])))
+    in_parts(
+        lambda part, n: library.score_rows(
+            *arguments([*model, rows, rows.stride(0), count, len(rows), rows.shape[1], part, n, out])
+        )
+    )
     return out
 
 # %% ../nbs/12_candidates.ipynb #1cedddc3
 def for_kernel(similarity, query_side, parts):
     "What both kernels begin with."
     g, b = parts
-    return dict(f=query_side[0], a=query_side[1], g=g.values, b=b.values, gate=tuple(similarity.gate_pair.parameters()) if similarity.gate_pair else None,
-                temperature=similarity.temperature, g_scales=g.scales, b_scales=b.scales, impl='triton')
+    return dict(
+        f=query_side[0],
+        a=query_side[1],
+        g=g.values,
+        b=b.values,
+        gate=tuple(similarity.gate_pair.parameters()) if similarity.gate_pair else None,
+        temperature=similarity.temperature,
+        g_scales=g.scales,
+        b_scales=b.scales,
+        impl='triton',
+    )
+
 
 def score_rows_triton(similarity, query_side, table, rows, count, arithmetic):
     from molrec.kernels.mol_score import mol_scores_of  # late: it needs Triton
+
     parts, rows = unpacked(similarity, table, rows, count, arithmetic) if table.compact else (table.parts, rows)
     beyond = torch.arange(rows.shape[1], device=rows.device) >= count[:, None]
-    return mol_scores_of(**for_kernel(similarity, query_side, parts), rows=rows.masked_fill(beyond, -1), precision=arithmetic)
+    return mol_scores_of(
+        **for_kernel(similarity, query_side, parts), rows=rows.masked_fill(beyond, -1), precision=arithmetic
+    )
+
 
 def score_range_triton(similarity, query_side, table, lo, hi, arithmetic):
     from molrec.kernels.mol_score import mol_scores  # late: it needs Triton
-    parts = [quantize(t, arithmetic) for t in table.side(slice(lo, hi))] if table.compact else [p.select(slice(lo, hi)) for p in table.parts]
+
+    parts = (
+        [quantize(t, arithmetic) for t in table.side(slice(lo, hi))]
+        if table.compact
+        else [p.select(slice(lo, hi)) for p in table.parts]
+    )
     return mol_scores(**for_kernel(similarity, query_side, parts), precision=arithmetic)
 
 # %% ../nbs/12_candidates.ipynb #c1b9648a
 impls = ('auto', 'torch', 'native', 'triton')
 
+
 def loop_of(similarity, table, arithmetic):
     "The compiled loop and its arithmetic: fp32 where the processor has no instruction for bf16."
     library = mol_library(similarity, table, arithmetic)
-    if library is None and arithmetic == 'bf16': return mol_library(similarity, table, 'fp32'), 'fp32'
+    if library is None and arithmetic == 'bf16':
+        return mol_library(similarity, table, 'fp32'), 'fp32'
     return library, arithmetic
+
 
 def chosen(similarity, table, arithmetic, impl):
     "The way to score: 'triton' on a GPU, 'native' where the compiled loop is, else 'torch'; the loop; its arithmetic."
-    if impl not in impls: raise ConfigError(f'impl: got {impl!r}, wanted one of {", ".join(impls)}')
-    if impl in ('auto', 'triton') and isinstance(similarity, MoL) and use_triton(impl, table.parts[0].values): return 'triton', None, arithmetic
+    if impl not in impls:
+        raise ConfigError(f'impl: got {impl!r}, wanted one of {", ".join(impls)}')
+    if impl in ('auto', 'triton') and isinstance(similarity, MoL) and use_triton(impl, table.parts[0].values):
+        return 'triton', None, arithmetic
     library, arithmetic = (None, arithmetic) if impl in ('torch', 'triton') else loop_of(similarity, table, arithmetic)
-    if impl in ('native', 'triton') and library is None: raise ConfigError(f'impl: no {impl} loop for {type(similarity).__name__} and {table.storage} items here; molrec doctor says why')
+    if impl in ('native', 'triton') and library is None:
+        raise ConfigError(
+            f'impl: no {impl} loop for {type(similarity).__name__} and {table.storage} items here; molrec doctor says why'
+        )
     return ('torch' if library is None else 'native'), library, arithmetic
+
 
 @torch.no_grad()
 def score_rows(
-    similarity:Similarity,  # in evaluation mode
-    query_side:tuple,       # of B queries
-    table:ItemTable,
-    rows:Tensor,            # candidates, (B, C), int32; -1: nothing, also beyond `count`
-    count:Tensor,           # (B,), int64
-    impl:str='auto',        # 'torch', 'native' (compiled C), 'triton', or 'auto': the fastest there is for where the table is
-    arithmetic:str='fp32',  # 'fp32', or 'bf16': an error of about 0.01 at tau = 0.05, twice as fast where the processor multiplies it (else fp32)
-) -> Tensor:                # (B, C), float32, -inf beyond `count`
+    similarity: Similarity,  # in evaluation mode
+    query_side: tuple,  # of B queries
+    table: ItemTable,
+    rows: Tensor,  # candidates, (B, C), int32; -1: nothing, also beyond `count`
+    count: Tensor,  # (B,), int64
+    impl: str = 'auto',  # 'torch', 'native' (compiled C), 'triton', or 'auto': the fastest there is for where the table is
+    arithmetic: str = 'fp32',  # 'fp32', or 'bf16': an error of about 0.01 at tau = 0.05, twice as fast where the processor multiplies it (else fp32)
+) -> Tensor:  # (B, C), float32, -inf beyond `count`
     "Scores of each query's own candidates."
     way, library, arithmetic = chosen(similarity, table, arithmetic, impl)
     check_rows(rows, count, len(table))
-    if way == 'torch': return score_rows_torch(similarity, query_side, table, rows, count)
-    if way == 'triton': return score_rows_triton(similarity, query_side, table, rows, count, arithmetic)
+    if way == 'torch':
+        return score_rows_torch(similarity, query_side, table, rows, count)
+    if way == 'triton':
+        return score_rows_triton(similarity, query_side, table, rows, count, arithmetic)
     return score_rows_native(library, similarity, query_side, table, rows, count, arithmetic)
+
 
 def check_rows(rows, count, n):
     "Memory that is not the table's is never read."
-    def last(t): return int(t.numpy().max() if t.device.type == 'cpu' else t.max())
-    if rows.numel() and last(rows) >= n: raise DataError(f'rows: got {last(rows)}, wanted rows of a table of {n} items')
-    if len(count) and last(count) > rows.shape[1]: raise DataError(f'count: got {last(count)}, wanted at most the {rows.shape[1]} columns of rows')
+
+    def last(t):
+        return int(t.numpy().max() if t.device.type == 'cpu' else t.max())
+
+    if rows.numel() and last(rows) >= n:
+        raise DataError(f'rows: got {last(rows)}, wanted rows of a table of {n} items')
+    if len(count) and last(count) > rows.shape[1]:
+        raise DataError(f'count: got {last(count)}, wanted at most the {rows.shape[1]} columns of rows')
+
 
 @torch.no_grad()
 def score_range(
-    similarity:Similarity,  # in evaluation mode
-    query_side:tuple,       # of B queries
-    table:ItemTable,
-    lo:int,                 # first item
-    hi:int,                 # after the last
-    impl:str='auto',        # as in `score_rows`
-    arithmetic:str='fp32',  # as in `score_rows`
-) -> Tensor:                # (B, hi - lo), float32
+    similarity: Similarity,  # in evaluation mode
+    query_side: tuple,  # of B queries
+    table: ItemTable,
+    lo: int,  # first item
+    hi: int,  # after the last
+    impl: str = 'auto',  # as in `score_rows`
+    arithmetic: str = 'fp32',  # as in `score_rows`
+) -> Tensor:  # (B, hi - lo), float32
     "Scores of a range of items for all queries."
     way, library, arithmetic = chosen(similarity, table, arithmetic, impl)
-    if way == 'torch': return score_items(similarity, query_side, table, lo, hi)
-    if way == 'triton': return score_range_triton(similarity, query_side, table, lo, hi, arithmetic)
+    if way == 'torch':
+        return score_items(similarity, query_side, table, lo, hi)
+    if way == 'triton':
+        return score_range_triton(similarity, query_side, table, lo, hi, arithmetic)
     out, parts = torch.empty(len(query_side[0]), hi - lo, dtype=torch.float32), table.parts
-    if table.compact: parts, lo, hi = [quantize(t, arithmetic) for t in table.side(slice(lo, hi))], 0, hi - lo
-    model, tiles = given(similarity, query_side, parts, arithmetic), -(-(hi - lo)//16)
-    def part(i, n): library.score_range(*arguments([*model, lo + tiles*i//n*16, min(hi, lo + tiles*(i + 1)//n*16), lo, len(out), out.shape[1], out]))
+    if table.compact:
+        parts, lo, hi = [quantize(t, arithmetic) for t in table.side(slice(lo, hi))], 0, hi - lo
+    model, tiles = given(similarity, query_side, parts, arithmetic), -(-(hi - lo) // 16)
+
+    def part(i, n):
+        library.score_range(
+            *arguments(
+                [
+                    *model,
+                    lo + tiles * i // n * 16,
+                    min(hi, lo + tiles * (i + 1) // n * 16),
+                    lo,
+                    len(out),
+                    out.shape[1],
+                    out,
+                ]
+            )
+        )
+
     in_parts(part)
     return out
 
+
 def score_items(similarity, query_side, table, lo, hi):
     "Tiles of items for all queries, in torch."
-    step = max(1, similarity.tile_pairs//max(1, len(query_side[0])))
+    step = max(1, similarity.tile_pairs // max(1, len(query_side[0])))
     blocks = [similarity.scores(query_side, table.side(slice(i, min(hi, i + step)))) for i in range(lo, hi, step)]
     return torch.cat(blocks, 1).float() if blocks else query_side[0].new_empty(len(query_side[0]), 0)

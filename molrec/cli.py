@@ -21,562 +21,822 @@ import argparse, builtins, contextlib, dataclasses, difflib, errno, json, os, re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import Config, ConfigError, DataError, cache_dir, config_hash, cpu_name, git, load_config, make_config, parse_overrides, read_row, run_id, version_of, write_json
+from molrec.core import (
+    Config,
+    ConfigError,
+    DataError,
+    cache_dir,
+    config_hash,
+    cpu_name,
+    git,
+    load_config,
+    make_config,
+    parse_overrides,
+    read_row,
+    run_id,
+    version_of,
+    write_json,
+)
 
 # %% ../nbs/36_cli.ipynb #f0d88dc6
 def project_root(
-    start:str|Path|None=None,   # folder to look from; None: the current one
-) -> Path:                      # the checkout's top folder
+    start: str | Path | None = None,  # folder to look from; None: the current one
+) -> Path:  # the checkout's top folder
     "The nearest folder upwards that is a checkout of molrec."
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
-        if (folder/'settings.ini').is_file() and (folder/'nbs'/'experiments').is_dir(): return folder
-    raise ConfigError('this is not a checkout of molrec: no folder from here upwards holds settings.ini and nbs/experiments; change to your checkout first')
+        if (folder / 'settings.ini').is_file() and (folder / 'nbs' / 'experiments').is_dir():
+            return folder
+    raise ConfigError(
+        'this is not a checkout of molrec: no folder from here upwards holds settings.ini and nbs/experiments; change to your checkout first'
+    )
 
 # %% ../nbs/36_cli.ipynb #b69a0176
 @dataclass(frozen=True)
 class Place:
     "Where a command reads and writes."
-    base:Path           # `reports/` is here: the checkout's top, or the current folder outside of one
-    notebooks:Path|None # the checkout that has the experiment notebooks; None: there is none
-    own:bool            # is `base` no checkout, but a folder of the user's own?
+
+    base: Path  # `reports/` is here: the checkout's top, or the current folder outside of one
+    notebooks: Path | None  # the checkout that has the experiment notebooks; None: there is none
+    own: bool  # is `base` no checkout, but a folder of the user's own?
 
     @property
-    def reports(self): return self.base/'reports'
+    def reports(self):
+        return self.base / 'reports'
+
 
 def place_here() -> Place:
     "Where a command that is typed here reads and writes."
     import molrec  # late: the package's own folder
-    try: return Place(root := project_root(), root, False)
-    except ConfigError: pass
-    try: return Place(Path.cwd(), project_root(Path(molrec.__file__).parent), True)
-    except ConfigError: return Place(Path.cwd(), None, True)
+
+    try:
+        return Place(root := project_root(), root, False)
+    except ConfigError:
+        pass
+    try:
+        return Place(Path.cwd(), project_root(Path(molrec.__file__).parent), True)
+    except ConfigError:
+        return Place(Path.cwd(), None, True)
 
 # %% ../nbs/36_cli.ipynb #df6cc1f6
 from .core import WriteError, neighbour, saying, unwritable
 
 # %% ../nbs/36_cli.ipynb #ef0f749b
 def execute(
-    notebook:Path,      # with one cell tagged `parameters`
-    copy:Path,          # where the executed notebook goes
-    parameters:dict,    # values for that cell
+    notebook: Path,  # with one cell tagged `parameters`
+    copy: Path,  # where the executed notebook goes
+    parameters: dict,  # values for that cell
 ) -> None:
     "Run a notebook; what it prints appears at once, and what a killed run left aside is swept."
     import papermill  # late: a second to import
-    os.environ.setdefault('PYTHONWARNINGS', 'ignore:IProgress not found')  # bars are drawn in text, which is what is wanted here
+
+    os.environ.setdefault(
+        'PYTHONWARNINGS', 'ignore:IProgress not found'
+    )  # bars are drawn in text, which is what is wanted here
     with neighbour(copy) as aside:
         try:
             for last in (False, True):
-                try: papermill.execute_notebook(notebook, aside, parameters, kernel_name='python3', language='python', progress_bar=False,
-                                       stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=['--log-level=40']); break
+                try:
+                    papermill.execute_notebook(
+                        notebook,
+                        aside,
+                        parameters,
+                        kernel_name='python3',
+                        language='python',
+                        progress_bar=False,
+                        stdout_file=sys.stdout,
+                        stderr_file=sys.stderr,
+                        extra_arguments=['--log-level=40'],
+                    )
+                    break
                 except RuntimeError as e:  # two kernels that start at once may take the same port: then one dies before it has run anything
-                    if last or 'died before replying to kernel_info' not in str(e): raise
+                    if last or 'died before replying to kernel_info' not in str(e):
+                        raise
         except papermill.PapermillExecutionError as e:
             ours = dict(DataError=DataError, ConfigError=ConfigError, WriteError=WriteError)
-            if e.ename in ours: raise ours[e.ename](e.evalue) from None
+            if e.ename in ours:
+                raise ours[e.ename](e.evalue) from None
             known = getattr(builtins, e.ename, None)
-            if isinstance(known, type) and issubclass(known, OSError): raise OSError(e.evalue) from None
-            raise RuntimeError(f'{notebook.name} failed:\n' + re.sub(r'\x1b\[[\d;]*m', '', '\n'.join(e.traceback))) from None
+            if isinstance(known, type) and issubclass(known, OSError):
+                raise OSError(e.evalue) from None
+            raise RuntimeError(
+                f'{notebook.name} failed:\n' + re.sub(r'\x1b\[[\d;]*m', '', '\n'.join(e.traceback))
+            ) from None
         finally:
             with saying(copy):
-                if aside.exists(): os.replace(aside, copy)
+                if aside.exists():
+                    os.replace(aside, copy)
 
 # %% ../nbs/36_cli.ipynb #16f0423a
 def tidied(
-    notebook:dict,      # executed, as JSON
-    places:dict,        # folder of this machine: what stands for it
+    notebook: dict,  # executed, as JSON
+    places: dict,  # folder of this machine: what stands for it
 ) -> dict:
     "An executed notebook to keep: of a progress bar its end, and no trace of where it ran."
     text = json.dumps(notebook)
-    for folder, name in places.items(): text = text.replace(f'{folder}/', f'{name}/'*bool(name)).replace(f'{folder}"', f'{name}"').replace(f"{folder}'", f"{name}'")
+    for folder, name in places.items():
+        text = (
+            text.replace(f'{folder}/', f'{name}/' * bool(name))
+            .replace(f'{folder}"', f'{name}"')
+            .replace(f"{folder}'", f"{name}'")
+        )
     kept = json.loads(text)
-    kept['metadata'] = {'kernelspec': dict(name='python3', display_name='python3', language='python'), 'language_info': dict(name='python')}
+    kept['metadata'] = {
+        'kernelspec': dict(name='python3', display_name='python3', language='python'),
+        'language_info': dict(name='python'),
+    }
     for cell in kept['cells']:
         cell['metadata'] = {'tags': cell['metadata']['tags']} if cell['metadata'].get('tags') else {}
-        if 'outputs' in cell: cell['outputs'] = merged(cell['outputs'])
+        if 'outputs' in cell:
+            cell['outputs'] = merged(cell['outputs'])
     return kept
 
-def merged(outputs:list) -> list:
+
+def merged(outputs: list) -> list:
     "Pieces of one stream as one, each line as it stood last."
     kept = []
     for out in outputs:
-        if out['output_type'] != 'stream': kept.append(out)
-        elif kept and kept[-1]['output_type'] == 'stream' and kept[-1]['name'] == out['name']: kept[-1]['text'] += ''.join(out['text'])
-        else: kept.append(out | dict(text=''.join(out['text'])))
+        if out['output_type'] != 'stream':
+            kept.append(out)
+        elif kept and kept[-1]['output_type'] == 'stream' and kept[-1]['name'] == out['name']:
+            kept[-1]['text'] += ''.join(out['text'])
+        else:
+            kept.append(out | dict(text=''.join(out['text'])))
     for out in kept:
-        if out['output_type'] == 'stream': out['text'] = '\n'.join(line.rstrip('\r').split('\r')[-1] for line in out['text'].split('\n'))
+        if out['output_type'] == 'stream':
+            out['text'] = '\n'.join(line.rstrip('\r').split('\r')[-1] for line in out['text'].split('\n'))
     return kept
 
 # %% ../nbs/36_cli.ipynb #4f52ddfc
 def record_file(
-    config:Config,      # of a run
-    runs:str|Path,      # folder of all runs
-) -> Path:              # there or not
+    config: Config,  # of a run
+    runs: str | Path,  # folder of all runs
+) -> Path:  # there or not
     "Where the record of a run is."
-    return Path(runs)/run_id(config)/'record.json'
+    return Path(runs) / run_id(config) / 'record.json'
 
 # %% ../nbs/36_cli.ipynb #a447ac85
 def run_row(
-    config:Config,      # what to run
-    runs:str|Path,      # folder of all runs
-    root:Path|None,     # of the checkout; None: without a notebook
-    command:str='',     # what to type to get this run again; noted in the record
-) -> dict:              # the record, new or old
+    config: Config,  # what to run
+    runs: str | Path,  # folder of all runs
+    root: Path | None,  # of the checkout; None: without a notebook
+    command: str = '',  # what to type to get this run again; noted in the record
+) -> dict:  # the record, new or old
     "Run nbs/experiments/train.ipynb with a configuration, unless it is recorded."
     from molrec.records import read_record, seal  # late: pandas takes half a second to import
+
     file = record_file(config, Path(runs).resolve())
     if not file.exists() and root is None:
         from molrec.train import run as train  # late: torch takes seconds to import
+
         return train(config, runs, command=command)
     if not file.exists():
         copy = file.with_name('run.ipynb')
-        execute(root/'nbs'/'experiments'/'train.ipynb', copy, dataclasses.asdict(config) | dict(runs=str(file.parents[1]), command=command))
-        write_json(copy, tidied(json.loads(copy.read_text()), {str(file.parents[1]): shown(file.parents[1], root), str(root): '', sys.prefix: 'venv', str(Path.home()): '~'}))
-        seal(file.parent)   # the notebook belongs to the record now
+        execute(
+            root / 'nbs' / 'experiments' / 'train.ipynb',
+            copy,
+            dataclasses.asdict(config) | dict(runs=str(file.parents[1]), command=command),
+        )
+        write_json(
+            copy,
+            tidied(
+                json.loads(copy.read_text()),
+                {
+                    str(file.parents[1]): shown(file.parents[1], root),
+                    str(root): '',
+                    sys.prefix: 'venv',
+                    str(Path.home()): '~',
+                },
+            ),
+        )
+        seal(file.parent)  # the notebook belongs to the record now
     return read_record(file.parent)
 
 # %% ../nbs/36_cli.ipynb #f5b31010
 def labelled(
-    config:Config,      # of the file and the changes
-    overrides:dict,     # the changes
-) -> Config:            # with the changes in its label
+    config: Config,  # of the file and the changes
+    overrides: dict,  # the changes
+) -> Config:  # with the changes in its label
     "A changed row does not pass for the row."
     changed = ', '.join(f'{k}={v}' for k, v in overrides.items() if k not in ('row', 'seed', 'scale'))
-    return dataclasses.replace(config, row=f'{config.row} ({changed})') if changed and 'row' not in overrides else config
+    return (
+        dataclasses.replace(config, row=f'{config.row} ({changed})') if changed and 'row' not in overrides else config
+    )
 
 # %% ../nbs/36_cli.ipynb #78eb510e
-def say(text:str) -> None:
+def say(text: str) -> None:
     "A line of progress, at once."
     print(text, flush=True)
 
+
 def shown(
-    file:str|Path,  # any
-    root:Path,      # of the checkout
+    file: str | Path,  # any
+    root: Path,  # of the checkout
 ) -> str:
     "A path as it is told to others: from the checkout's top, never with what is above it."
     file = Path(file).resolve()
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
 
+
 def seconds_text(
-    seconds:float,  # any length
+    seconds: float,  # any length
 ) -> str:
     "A length of time to read."
     whole = round(seconds)
-    if whole < 600: return f'{whole} s' if whole < 60 else f'{whole//60} min {whole % 60:02} s'
-    minutes = round(seconds/60)
-    return f'{minutes} min' if minutes < 90 else f'{minutes//60} h {minutes % 60:02} min'
+    if whole < 600:
+        return f'{whole} s' if whole < 60 else f'{whole // 60} min {whole % 60:02} s'
+    minutes = round(seconds / 60)
+    return f'{minutes} min' if minutes < 90 else f'{minutes // 60} h {minutes % 60:02} min'
 
-def result_text(record:dict) -> str:
+
+def result_text(record: dict) -> str:
     "A record in half a line."
-    return f"HR@10 {record['metrics']['test']['hr@10']:.4f}, {seconds_text(record['wall_time_s'])}"
+    return f'HR@10 {record["metrics"]["test"]["hr@10"]:.4f}, {seconds_text(record["wall_time_s"])}'
 
 # %% ../nbs/36_cli.ipynb #5416d6d5
-def is_data(name:str|Path) -> bool:
+def is_data(name: str | Path) -> bool:
     "Is this a file or folder of interactions, and not of settings?"
     from molrec.doors import kind_of  # late: pyarrow takes a moment to import
+
     return bool(kind_of(name)[0]) or Path(name).is_dir()
 
+
 def asked_row(
-    config:str|Path,    # YAML file of one row, or data of one's own
-    changes:dict,       # settings as typed
-    scale:str,          # smoke or quick
-) -> Config:            # labelled, and with the content of data of one's own
+    config: str | Path,  # YAML file of one row, or data of one's own
+    changes: dict,  # settings as typed
+    scale: str,  # smoke or quick
+) -> Config:  # labelled, and with the content of data of one's own
     "What is to be run."
-    if is_data(config): asked = make_config(dict(dataset=str(config), scale=scale) | changes)
-    else: asked = labelled(load_config(config, scale, changes), changes)
+    if is_data(config):
+        asked = make_config(dict(dataset=str(config), scale=scale) | changes)
+    else:
+        asked = labelled(load_config(config, scale, changes), changes)
     from molrec.data import catalogue  # late: pandas and torch take seconds to import
-    if asked.dataset in catalogue: return asked
+
+    if asked.dataset in catalogue:
+        return asked
     from molrec.train import identified, interactions_of
+
     return identified(asked, interactions_of(asked, say))
 
+
 def run(
-    config:str|Path,            # YAML file of one row, or data of one's own
-    overrides:list=(),          # (key, value) as typed
-    scale:str='quick',          # smoke or quick
-    runs:str|Path|None=None,    # folder of all runs; None: reports/runs of the checkout, or of the current folder
-) -> dict:                      # the record
+    config: str | Path,  # YAML file of one row, or data of one's own
+    overrides: list = (),  # (key, value) as typed
+    scale: str = 'quick',  # smoke or quick
+    runs: str | Path | None = None,  # folder of all runs; None: reports/runs of the checkout, or of the current folder
+) -> dict:  # the record
     "`molrec run`: train one row and record it, or say that it is recorded."
     from molrec.records import read_record  # late: pandas takes half a second to import
+
     place, changes = place_here(), parse_overrides(overrides)
     row = asked_row(config, changes, scale)
-    scale_words, change_words = ['--scale', scale]*(scale != 'quick'), [w for pair in overrides for w in ('-p', *pair)]
+    scale_words, change_words = (
+        ['--scale', scale] * (scale != 'quick'),
+        [w for pair in overrides for w in ('-p', *pair)],
+    )
     command = shlex.join(['molrec', 'run', shown(config, place.base), *scale_words, *change_words])
-    runs = Path(runs or place.reports/'runs')
+    runs = Path(runs or place.reports / 'runs')
     file = record_file(row, runs)
-    if file.exists(): say(f'{row.row}: recorded already, {result_text(read_record(file.parent))} ({shown(file, place.base)}); remove its folder to run it again')
-    else: say(f'{row.row}: {result_text(run_row(row, runs, place.notebooks, command))} ({shown(file, place.base)})')
+    if file.exists():
+        say(
+            f'{row.row}: recorded already, {result_text(read_record(file.parent))} ({shown(file, place.base)}); remove its folder to run it again'
+        )
+    else:
+        say(f'{row.row}: {result_text(run_row(row, runs, place.notebooks, command))} ({shown(file, place.base)})')
     return read_record(file.parent)
 
 # %% ../nbs/36_cli.ipynb #016435e6
-def settings_of(scale:str) -> str: return 'smoke' if scale == 'smoke' else 'quick'   # paper: every row, each as its file says
+def settings_of(scale: str) -> str:
+    return 'smoke' if scale == 'smoke' else 'quick'  # paper: every row, each as its file says
+
 
 def without_gpu_rows(
-    found:list,         # of (file, seeds, whether it is for a GPU only)
-    told:bool,          # say what is left out
-) -> list:              # of (file, seeds): what can run here
+    found: list,  # of (file, seeds, whether it is for a GPU only)
+    told: bool,  # say what is left out
+) -> list:  # of (file, seeds): what can run here
     "Rows without those that want a GPU, where there is none."
-    if not any(gpu for *_, gpu in found): return [(f, seeds) for f, seeds, _ in found]
+    if not any(gpu for *_, gpu in found):
+        return [(f, seeds) for f, seeds, _ in found]
     import torch  # late: it takes a second to import
+
     absent = [] if torch.cuda.is_available() else [f for f, _, gpu in found if gpu]
-    if absent and told: print('left out, since there is no GPU: ' + ', '.join(f'{f.parent.name}/{f.stem}' for f in absent), flush=True)
+    if absent and told:
+        print('left out, since there is no GPU: ' + ', '.join(f'{f.parent.name}/{f.stem}' for f in absent), flush=True)
     return [(f, seeds) for f, seeds, _ in found if f not in absent]
 
+
 def row_hashes(
-    root:Path,          # of the checkout
-    scale:str,          # smoke, quick or paper
-) -> set:               # of `config_hash`
+    root: Path,  # of the checkout
+    scale: str,  # smoke, quick or paper
+) -> set:  # of `config_hash`
     "What the files of nbs/configs describe, with or without a GPU: only such a run stands in the tables."
-    return {config_hash(load_config(f, settings_of(scale), dict(seed=seed)))
-            for f in (root/'nbs'/'configs').glob('*/*.yaml') for seed in read_row(f)[1]}
+    return {
+        config_hash(load_config(f, settings_of(scale), dict(seed=seed)))
+        for f in (root / 'nbs' / 'configs').glob('*/*.yaml')
+        for seed in read_row(f)[1]
+    }
+
 
 def report_rows(
-    root:Path,          # of the checkout
-    scale:str,          # smoke, quick or paper
-    long:bool=False,    # with the long rows, which are a matter of paper scale
-) -> list:              # of (file, Config), in the order they run
+    root: Path,  # of the checkout
+    scale: str,  # smoke, quick or paper
+    long: bool = False,  # with the long rows, which are a matter of paper scale
+) -> list:  # of (file, Config), in the order they run
     "The rows of the report."
     from molrec.report import published_row  # late: tables take a second to import
+
     def order(pair):
         twin, folder = published_row(dataclasses.asdict(pair[1])), pair[0].parent.name
-        return folder != 'ml-1m', folder, pair[1].protocol != 'global-time', -1 if twin is None else twin.name, pair[0].name, pair[1].seed
-    files = sorted((root/'nbs'/'configs').glob('ml-1m/*.yaml' if scale == 'smoke' else '*/*.yaml'))
-    found = [(f, seeds[:1] if scale == 'smoke' else seeds, gpu) for f in files for _, seeds, is_long, gpu in [read_row(f)] if long or scale == 'paper' or not is_long]
+        return (
+            folder != 'ml-1m',
+            folder,
+            pair[1].protocol != 'global-time',
+            -1 if twin is None else twin.name,
+            pair[0].name,
+            pair[1].seed,
+        )
+
+    files = sorted((root / 'nbs' / 'configs').glob('ml-1m/*.yaml' if scale == 'smoke' else '*/*.yaml'))
+    found = [
+        (f, seeds[:1] if scale == 'smoke' else seeds, gpu)
+        for f in files
+        for _, seeds, is_long, gpu in [read_row(f)]
+        if long or scale == 'paper' or not is_long
+    ]
     chosen = without_gpu_rows(found, told=scale == 'paper')
-    if not chosen: raise ConfigError(f'{shown(root/"nbs"/"configs", root)}: no rows')
-    return sorted(((f, load_config(f, settings_of(scale), dict(seed=seed))) for f, seeds in chosen for seed in seeds), key=order)
+    if not chosen:
+        raise ConfigError(f'{shown(root / "nbs" / "configs", root)}: no rows')
+    return sorted(
+        ((f, load_config(f, settings_of(scale), dict(seed=seed))) for f, seeds in chosen for seed in seeds), key=order
+    )
 
 # %% ../nbs/36_cli.ipynb #027c46fb
-epoch_s = dict(dot=8, mlp=18, fm=14, neuralfm=18, mol=60)   # seconds of an ML-1M epoch of SASRec on two cores, by similarity
-more_s = dict(gru4rec=lambda c: 14, hstu=lambda c: 3.5*(c.n_blocks - 2))   # what another encoder adds to it
-start_s = 8                                                # seconds of a notebook's start and of the data
+epoch_s = dict(
+    dot=8, mlp=18, fm=14, neuralfm=18, mol=60
+)  # seconds of an ML-1M epoch of SASRec on two cores, by similarity
+more_s = dict(gru4rec=lambda c: 14, hstu=lambda c: 3.5 * (c.n_blocks - 2))  # what another encoder adds to it
+start_s = 8  # seconds of a notebook's start and of the data
+
 
 def guess_s(
-    config:Config,      # of a row
-) -> float:             # seconds
+    config: Config,  # of a row
+) -> float:  # seconds
     "What a row should take, from its settings alone."
-    size = {'ml-100k': .1, 'ml-20m': 20, 'amazon-beauty': .2, 'amazon-games': .2, 'amazon-sports': .3, 'amazon-toys': .2, 'amazon-books': .5}.get(config.dataset, 1)
-    own = config.epochs*epoch_s.get(config.similarity, epoch_s['mlp'])*(1 if config.schedule == 'joint' else config.local_epochs)*config.loss_share
+    size = {
+        'ml-100k': 0.1,
+        'ml-20m': 20,
+        'amazon-beauty': 0.2,
+        'amazon-games': 0.2,
+        'amazon-sports': 0.3,
+        'amazon-toys': 0.2,
+        'amazon-books': 0.5,
+    }.get(config.dataset, 1)
+    own = (
+        config.epochs
+        * epoch_s.get(config.similarity, epoch_s['mlp'])
+        * (1 if config.schedule == 'joint' else config.local_epochs)
+        * config.loss_share
+    )
     embedder = config.warm_epochs if config.schedule == 'joint' else config.epochs
-    if config.encoder in ('svd', 'popularity'): return start_s + (own*size if config.similarity != 'dot' else 0)
-    own += (config.epochs + embedder)*more_s.get(config.encoder, lambda c: 0)(config)
-    return start_s + size*(own*(3 if config.share == 1 else 1) + embedder*epoch_s['dot'])
+    if config.encoder in ('svd', 'popularity'):
+        return start_s + (own * size if config.similarity != 'dot' else 0)
+    own += (config.epochs + embedder) * more_s.get(config.encoder, lambda c: 0)(config)
+    return start_s + size * (own * (3 if config.share == 1 else 1) + embedder * epoch_s['dot'])
 
 # %% ../nbs/36_cli.ipynb #2b08129c
 def took_before(
-    runs:str|Path,      # folder of all runs
-) -> dict:              # (scale, dataset, protocol, row) -> seconds
+    runs: str | Path,  # folder of all runs
+) -> dict:  # (scale, dataset, protocol, row) -> seconds
     "Recorded wall times."
     from molrec.records import readable  # late: pandas takes half a second to import
-    return {tuple(r['config'][k] for k in ('scale', 'dataset', 'protocol', 'row')): r['wall_time_s'] + start_s for r in readable(runs)}
+
+    return {
+        tuple(r['config'][k] for k in ('scale', 'dataset', 'protocol', 'row')): r['wall_time_s'] + start_s
+        for r in readable(runs)
+    }
+
 
 def expected_s(
-    config:Config,      # of a row
-    before:dict,        # as `took_before` gives it
-) -> float:             # seconds
+    config: Config,  # of a row
+    before: dict,  # as `took_before` gives it
+) -> float:  # seconds
     "What a row should take, from its own past if it has one."
     return before.get((config.scale, config.dataset, config.protocol, config.row)) or guess_s(config)
 
 # %% ../nbs/36_cli.ipynb #25f2d7b4
 def progress_line(
-    row:str,            # label of what runs now
-    number:int,         # of this row, from 1
-    total:int,          # rows in all
-    ahead:list[float],  # expected seconds of this row and of those after it
-    speed:float,        # seconds taken over seconds expected, so far
-    now:float,          # seconds since 1970
+    row: str,  # label of what runs now
+    number: int,  # of this row, from 1
+    total: int,  # rows in all
+    ahead: list[float],  # expected seconds of this row and of those after it
+    speed: float,  # seconds taken over seconds expected, so far
+    now: float,  # seconds since 1970
 ) -> str:
     "What runs, what is left, when it ends."
-    end = time.strftime('%H:%M', time.localtime(now + speed*sum(ahead)))
+    end = time.strftime('%H:%M', time.localtime(now + speed * sum(ahead)))
     left = f'then {len(ahead) - 1} more' if len(ahead) > 1 else 'the last'
-    return f'[{number}/{total}] {row}: about {seconds_text(max(10, round(speed*ahead[0], -1)))}, {left}; all done about {end}'
+    return f'[{number}/{total}] {row}: about {seconds_text(max(10, round(speed * ahead[0], -1)))}, {left}; all done about {end}'
 
 # %% ../nbs/36_cli.ipynb #bea24afa
 def where_data(
-    name:str,       # of the catalogue
-) -> str:           # MOLREC_DATA, cache or '' if it is not on this machine yet
+    name: str,  # of the catalogue
+) -> str:  # MOLREC_DATA, cache or '' if it is not on this machine yet
     "Where a data set would be read from."
     from molrec.data import own_folder
-    if own_folder(name, None): return 'MOLREC_DATA'
-    return 'cache' if (cache_dir()/name/'interactions.parquet').exists() else ''
+
+    if own_folder(name, None):
+        return 'MOLREC_DATA'
+    return 'cache' if (cache_dir() / name / 'interactions.parquet').exists() else ''
 
 # %% ../nbs/36_cli.ipynb #f30dffb2
 def why_not(
-    dataset:str,    # name in the catalogue, or a file
-) -> str:           # empty: it can be had
+    dataset: str,  # name in the catalogue, or a file
+) -> str:  # empty: it can be had
     "Why a data set cannot be had; it is fetched if need be."
-    if where_data(dataset): return ''
+    if where_data(dataset):
+        return ''
     from molrec.data import load  # late: pandas takes a second to import
-    try: load(dataset)
-    except DataError as e: return str(e)
+
+    try:
+        load(dataset)
+    except DataError as e:
+        return str(e)
     return ''
 
+
 def passed_over(
-    rows:list,      # of (file, Config)
-) -> list:          # those whose data can be had
+    rows: list,  # of (file, Config)
+) -> list:  # those whose data can be had
     "Rows without those that lack their data, each of which is named with the reason."
     reasons = {d: why_not(d) for d in dict.fromkeys(c.dataset for _, c in rows)}
     for _, c in rows:
-        if reasons[c.dataset]: say(f'skipped: {c.row}, because its data cannot be had: {reasons[c.dataset]}')
+        if reasons[c.dataset]:
+            say(f'skipped: {c.row}, because its data cannot be had: {reasons[c.dataset]}')
     return [(f, c) for f, c in rows if not reasons[c.dataset]]
 
 # %% ../nbs/36_cli.ipynb #43d42e78
 def row_command(
-    file:Path,          # of the row
-    config:Config,      # of the row at its scale
-    root:Path,          # of the checkout
+    file: Path,  # of the row
+    config: Config,  # of the row at its scale
+    root: Path,  # of the checkout
 ) -> str:
     "What to type to get a row of the report again."
-    return f'molrec run {shown(file, root)}' + f' --scale {config.scale}'*(config.scale != 'quick') + f' -p seed {config.seed}'*(config.seed != load_config(file).seed)
+    return (
+        f'molrec run {shown(file, root)}'
+        + f' --scale {config.scale}' * (config.scale != 'quick')
+        + f' -p seed {config.seed}' * (config.seed != load_config(file).seed)
+    )
 
 # %% ../nbs/36_cli.ipynb #42d6a86d
 def run_missing(
-    rows:list,          # of (file, Config)
-    runs:Path,          # folder of all runs
-    root:Path,          # of the checkout
+    rows: list,  # of (file, Config)
+    runs: Path,  # folder of all runs
+    root: Path,  # of the checkout
 ) -> None:
     "Run every row that has no record, saying what is left."
     missing = [(f, c) for f, c in rows if not record_file(c, runs).exists()]
     todo = passed_over(missing)
-    before, taken, wanted = took_before(runs), 0., 0.
+    before, taken, wanted = took_before(runs), 0.0, 0.0
     expected = [expected_s(c, before) for _, c in todo]
-    say(f'{len(rows)} rows, {len(rows) - len(missing)} recorded already, {len(todo)} to run' + (f': about {seconds_text(sum(expected))}' if todo else ''))
+    say(
+        f'{len(rows)} rows, {len(rows) - len(missing)} recorded already, {len(todo)} to run'
+        + (f': about {seconds_text(sum(expected))}' if todo else '')
+    )
     for i, (file, config) in enumerate(todo):
-        say(progress_line(config.row, i + 1, len(todo), expected[i:], taken/wanted if wanted else 1, time.time()))
+        say(progress_line(config.row, i + 1, len(todo), expected[i:], taken / wanted if wanted else 1, time.time()))
         began = time.monotonic()
         record = run_row(config, runs, root, row_command(file, config, root))
         taken, wanted = taken + time.monotonic() - began, wanted + expected[i]
         say(f'[{i + 1}/{len(todo)}] {config.row}: {result_text(record)}')
 
 # %% ../nbs/36_cli.ipynb #e4372291
-sizes = dict(smoke=dict(largest=10_000, pareto=10_000, rounds=2, parts='pools ablation pareto'), quick=dict(largest=1_000_000, pareto=100_000), paper=dict(largest=10_000_000, parts='pools'))
+sizes = dict(
+    smoke=dict(largest=10_000, pareto=10_000, rounds=2, parts='pools ablation pareto'),
+    quick=dict(largest=1_000_000, pareto=100_000),
+    paper=dict(largest=10_000_000, parts='pools'),
+)
+
 
 def measurements(
-    root:Path,      # of the checkout
-    out:Path,       # reports
-    scale:str,      # smoke, quick or paper
-) -> list:          # of (notebook, record, parameters)
+    root: Path,  # of the checkout
+    out: Path,  # reports
+    scale: str,  # smoke, quick or paper
+) -> list:  # of (notebook, record, parameters)
     "What is to be measured of the models there are."
     of = 'quick' if scale == 'paper' else scale
-    heads = [(c, record_file(c, out/'runs').parent) for _, c in report_rows(root, of, long=True) if c.head_width and record_file(c, out/'runs').exists()]
-    common, large = dict(runs=str(out/'runs'), out=str(out/'retrieval')), '-large' if scale == 'paper' else ''
-    jobs = [('recall', f'recall-{c.dataset}', dict(run=folder.name, name=f'recall-{c.dataset}', heads=True) | common) for c, folder in heads if not large]
-    if not heads: return jobs
+    heads = [
+        (c, record_file(c, out / 'runs').parent)
+        for _, c in report_rows(root, of, long=True)
+        if c.head_width and record_file(c, out / 'runs').exists()
+    ]
+    common, large = dict(runs=str(out / 'runs'), out=str(out / 'retrieval')), '-large' if scale == 'paper' else ''
+    jobs = [
+        ('recall', f'recall-{c.dataset}', dict(run=folder.name, name=f'recall-{c.dataset}', heads=True) | common)
+        for c, folder in heads
+        if not large
+    ]
+    if not heads:
+        return jobs
     first, last = heads[0][1].name, sizes[scale]['largest']
-    if scale != 'smoke': jobs.append(('recall', grown := f'recall-{heads[0][0].dataset}-{last}', dict(run=first, name=grown, grow=last, n_queries=64, methods='h-indexer/fp32 h-indexer/int8 component-mean') | common))
+    if scale != 'smoke':
+        jobs.append(
+            (
+                'recall',
+                grown := f'recall-{heads[0][0].dataset}-{last}',
+                dict(
+                    run=first,
+                    name=grown,
+                    grow=last,
+                    n_queries=64,
+                    methods='h-indexer/fp32 h-indexer/int8 component-mean',
+                )
+                | common,
+            )
+        )
     return jobs + [('throughput', f'pools{large}', dict(run=first, suffix=large) | sizes[scale] | common)]
 
+
 def retrieval(
-    scale:str='quick',      # smoke, quick or paper
+    scale: str = 'quick',  # smoke, quick or paper
 ) -> None:
     "`molrec retrieval`: recall and throughput of the trained models that have a head."
     root = project_root()
-    out = root/'reports'/('smoke' if scale == 'smoke' else '')
+    out = root / 'reports' / ('smoke' if scale == 'smoke' else '')
     from molrec.train import weights_file  # late: torch takes seconds to import
+
     for notebook, record, parameters in measurements(root, out, scale):
-        if (out/'retrieval'/f'{record}.json').exists(): continue
-        if not weights_file(out/'runs'/parameters['run']).exists(): say(f'skipped: {record}, for the weights of {parameters["run"]} are not here; remove its folder and they are trained again'); continue
+        if (out / 'retrieval' / f'{record}.json').exists():
+            continue
+        if not weights_file(out / 'runs' / parameters['run']).exists():
+            say(
+                f'skipped: {record}, for the weights of {parameters["run"]} are not here; remove its folder and they are trained again'
+            )
+            continue
         say(f'measuring {record}')
-        execute(root/'nbs'/'experiments'/f'{notebook}.ipynb', root/'work'/f'{record}.ipynb', parameters)
+        execute(root / 'nbs' / 'experiments' / f'{notebook}.ipynb', root / 'work' / f'{record}.ipynb', parameters)
     from molrec.retrieval import build_pages  # late: torch takes seconds to import
-    if (out/'retrieval').is_dir(): build_pages(out/'retrieval')
+
+    if (out / 'retrieval').is_dir():
+        build_pages(out / 'retrieval')
 
 # %% ../nbs/36_cli.ipynb #37905d53
-trained_twice = 'ml-1m/sasrec-dot-published.yaml'   # of nbs/configs
+trained_twice = 'ml-1m/sasrec-dot-published.yaml'  # of nbs/configs
+
 
 def report(
-    scale:str='quick',          # smoke, quick or paper
-    only_results:bool=False,    # build from the records there are, run nothing
-    runs:str|Path|None=None,    # folder of records of one's own; None: those of this place
-    out:str|Path|None=None,     # folder for the page; None: reports of this place
-) -> Path:                      # the page
+    scale: str = 'quick',  # smoke, quick or paper
+    only_results: bool = False,  # build from the records there are, run nothing
+    runs: str | Path | None = None,  # folder of records of one's own; None: those of this place
+    out: str | Path | None = None,  # folder for the page; None: reports of this place
+) -> Path:  # the page
     "`molrec report`: run what has no record, then build tables, figures and the page."
     place = place_here()
-    if place.own or runs or out: return own_report(Path(runs or place.reports/'runs'), Path(out or place.reports), scale)
+    if place.own or runs or out:
+        return own_report(Path(runs or place.reports / 'runs'), Path(out or place.reports), scale)
     return checkout_report(place.base, scale, only_results)
 
-def own_report(runs:Path, out:Path, scale:str) -> Path:
+
+def own_report(runs: Path, out: Path, scale: str) -> Path:
     "Tables, figures and page of records of one's own: every one of them is a row."
     from molrec.report import build_report  # late: tables take a second to import
+
     page = build_report(runs, out, settings_of(scale))['html']
     say(f'{shown(page, Path.cwd())}, with tables and figures beside it')
     return page
 
-def checkout_report(root:Path, scale:str, only_results:bool) -> Path:
+
+def checkout_report(root: Path, scale: str, only_results: bool) -> Path:
     "The report of the rows in nbs/configs."
     began = time.monotonic()
-    out = root/'reports'/('smoke' if scale == 'smoke' else '')
+    out = root / 'reports' / ('smoke' if scale == 'smoke' else '')
     if not only_results:
-        run_missing(report_rows(root, scale), out/'runs', root)
-        if scale == 'paper': run_missing([(file := root/'nbs'/'configs'/trained_twice, load_config(file))], out/'again', root)
+        run_missing(report_rows(root, scale), out / 'runs', root)
+        if scale == 'paper':
+            run_missing([(file := root / 'nbs' / 'configs' / trained_twice, load_config(file))], out / 'again', root)
         retrieval(scale)
     say('building tables and figures from the records')
-    parameters = dict(runs=str(out/'runs'), out=str(out), scale=settings_of(scale))
-    execute(root/'nbs'/'experiments'/'results.ipynb', root/'work'/f'results-{scale}.ipynb', parameters)
-    page = out/('results-smoke.html' if scale == 'smoke' else 'results.html')
-    say(f'{shown(page, root)} and {shown(out/"tables", root)}, {shown(out/"figures", root)}: done in {seconds_text(time.monotonic() - began)}')
+    parameters = dict(runs=str(out / 'runs'), out=str(out), scale=settings_of(scale))
+    execute(root / 'nbs' / 'experiments' / 'results.ipynb', root / 'work' / f'results-{scale}.ipynb', parameters)
+    page = out / ('results-smoke.html' if scale == 'smoke' else 'results.html')
+    say(
+        f'{shown(page, root)} and {shown(out / "tables", root)}, {shown(out / "figures", root)}: done in {seconds_text(time.monotonic() - began)}'
+    )
     return page
 
 # %% ../nbs/36_cli.ipynb #6ff1466e
 def find_run(
-    name:str,               # folder, id or part of an id
-    runs:str|Path|None=None,    # folder of all runs; None: those of this place
-) -> Path:                  # its folder
+    name: str,  # folder, id or part of an id
+    runs: str | Path | None = None,  # folder of all runs; None: those of this place
+) -> Path:  # its folder
     "The one recorded run that a name stands for."
-    if (Path(name)/'record.json').is_file(): return Path(name)
-    runs = Path(runs or place_here().reports/'runs')
+    if (Path(name) / 'record.json').is_file():
+        return Path(name)
+    runs = Path(runs or place_here().reports / 'runs')
     ids = sorted(f.parent.name for f in runs.glob('*/record.json'))
-    if not ids: raise ConfigError(f'{shown(runs, Path.cwd())}: no run is recorded there yet; molrec run FILE makes one')
-    found = next((f for f in ([i for i in ids if i == name], [i for i in ids if i.startswith(name)], [i for i in ids if name in i]) if f), [])
-    if len(found) == 1: return runs/found[0]
-    if found: raise ConfigError(f'{name!r} fits {len(found)} runs ({", ".join(found[:3])}{", ..."*(len(found) > 3)}): type more of the one that is meant')
+    if not ids:
+        raise ConfigError(f'{shown(runs, Path.cwd())}: no run is recorded there yet; molrec run FILE makes one')
+    found = next(
+        (
+            f
+            for f in (
+                [i for i in ids if i == name],
+                [i for i in ids if i.startswith(name)],
+                [i for i in ids if name in i],
+            )
+            if f
+        ),
+        [],
+    )
+    if len(found) == 1:
+        return runs / found[0]
+    if found:
+        raise ConfigError(
+            f'{name!r} fits {len(found)} runs ({", ".join(found[:3])}{", ..." * (len(found) > 3)}): type more of the one that is meant'
+        )
     raise ConfigError(f'{name!r}: no such run; the nearest are {", ".join(difflib.get_close_matches(name, ids, 3, 0))}')
 
 # %% ../nbs/36_cli.ipynb #6081ba95
 def runs_text(table) -> str:
     "Recorded runs to read, as `list_runs` gives them."
-    if not len(table): return 'no run is recorded there yet; molrec run FILE makes one'
+    if not len(table):
+        return 'no run is recorded there yet; molrec run FILE makes one'
     rate = table['hr@10'].map(lambda v: '' if v != v else f'{v:.4f}')
     kept = table.assign(**{'hr@10': rate})[['when', 'row', 'data', 'protocol', 'hr@10', 'where', 'note']]
     return kept.to_string(index=False, justify='left', max_colwidth=60)
 
+
 def runs_command(
-    words:list[str],            # nothing; show RUN; seal RUN
-    runs:str|Path|None=None,    # folder of all runs; None: those of this place
+    words: list[str],  # nothing; show RUN; seal RUN
+    runs: str | Path | None = None,  # folder of all runs; None: those of this place
 ) -> None:
     "`molrec runs`."
     from molrec.records import list_runs, seal, show_run  # late: pandas takes half a second to import
-    folder = Path(runs or place_here().reports/'runs')
-    if not words: say(runs_text(list_runs(folder)))
-    elif words[0] == 'show' and len(words) == 2: say(show_run(find_run(words[1], folder)))
-    elif words[0] == 'seal' and len(words) == 2: say(f'{find_run(words[1], folder).name}: sealed {seal(find_run(words[1], folder))["seal"][:12]}')
-    else: raise ConfigError(f'runs: got {" ".join(words)}, wanted nothing, show RUN or seal RUN')
+
+    folder = Path(runs or place_here().reports / 'runs')
+    if not words:
+        say(runs_text(list_runs(folder)))
+    elif words[0] == 'show' and len(words) == 2:
+        say(show_run(find_run(words[1], folder)))
+    elif words[0] == 'seal' and len(words) == 2:
+        say(f'{find_run(words[1], folder).name}: sealed {seal(find_run(words[1], folder))["seal"][:12]}')
+    else:
+        raise ConfigError(f'runs: got {" ".join(words)}, wanted nothing, show RUN or seal RUN')
 
 # %% ../nbs/36_cli.ipynb #c498bbf8
 def evaluate(
-    file:str|Path,              # lists, or the ranks.parquet of a record
-    truth:str|Path|None=None,   # what users really did; None: `file` has the ranks of targets
-    ks:tuple=(10,),             # lengths of lists
-    train:str|Path|None=None,   # what popularity is counted from; None: no novelty
-    items:str|Path|None=None,   # features of items: genres; None: no diversity
-    columns:str='',             # names of columns where they are called otherwise
-):                              # DataFrame: metric, value, low, high, users
+    file: str | Path,  # lists, or the ranks.parquet of a record
+    truth: str | Path | None = None,  # what users really did; None: `file` has the ranks of targets
+    ks: tuple = (10,),  # lengths of lists
+    train: str | Path | None = None,  # what popularity is counted from; None: no novelty
+    items: str | Path | None = None,  # features of items: genres; None: no diversity
+    columns: str = '',  # names of columns where they are called otherwise
+):  # DataFrame: metric, value, low, high, users
     "`molrec evaluate`: metrics with 95 % intervals, of any lists."
     from molrec.doors import read_columns  # late: pandas and torch take seconds to import
     from molrec.list_metrics import evaluate_lists, evaluate_ranks
     from molrec.records import read_ranks
-    if truth is None: table, notes = evaluate_ranks(read_ranks(file), ks)
+
+    if truth is None:
+        table, notes = evaluate_ranks(read_ranks(file), ks)
     else:
         lists = read_columns(file, numbers=('rank', 'score'), columns=columns)
-        asked, seen = read_columns(truth, numbers=('rating',), columns=columns), train and read_columns(train, columns=columns)
-        table, notes = evaluate_lists(lists, asked, ks, seen, items and read_columns(items, ids=('item_id',), texts=('genres',)))
-    for note in notes: say(note)
+        asked, seen = (
+            read_columns(truth, numbers=('rating',), columns=columns),
+            train and read_columns(train, columns=columns),
+        )
+        table, notes = evaluate_lists(
+            lists, asked, ks, seen, items and read_columns(items, ids=('item_id',), texts=('genres',))
+        )
+    for note in notes:
+        say(note)
     say(table.to_string(index=False, float_format='{:.4f}'.format))
     return table
 
 # %% ../nbs/36_cli.ipynb #dd569328
 def evaluate_public(
-    name:str,                   # of a run whose weights are here
-    runs:str|Path|None=None,    # folder of all runs; None: those of this place
-) -> dict:                      # its record
+    name: str,  # of a run whose weights are here
+    runs: str | Path | None = None,  # folder of all runs; None: those of this place
+) -> dict:  # its record
     "`molrec evaluate RUN --public`: rank by the public rule, and ask at other times; both are added to the record."
     from molrec.train import rank_again  # late: torch takes seconds to import
+
     record = rank_again(find_run(name, runs))
     read, asked = record['public_rule'], record.get('asked') or {}
     row, whole, n = record['config']['row'], read['steps']['history']['hr@10'], read['readings']
     ours = f'{whole:.4f} with whole histories hidden' if n == 1 else f'the best of {n} epochs'
-    say(f"{row}: HR@10 {read['metrics']['hr@10']:.4f} by the public rule, epoch {read['epoch']}; {ours}")
-    if asked: say('asked at another time: ' + ', '.join(f"{at} {m['test']['hr@10']:.4f}" for at, m in asked.items()))
+    say(f'{row}: HR@10 {read["metrics"]["hr@10"]:.4f} by the public rule, epoch {read["epoch"]}; {ours}')
+    if asked:
+        say('asked at another time: ' + ', '.join(f'{at} {m["test"]["hr@10"]:.4f}' for at, m in asked.items()))
     return record
 
 # %% ../nbs/36_cli.ipynb #c745c747
 def list_text(
-    table,          # of one user, as `recommend` gives it
+    table,  # of one user, as `recommend` gives it
 ) -> str:
     "A list to read."
     ids = table.item_id.astype(str)
     named = dict(title=table.title.where(table.title.notna(), 'item ' + ids)) if 'title' in table else dict(item_id=ids)
     columns = dict(rank=table['rank'], score=table.score.map('{:.3f}'.format), **named)
-    if 'year' in table and not table.title.str.endswith(')').all(): columns['year'] = table.year.astype(str)
-    if 'genres' in table: columns['genres'] = table.genres.fillna('').str.replace('|', ', ')
+    if 'year' in table and not table.title.str.endswith(')').all():
+        columns['year'] = table.year.astype(str)
+    if 'genres' in table:
+        columns['genres'] = table.genres.fillna('').str.replace('|', ', ')
     width = {name: min(60, max([len(name), *(len(str(v)) for v in column)])) for name, column in columns.items()}
-    def line(cells): return '  '.join(f'{str(v):{">" if n in ("rank", "score") else "<"}{width[n]}}' for n, v in cells).rstrip()
+
+    def line(cells):
+        return '  '.join(f'{str(v):{">" if n in ("rank", "score") else "<"}{width[n]}}' for n, v in cells).rstrip()
+
     return '\n'.join([line([(n, n) for n in columns])] + [line(zip(columns, row)) for row in zip(*columns.values())])
 
 # %% ../nbs/36_cli.ipynb #d3444bd0
 def user_line(
-    user,               # id
-    history,            # dense ids of all that they did, oldest first
-    items,              # DataFrame, as `titled` gives it
+    user,  # id
+    history,  # dense ids of all that they did, oldest first
+    items,  # DataFrame, as `titled` gives it
 ) -> str:
     "What is known of a user."
     last = items.get('title', items.item_id).iloc[history[-3:]]
     return f'user {user}: {len(history)} items, the latest {"; ".join(map(str, last))}'
 
+
 def lists_text(
-    table,              # of all, as `recommend` gives it, with what more is known of the items
-    whose:dict,         # id -> what to call the list
-    n_items:int,        # that there are
+    table,  # of all, as `recommend` gives it, with what more is known of the items
+    whose: dict,  # id -> what to call the list
+    n_items: int,  # that there are
 ) -> str:
     "Lists to read, one for each; of an empty one the reason."
     parts = dict(iter(table.groupby('user_id', sort=False)))
     empty = f'nothing is left to show: all {n_items:,} items are in the history; --with-seen shows them again'
     return '\n'.join(f'\n{called}\n{list_text(parts[who]) if who in parts else empty}' for who, called in whose.items())
 
+
 def search(
-    name:str,               # folder, id or part of an id of a run
-    users:list[str]|None,   # as the data set has them
-    history:list[str]|None, # titles, or ids
-    k:int=20,               # length of each list
-    index:str='auto',       # by which search
-    with_seen:bool=False,   # keep what is in the history
-    runs:str|None=None,     # folder of all runs; None: those of this place
-    at:str|None=None,       # when it is asked: seconds since 1970 or a date; None: a usual gap after the last event
-    unknown:str='refuse',   # items of the history that are not known: refuse, or skip
-):                          # DataFrame
+    name: str,  # folder, id or part of an id of a run
+    users: list[str] | None,  # as the data set has them
+    history: list[str] | None,  # titles, or ids
+    k: int = 20,  # length of each list
+    index: str = 'auto',  # by which search
+    with_seen: bool = False,  # keep what is in the history
+    runs: str | None = None,  # folder of all runs; None: those of this place
+    at: str | None = None,  # when it is asked: seconds since 1970 or a date; None: a usual gap after the last event
+    unknown: str = 'refuse',  # items of the history that are not known: refuse, or skip
+):  # DataFrame
     "`molrec search`: what a run would show to somebody."
-    if bool(users) == bool(history): raise ConfigError('search: wanted --user ID, or --history TITLE (as often as there are titles), and not both')
+    if bool(users) == bool(history):
+        raise ConfigError('search: wanted --user ID, or --history TITLE (as often as there are titles), and not both')
     from molrec.recommender import Recommender, ask_users  # late: torch takes seconds to import
+
     rec = Recommender.load(find_run(name, runs), say=say)
     items, whose = rec.trained.items, {0: 'for this history'}
-    if 'title' not in items: say(f'{Path(rec.trained.config.dataset).stem} has no titles: items are shown by their ids')
+    if 'title' not in items:
+        say(f'{Path(rec.trained.config.dataset).stem} has no titles: items are shown by their ids')
     if users:
         asked = ask_users(rec.people, users)
-        for i, user in enumerate(asked.whose): say(user_line(user, asked.query.history[i], items))
+        for i, user in enumerate(asked.whose):
+            say(user_line(user, asked.query.history[i], items))
         whose = {user: f'user {user}' for user in asked.whose}
-    table = rec.recommend(users or None, [history] if history else None, k, at, not with_seen, index=index, unknown=unknown)
+    table = rec.recommend(
+        users or None, [history] if history else None, k, at, not with_seen, index=index, unknown=unknown
+    )
     table = table.join(items.set_index('item_id')[[name for name in ('year', 'genres') if name in items]], on='item_id')
     print(lists_text(table, whose, len(items)))
     return table
 
 # %% ../nbs/36_cli.ipynb #eaf5b16f
 def read_users(
-    file:str|Path,      # a table with a column user_id, or a .txt with one id a line
-) -> list:              # ids
+    file: str | Path,  # a table with a column user_id, or a .txt with one id a line
+) -> list:  # ids
     "Users who are to have a list."
     if Path(file).suffix != '.txt':
         from molrec.doors import read_columns  # late: pandas and torch take seconds to import
+
         return read_columns(file, ids=('user_id',)).user_id.tolist()
-    try: lines = [line.strip() for line in Path(file).read_text(encoding='utf-8').splitlines()]
-    except UnicodeError: raise DataError(f'{file}: no text in UTF-8') from None
-    return [line for line in lines[lines[:1] == ['user_id']:] if line]
+    try:
+        lines = [line.strip() for line in Path(file).read_text(encoding='utf-8').splitlines()]
+    except UnicodeError:
+        raise DataError(f'{file}: no text in UTF-8') from None
+    return [line for line in lines[lines[:1] == ['user_id'] :] if line]
+
 
 def recommend(
-    name:str,               # folder, id or part of an id of a run
-    out:str|Path,           # file of the lists, .parquet or .csv
-    users:str|Path|None=None,   # file of users; None: all
-    k:int=10,               # length of each list
-    index:str='auto',       # by which search
-    k_prime:int|None=None,  # candidates of its first stage; None: its default
-    at:str|None=None,       # when it is asked: seconds since 1970 or a date; None: a usual gap after the last event
-    cold:str='error',       # users that are not known: error, or popular
-    with_seen:bool=False,   # keep what is in the histories
-    runs:str|None=None,     # folder of all runs; None: those of this place
-) -> int:                   # rows of the file
+    name: str,  # folder, id or part of an id of a run
+    out: str | Path,  # file of the lists, .parquet or .csv
+    users: str | Path | None = None,  # file of users; None: all
+    k: int = 10,  # length of each list
+    index: str = 'auto',  # by which search
+    k_prime: int | None = None,  # candidates of its first stage; None: its default
+    at: str | None = None,  # when it is asked: seconds since 1970 or a date; None: a usual gap after the last event
+    cold: str = 'error',  # users that are not known: error, or popular
+    with_seen: bool = False,  # keep what is in the histories
+    runs: str | None = None,  # folder of all runs; None: those of this place
+) -> int:  # rows of the file
     "`molrec recommend`: lists of many users, in a file."
     from molrec.lists import Rules, moment  # late: torch takes seconds to import
     from molrec.recommender import Recommender, ask_users, list_writer, write_lists
     from molrec.requests import as_count
-    list_writer(Path(out)), as_count('k', k), moment(at)      # what is typed wrongly is said before anything is read
+
+    list_writer(Path(out)), as_count('k', k), moment(at)  # what is typed wrongly is said before anything is read
     wanted, rec = read_users(users) if users else None, Recommender.load(find_run(name, runs), say=say)
     settings = {} if k_prime is None else dict(k_prime=k_prime)
     made, asked = rec.index(index, **settings), ask_users(rec.people, wanted, at, cold)
@@ -586,148 +846,234 @@ def recommend(
 
 # %% ../nbs/36_cli.ipynb #0a6523db
 def mol_shape(
-    text:str,       # '8x4x64'
+    text: str,  # '8x4x64'
 ) -> tuple[int, int, int]:  # P_q, P_x, d
     "The sizes of a mixture of logits as they are written."
-    if not (found := re.fullmatch(r'([1-9]\d*)x([1-9]\d*)x([1-9]\d*)', text)): raise ConfigError(f'mol: got {text!r}, wanted PxQxD as in 8x4x64: query components, item components, width')
+    if not (found := re.fullmatch(r'([1-9]\d*)x([1-9]\d*)x([1-9]\d*)', text)):
+        raise ConfigError(f'mol: got {text!r}, wanted PxQxD as in 8x4x64: query components, item components, width')
     return tuple(map(int, found.groups()))
+
 
 def memory_gib() -> float:
     "Memory of this machine."
-    return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/2**30
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30
+
 
 def plan_table(
-    n_items:int,        # N
-    parts:dict,         # part -> bytes per item
-):                      # DataFrame: part, bytes per item, GiB
+    n_items: int,  # N
+    parts: dict,  # part -> bytes per item
+):  # DataFrame: part, bytes per item, GiB
     "What each part of an index takes, and all of them."
     import pandas as pd  # late
+
     table = pd.DataFrame(dict(bytes_per_item=parts)).astype(float)
     table.loc['in all'] = table.sum()
-    return table.assign(GiB=table.bytes_per_item*n_items/2**30)
+    return table.assign(GiB=table.bytes_per_item * n_items / 2**30)
 
 # %% ../nbs/36_cli.ipynb #ded7cde1
 def plan(
-    n_items:int,                # N
-    storage:str='bf16',         # of the item table
-    stage1:str='int8',          # storage of stage 1; none: an index without one
-    head_width:int=64,          # of stage 1; 0: that of the components
-    mol:str='8x4x64',           # P_q x P_x x d
-    dim:int=50,                 # D
-):                              # DataFrame, as `plan_table` gives it
+    n_items: int,  # N
+    storage: str = 'bf16',  # of the item table
+    stage1: str = 'int8',  # storage of stage 1; none: an index without one
+    head_width: int = 64,  # of stage 1; 0: that of the components
+    mol: str = '8x4x64',  # P_q x P_x x d
+    dim: int = 50,  # D
+):  # DataFrame, as `plan_table` gives it
     "`molrec plan`: bytes per item by part, and whether it fits this machine."
-    if n_items < 1: raise ConfigError(f'items: got {n_items}, wanted at least 1')
+    if n_items < 1:
+        raise ConfigError(f'items: got {n_items}, wanted at least 1')
     from molrec.index_costs import plan as index_plan  # late: torch takes seconds to import
     from molrec.mol import MoL
+
     n_query, n_item, width = mol_shape(mol)
-    table, memory = plan_table(n_items, index_plan(n_items, MoL(dim, n_query, n_item, width), storage, None if stage1 == 'none' else stage1, head_width, dim)), memory_gib()
+    table, memory = (
+        plan_table(
+            n_items,
+            index_plan(
+                n_items,
+                MoL(dim, n_query, n_item, width),
+                storage,
+                None if stage1 == 'none' else stage1,
+                head_width,
+                dim,
+            ),
+        ),
+        memory_gib(),
+    )
     needed = table.GiB['in all']
-    print(f'{n_items:,} items of D = {dim} in {storage}, MoL {mol}, ' + ('no stage 1' if stage1 == 'none' else f'stage 1 in {stage1}' + f' of width {head_width}'*(head_width > 0)) + '\n\n' + table.round(dict(bytes_per_item=2, GiB=3)).to_string() + '\n')
-    print(f'{needed:.2f} GiB ' + (f'fit this machine\'s {memory:.1f} GiB' if needed < memory else f'do not fit this machine\'s {memory:.1f} GiB'))
+    print(
+        f'{n_items:,} items of D = {dim} in {storage}, MoL {mol}, '
+        + ('no stage 1' if stage1 == 'none' else f'stage 1 in {stage1}' + f' of width {head_width}' * (head_width > 0))
+        + '\n\n'
+        + table.round(dict(bytes_per_item=2, GiB=3)).to_string()
+        + '\n'
+    )
+    print(
+        f'{needed:.2f} GiB '
+        + (f"fit this machine's {memory:.1f} GiB" if needed < memory else f"do not fit this machine's {memory:.1f} GiB")
+    )
     return table
 
 # %% ../nbs/36_cli.ipynb #fb81c1e1
 def data(
-    name:str|None=None,  # of the catalogue, or a path; None: list the catalogue
-    own:dict={},         # settings of data of one's own: columns, time_unit, duplicates
-):                       # DataFrame of sizes
+    name: str | None = None,  # of the catalogue, or a path; None: list the catalogue
+    own: dict = {},  # settings of data of one's own: columns, time_unit, duplicates
+):  # DataFrame of sizes
     "`molrec data`: what data sets there are, or one of them, fetched if need be."
     from molrec.data import catalogue, dataset_table, load
     import pandas as pd
+
     if name is None:
         rows = {n: (*e.counts, where_data(n) or 'not here yet') for n, e in catalogue.items()}
         return pd.DataFrame.from_dict(rows, orient='index', columns=['users', 'items', 'interactions', 'found in'])
-    table = dataset_table(load(name, **{k: own[k] for k in ('columns', 'time_unit', 'duplicates') if k in own}), Path(name).stem)
-    if name in catalogue: print(f'{catalogue[name].terms}\nCite: {catalogue[name].citation}\n')
+    table = dataset_table(
+        load(name, **{k: own[k] for k in ('columns', 'time_unit', 'duplicates') if k in own}), Path(name).stem
+    )
+    if name in catalogue:
+        print(f'{catalogue[name].terms}\nCite: {catalogue[name].citation}\n')
     return table
 
 # %% ../nbs/36_cli.ipynb #422e3272
 def check(
-    name:str,           # path of data of one's own, or a name of the catalogue
-    overrides:list=(),  # (key, value) as typed: columns, time_unit, items, filters
-) -> dict:              # what was understood
+    name: str,  # path of data of one's own, or a name of the catalogue
+    overrides: list = (),  # (key, value) as typed: columns, time_unit, items, filters
+) -> dict:  # what was understood
     "`molrec data check`: what a run would make of these data, without running."
     from molrec.train import check_data  # late: torch takes seconds to import
+
     facts = check_data(make_config(dict(dataset=str(name)) | parse_overrides(overrides)))
-    for what, found in facts.items(): say(f'{what:20} {found}')
+    for what, found in facts.items():
+        say(f'{what:20} {found}')
     return facts
 
 # %% ../nbs/36_cli.ipynb #e2e5febb
 @dataclass(frozen=True)
 class Check:
     "One line of the doctor's."
-    name:str        # what was looked at
-    found:str       # what was there
-    mend:str=''     # what to type, or to do; empty: nothing
-    needed:bool=False   # does the work stop without it?
+
+    name: str  # what was looked at
+    found: str  # what was there
+    mend: str = ''  # what to type, or to do; empty: nothing
+    needed: bool = False  # does the work stop without it?
 
     @property
-    def mark(self): return 'missing' if self.needed and self.mend else 'note' if self.mend else 'ok'
+    def mark(self):
+        return 'missing' if self.needed and self.mend else 'note' if self.mend else 'ok'
+
 
 def pins(
-    root:Path|None,     # of the checkout; None: what the installed package asks for
-) -> dict:              # package -> version
+    root: Path | None,  # of the checkout; None: what the installed package asks for
+) -> dict:  # package -> version
     "Exact versions asked for."
     from importlib import metadata
-    lines = (root/'requirements.txt').read_text().splitlines() if root else metadata.requires('molrec') or []
-    kept = [l for l in lines if '==' in l and not l.startswith('#') and 'extra ==' not in l and (sys.platform == 'linux' or 'linux' not in l)]
+
+    lines = (root / 'requirements.txt').read_text().splitlines() if root else metadata.requires('molrec') or []
+    kept = [
+        l
+        for l in lines
+        if '==' in l and not l.startswith('#') and 'extra ==' not in l and (sys.platform == 'linux' or 'linux' not in l)
+    ]
     return dict(re.split('==', re.split('[; ]', l)[0]) for l in kept)
 
 # %% ../nbs/36_cli.ipynb #4fcae4e9
 def check_versions(
-    wanted:dict,        # package -> version
+    wanted: dict,  # package -> version
 ) -> list[Check]:
     "Installed against asked for."
     found = {p: version_of(p) for p in wanted}
     other = {p: v for p, v in found.items() if v is None or v.split('+')[0] != wanted[p]}
     mend = 'make setup, or pip install -r requirements.txt'
-    if not other: return [Check('packages', f'{len(wanted)} as pinned')]
+    if not other:
+        return [Check('packages', f'{len(wanted)} as pinned')]
     return [Check(p, f'{v or "not installed"}, pinned {wanted[p]}', mend, needed=v is None) for p, v in other.items()]
 
 # %% ../nbs/36_cli.ipynb #364b537f
 def check_folders(
-    root:Path|None,     # of the checkout; None: there is none
+    root: Path | None,  # of the checkout; None: there is none
 ) -> list[Check]:
     "Whether the folders that a run writes to can be written."
     import tempfile
-    try: folders = dict(temporary=Path(tempfile.gettempdir()))
-    except OSError as e: return [Check('temporary folder', 'none', str(e), needed=True)]
-    if root: folders |= dict(reports=root/'reports', records=root/'reports'/'runs', work=root/'work')
+
+    try:
+        folders = dict(temporary=Path(tempfile.gettempdir()))
+    except OSError as e:
+        return [Check('temporary folder', 'none', str(e), needed=True)]
+    if root:
+        folders |= dict(reports=root / 'reports', records=root / 'reports' / 'runs', work=root / 'work')
     bad = {name: why for name, folder in folders.items() if (why := unwritable(folder))}
-    if not bad: return [Check('folders', f'{", ".join(folders)}: can be written')]
+    if not bad:
+        return [Check('folders', f'{", ".join(folders)}: can be written')]
     return [Check(f'folder: {name}', 'cannot be written', why, needed=True) for name, why in bad.items()]
 
 # %% ../nbs/36_cli.ipynb #7fa6af19
 def check_machine(
-    root:Path|None,     # of the checkout; None: the current folder is looked at
+    root: Path | None,  # of the checkout; None: the current folder is looked at
 ) -> list[Check]:
     "Python, processor, threads, memory, disk, folders."
     import torch
+
     major = '.'.join(map(str, sys.version_info[:2]))
-    memory = os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/2**30
-    free = shutil.disk_usage(root or Path.cwd()).free/2**30
-    cores, threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(), torch.get_num_threads()
-    return [Check('python', sys.version.split()[0], '' if major == '3.11' else 'the pins were tried on Python 3.11: make PYTHON=python3.11 setup'),
-            Check('processor', f'{cpu_name()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}' + (f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ', no GPU')),
-            Check('threads', str(threads), f'torch uses {threads} of {cores} cores: unset OMP_NUM_THREADS' if threads < cores else ''),
-            Check('memory', f'{memory:.1f} GiB', '' if memory >= 6 else 'the quick report needs up to 6 GB: close other programs'),
-            Check('disk', f'{free:.1f} GiB free', '' if free >= 1 else 'free at least 1 GiB', needed=free < 1), *check_folders(root)]
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30
+    free = shutil.disk_usage(root or Path.cwd()).free / 2**30
+    cores, threads = (
+        len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+        torch.get_num_threads(),
+    )
+    return [
+        Check(
+            'python',
+            sys.version.split()[0],
+            '' if major == '3.11' else 'the pins were tried on Python 3.11: make PYTHON=python3.11 setup',
+        ),
+        Check(
+            'processor',
+            f'{cpu_name()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}'
+            + (f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ', no GPU'),
+        ),
+        Check(
+            'threads',
+            str(threads),
+            f'torch uses {threads} of {cores} cores: unset OMP_NUM_THREADS' if threads < cores else '',
+        ),
+        Check(
+            'memory',
+            f'{memory:.1f} GiB',
+            '' if memory >= 6 else 'the quick report needs up to 6 GB: close other programs',
+        ),
+        Check('disk', f'{free:.1f} GiB free', '' if free >= 1 else 'free at least 1 GiB', needed=free < 1),
+        *check_folders(root),
+    ]
 
 # %% ../nbs/36_cli.ipynb #cc054fab
 def check_kernels() -> list[Check]:
     "What experiments are executed by."
     from jupyter_client.kernelspec import KernelSpecManager
+
     known = KernelSpecManager().find_kernel_specs()
-    return [Check('kernel for experiments', 'python3' if 'python3' in known else 'none', '' if 'python3' in known else 'pip install -r requirements.txt', needed=True),
-            Check('kernel for JupyterLab', 'molrec' if 'molrec' in known else 'not registered', '' if 'molrec' in known else 'make setup')]
+    return [
+        Check(
+            'kernel for experiments',
+            'python3' if 'python3' in known else 'none',
+            '' if 'python3' in known else 'pip install -r requirements.txt',
+            needed=True,
+        ),
+        Check(
+            'kernel for JupyterLab',
+            'molrec' if 'molrec' in known else 'not registered',
+            '' if 'molrec' in known else 'make setup',
+        ),
+    ]
 
 # %% ../nbs/36_cli.ipynb #02b7660e
 def check_kept() -> Check:
     "Whether compiled libraries are there for the next process."
     from molrec.native import native_folder, private
+
     try:
-        with private(native_folder()): why = unwritable(native_folder())
-    except OSError as e: why = str(e)
+        with private(native_folder()):
+            why = unwritable(native_folder())
+    except OSError as e:
+        why = str(e)
     return Check('compiled libraries', 'every process compiles its own' if why else f'kept in {native_folder()}', why)
 
 # %% ../nbs/36_cli.ipynb #3ba4b4ee
@@ -739,172 +1085,324 @@ def check_compiled() -> list[Check]:
     from molrec.mol import MoL
     from molrec.mol_step import step_library
     from molrec.native import problems
-    try: form, worth = scan_worth()
-    except ConfigError as e: return [Check('loops', str(e), 'unset MOLREC_SCAN'), check_kept()]
+
+    try:
+        form, worth = scan_worth()
+    except ConfigError as e:
+        return [Check('loops', str(e), 'unset MOLREC_SCAN'), check_kept()]
     there = dict(scan=form, softmax=softmax_library(), hstu=silu_library(), mol_step=step_library(MoL(1), 'fp32'))
     slow = [name for name, library in there.items() if library is None]
     fast = [name for name in there if name not in slow]
-    found = [f'compiled: {", ".join(fast)}'.replace('scan', f'scan ({form}, {worth:.3g} times as fast as torch)')]*bool(fast)
-    found += [f'in torch: {", ".join(slow)} ({"; ".join(sorted({problems[name] for name in slow}))})']*bool(slow)
-    mend = 'searches, attention and MoL\'s training run in torch, slower: a C compiler (gcc or clang) and a processor with AVX2, AVX512 or 64-bit ARM make them fast'
+    found = [
+        f'compiled: {", ".join(fast)}'.replace('scan', f'scan ({form}, {worth:.3g} times as fast as torch)')
+    ] * bool(fast)
+    found += [f'in torch: {", ".join(slow)} ({"; ".join(sorted({problems[name] for name in slow}))})'] * bool(slow)
+    mend = "searches, attention and MoL's training run in torch, slower: a C compiler (gcc or clang) and a processor with AVX2, AVX512 or 64-bit ARM make them fast"
     return [Check('loops', '; '.join(found), mend if slow else ''), check_kept()]
 
 # %% ../nbs/36_cli.ipynb #8e64de99
 def check_checkout(
-    root:Path|None,     # of the checkout; None: there is none
+    root: Path | None,  # of the checkout; None: there is none
 ) -> list[Check]:
     "Code, and the hooks that keep notebooks clean in git."
-    if root is None: return [Check('checkout', 'not in one', 'change to your checkout: run and report need it')]
-    where = subprocess.run(['git', 'rev-parse', '--git-path', 'hooks'], cwd=root, capture_output=True, text=True) if shutil.which('git') else None
-    if where is None or where.returncode or not (root/'.git').exists(): return [Check('git hooks', 'not a git checkout')]
-    there = (root/where.stdout.strip()/'post-merge').exists() and git('config', 'include.path') is not None
-    return [Check('commit', git('rev-parse', '--short', 'HEAD') or 'none yet'), Check('git hooks', 'nbdev' if there else 'not installed', '' if there else 'make setup, or nbdev_install_hooks')]
+    if root is None:
+        return [Check('checkout', 'not in one', 'change to your checkout: run and report need it')]
+    where = (
+        subprocess.run(['git', 'rev-parse', '--git-path', 'hooks'], cwd=root, capture_output=True, text=True)
+        if shutil.which('git')
+        else None
+    )
+    if where is None or where.returncode or not (root / '.git').exists():
+        return [Check('git hooks', 'not a git checkout')]
+    there = (root / where.stdout.strip() / 'post-merge').exists() and git('config', 'include.path') is not None
+    return [
+        Check('commit', git('rev-parse', '--short', 'HEAD') or 'none yet'),
+        Check(
+            'git hooks', 'nbdev' if there else 'not installed', '' if there else 'make setup, or nbdev_install_hooks'
+        ),
+    ]
 
 # %% ../nbs/36_cli.ipynb #5bbad5c5
 def check_cache() -> Check:
     "The folder of downloads."
-    try: return Check('cache', str(cache_dir()), unwritable(cache_dir()))
-    except RuntimeError as e: return Check('cache', 'none', f'{e} Set MOLREC_CACHE to a folder of your own.')  # no HOME
+    try:
+        return Check('cache', str(cache_dir()), unwritable(cache_dir()))
+    except RuntimeError as e:
+        return Check('cache', 'none', f'{e} Set MOLREC_CACHE to a folder of your own.')  # no HOME
 
 # %% ../nbs/36_cli.ipynb #50ea0f1c
 def check_data() -> list[Check]:
     "Which data sets are on this machine."
     from molrec.data import catalogue
+
     own, cache = os.environ.get('MOLREC_DATA'), check_cache()
     mend = '' if not own or Path(own).is_dir() else 'MOLREC_DATA names no folder: correct or unset it'
     found = [Check('MOLREC_DATA', own or 'not set', mend, needed=bool(mend)), cache]
-    if cache.found == 'none': return found
-    return found + [Check(n, f'in {w}' if (w := where_data(n)) else 'fetched when first needed', '' if w or n not in ('ml-1m', 'ml-100k') else f'molrec data {n} fetches it now') for n in catalogue]
+    if cache.found == 'none':
+        return found
+    return found + [
+        Check(
+            n,
+            f'in {w}' if (w := where_data(n)) else 'fetched when first needed',
+            '' if w or n not in ('ml-1m', 'ml-100k') else f'molrec data {n} fetches it now',
+        )
+        for n in catalogue
+    ]
 
 # %% ../nbs/36_cli.ipynb #6cccb990
-def doctor() -> int:    # exit status: 1 if something needed is missing
+def doctor() -> int:  # exit status: 1 if something needed is missing
     "`molrec doctor`: what this machine has, and how to get what it lacks."
-    try: root = project_root()
-    except ConfigError: root = None
+    try:
+        root = project_root()
+    except ConfigError:
+        root = None
     checks = [Check('molrec', version_of('molrec') or 'not installed')] + check_versions(pins(root))
-    if version_of('torch'): checks += check_machine(root) + check_compiled()
-    if version_of('jupyter_client'): checks += check_kernels()
+    if version_of('torch'):
+        checks += check_machine(root) + check_compiled()
+    if version_of('jupyter_client'):
+        checks += check_kernels()
     checks += check_checkout(root)
-    if version_of('pandas') and version_of('pooch'): checks += check_data()
-    for c in checks: print(f'{c.mark:8} {c.name:24} {c.found}' + f'\n{"":33} -> {c.mend}'*bool(c.mend))
+    if version_of('pandas') and version_of('pooch'):
+        checks += check_data()
+    for c in checks:
+        print(f'{c.mark:8} {c.name:24} {c.found}' + f'\n{"":33} -> {c.mend}' * bool(c.mend))
     bad = [c.name for c in checks if c.mark == 'missing']
     print(f'missing: {", ".join(bad)}' if bad else 'nothing that is needed is missing')
     return int(bool(bad))
 
 # %% ../nbs/36_cli.ipynb #2e466623
 def spaced(
-    words:list[str],    # of a command line
+    words: list[str],  # of a command line
 ) -> list[str]:
     "`-p key=value` as `-p key value`."
     out = []
-    for word in words: out += word.split('=', 1) if out and out[-1] in ('-p', '--parameter') and '=' in word else [word]
+    for word in words:
+        out += word.split('=', 1) if out and out[-1] in ('-p', '--parameter') and '=' in word else [word]
     return out
 
 # %% ../nbs/36_cli.ipynb #158835ba
-def add_scale(p, scales=dict(smoke='minutes, on ML-100K', quick='at most 40 minutes', paper='every row, those that train for hours too')) -> None:
+def add_scale(
+    p,
+    scales=dict(
+        smoke='minutes, on ML-100K', quick='at most 40 minutes', paper='every row, those that train for hours too'
+    ),
+) -> None:
     "The budget."
-    p.add_argument('--scale', choices=tuple(scales), default='quick', help='; '.join(f'{k}: {v}' for k, v in scales.items()) + ' (default: quick)')
+    p.add_argument(
+        '--scale',
+        choices=tuple(scales),
+        default='quick',
+        help='; '.join(f'{k}: {v}' for k, v in scales.items()) + ' (default: quick)',
+    )
+
 
 def add_run(p) -> None:
     "Arguments of `molrec run`."
-    p.add_argument('config', help='nbs/configs/<dataset>/<row>.yaml, or data of your own: a .csv, .tsv, .txt, .inter (each also .gz or .zst) or .parquet file, or a folder of parquet')
-    p.add_argument('-p', '--parameter', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help='change a setting; may be repeated')
+    p.add_argument(
+        'config',
+        help='nbs/configs/<dataset>/<row>.yaml, or data of your own: a .csv, .tsv, .txt, .inter (each also .gz or .zst) or .parquet file, or a folder of parquet',
+    )
+    p.add_argument(
+        '-p',
+        '--parameter',
+        nargs=2,
+        action='append',
+        default=[],
+        metavar=('KEY', 'VALUE'),
+        help='change a setting; may be repeated',
+    )
     add_own(p)
     add_scale(p, dict(smoke='cut down, on ML-100K', quick='as the file says'))
     add_runs(p)
+
 
 own_settings = {
     'columns': 'user_id=NAME,item_id=NAME,timestamp=NAME, where a file of your own calls them otherwise',
     'time-unit': 's, ms, us or ns, where its unit of time cannot be recognised',
     'duplicates': 'drop (default), keep or refuse exact copies',
-    'items': 'file of what is known of its items: item_id, title, genres, year'}
+    'items': 'file of what is known of its items: item_id, title, genres, year',
+}
+
 
 def add_own(p) -> None:
     "Settings of data of one's own, as options."
-    for name, text in own_settings.items(): p.add_argument(f'--{name}', help=text)
+    for name, text in own_settings.items():
+        p.add_argument(f'--{name}', help=text)
+
 
 def changed_settings(a) -> list:
     "All settings that were typed, as options or with -p."
-    named = [(name.replace('-', '_'), value) for name in own_settings if (value := getattr(a, name.replace('-', '_'))) is not None]
+    named = [
+        (name.replace('-', '_'), value)
+        for name in own_settings
+        if (value := getattr(a, name.replace('-', '_'))) is not None
+    ]
     return [*named, *a.parameter]
+
 
 def add_runs(p) -> None:
     "Where records lie."
-    p.add_argument('--runs', help='folder of records (default: reports/runs of the checkout, or of the current folder outside of one)')
+    p.add_argument(
+        '--runs',
+        help='folder of records (default: reports/runs of the checkout, or of the current folder outside of one)',
+    )
+
 
 benches = {
-    'training': 'seconds and memory of a step, ours against the plain form', 'encoders': 'training positions per second of each encoder, packed against padded', 'stage1': 'candidates from a million items, ours against FAISS, usearch and torch',
+    'training': 'seconds and memory of a step, ours against the plain form',
+    'encoders': 'training positions per second of each encoder, packed against padded',
+    'stage1': 'candidates from a million items, ours against FAISS, usearch and torch',
     'stage1-grid': 'exact and sampled thresholds over numbers of queries, items, widths and candidates, against a plain read and FAISS, in pieces of two minutes: call it again until it is done',
     'one-query': 'a whole search of one query among a million items, beside the sum of its bounds',
-    'search': 'scores, whole searches and cost against corpus size, ours against brute force', 'hundred-million': 'one index of a hundred million items (a million with --quick)',
-    'kernels': 'machine code, bounds and predictions of the Triton kernels; it needs no GPU'}
+    'search': 'scores, whole searches and cost against corpus size, ours against brute force',
+    'hundred-million': 'one index of a hundred million items (a million with --quick)',
+    'kernels': 'machine code, bounds and predictions of the Triton kernels; it needs no GPU',
+}
+
 
 def add_bench(p) -> None:
     "Arguments of `molrec bench`."
     p.add_argument('what', choices=list(benches), help='; '.join(f'{k}: {v}' for k, v in benches.items()))
-    p.add_argument('--out', help='folder for the results (default: reports/bench of the checkout; kernels: reports/kernels)')
+    p.add_argument(
+        '--out', help='folder for the results (default: reports/bench of the checkout; kernels: reports/kernels)'
+    )
     p.add_argument('--quick', action='store_true', help='smaller sizes, fewer repetitions')
 
 # %% ../nbs/36_cli.ipynb #dd5e61db
 def add_search(p) -> None:
     "Arguments of `molrec search`."
     p.add_argument('run', help='id of a recorded run, or a part of it that no other has, or its folder')
-    p.add_argument('--user', action='append', metavar='ID', help='a user of the data set; may be repeated, a list for each')
-    p.add_argument('--history', action='append', metavar='TITLE', help='what somebody new has taken, oldest first; repeat it for each title')
+    p.add_argument(
+        '--user', action='append', metavar='ID', help='a user of the data set; may be repeated, a list for each'
+    )
+    p.add_argument(
+        '--history',
+        action='append',
+        metavar='TITLE',
+        help='what somebody new has taken, oldest first; repeat it for each title',
+    )
     p.add_argument('-k', type=int, default=20, help='length of a list (default: 20)')
-    p.add_argument('--unknown', choices=('refuse', 'skip'), default='refuse', help='titles that are not known: say all of them, or leave them out (default: refuse)')
+    p.add_argument(
+        '--unknown',
+        choices=('refuse', 'skip'),
+        default='refuse',
+        help='titles that are not known: say all of them, or leave them out (default: refuse)',
+    )
     add_lists(p)
+
 
 def add_lists(p) -> None:
     "How lists are made."
-    p.add_argument('--index', default='auto', help='auto, brute-force, per-component, component-mean, combined, exact or h-indexer (default: h-indexer if the run has a head, else a search that misses nothing)')
-    p.add_argument('--at', metavar='TIME', help='when it is asked, for a model that reads times: seconds since 1970 or a date as in 2024-01-31T12:00 (default: a usual gap of the user after the last event)')
+    p.add_argument(
+        '--index',
+        default='auto',
+        help='auto, brute-force, per-component, component-mean, combined, exact or h-indexer (default: h-indexer if the run has a head, else a search that misses nothing)',
+    )
+    p.add_argument(
+        '--at',
+        metavar='TIME',
+        help='when it is asked, for a model that reads times: seconds since 1970 or a date as in 2024-01-31T12:00 (default: a usual gap of the user after the last event)',
+    )
     p.add_argument('--with-seen', action='store_true', help='keep what is in the history')
     add_runs(p)
+
 
 def add_recommend(p) -> None:
     "Arguments of `molrec recommend`."
     p.add_argument('run', help='id of a recorded run, or a part of it that no other has, or its folder')
     whose = p.add_mutually_exclusive_group(required=True)
     whose.add_argument('--all', action='store_true', help='every user of the data')
-    whose.add_argument('--users', metavar='FILE', help='users of a file: a column user_id, or a .txt with one id a line')
-    p.add_argument('--out', required=True, metavar='FILE', help='file of the lists: .parquet or .csv, with user_id, item_id, score, rank, and title where known')
+    whose.add_argument(
+        '--users', metavar='FILE', help='users of a file: a column user_id, or a .txt with one id a line'
+    )
+    p.add_argument(
+        '--out',
+        required=True,
+        metavar='FILE',
+        help='file of the lists: .parquet or .csv, with user_id, item_id, score, rank, and title where known',
+    )
     p.add_argument('-k', '--k', type=int, default=10, help='length of a list (default: 10)')
-    p.add_argument('--k-prime', type=int, metavar='N', help='candidates of the first stage of an index that has one (default: its own)')
-    p.add_argument('--cold', choices=('error', 'popular'), default='error', help='users that are not known: say all of them, or give them what is popular (default: error)')
+    p.add_argument(
+        '--k-prime',
+        type=int,
+        metavar='N',
+        help='candidates of the first stage of an index that has one (default: its own)',
+    )
+    p.add_argument(
+        '--cold',
+        choices=('error', 'popular'),
+        default='error',
+        help='users that are not known: say all of them, or give them what is popular (default: error)',
+    )
     add_lists(p)
+
 
 def add_evaluate(p) -> None:
     "Arguments of `molrec evaluate`."
-    p.add_argument('lists', help='user_id, item_id and rank or score, in any form that data may have; or the ranks.parquet of a record')
-    p.add_argument('--truth', help='user_id, item_id and maybe rating: what the users did (default: LISTS are ranks of a record)')
+    p.add_argument(
+        'lists',
+        help='user_id, item_id and rank or score, in any form that data may have; or the ranks.parquet of a record',
+    )
+    p.add_argument(
+        '--truth', help='user_id, item_id and maybe rating: what the users did (default: LISTS are ranks of a record)'
+    )
     p.add_argument('-k', type=int, action='append', help='length of a list; may be repeated (default: 10)')
-    p.add_argument('--train', help='user_id, item_id: what popularity is counted from, for novelty, serendipity and coverage')
+    p.add_argument(
+        '--train', help='user_id, item_id: what popularity is counted from, for novelty, serendipity and coverage'
+    )
     p.add_argument('--items', help='item_id, genres: for diversity within a list')
     p.add_argument('--columns', default='', help=own_settings['columns'])
-    p.add_argument('--public', action='store_true', help='LISTS is a recorded run: rank again from its weights by the '
-                   'public rule, and add it to the record')
+    p.add_argument(
+        '--public',
+        action='store_true',
+        help='LISTS is a recorded run: rank again from its weights by the public rule, and add it to the record',
+    )
     add_runs(p)
+
 
 def add_plan(p) -> None:
     "Arguments of `molrec plan`."
     p.add_argument('--items', type=int, required=True, metavar='N', help='how many items')
-    p.add_argument('--storage', default='bf16', help='of the items: fp32, bf16, int8, compact-bf16 or compact-int8 (default: bf16)')
-    p.add_argument('--stage1', default='int8', help='of the vectors that stage 1 scores: fp32, bf16, int8 or fp8; none: an index without stage 1 (default: int8)')
-    p.add_argument('--head-width', type=int, default=64, help='width of those vectors; 0: that of the components (default: 64)')
+    p.add_argument(
+        '--storage', default='bf16', help='of the items: fp32, bf16, int8, compact-bf16 or compact-int8 (default: bf16)'
+    )
+    p.add_argument(
+        '--stage1',
+        default='int8',
+        help='of the vectors that stage 1 scores: fp32, bf16, int8 or fp8; none: an index without stage 1 (default: int8)',
+    )
+    p.add_argument(
+        '--head-width', type=int, default=64, help='width of those vectors; 0: that of the components (default: 64)'
+    )
     p.add_argument('--mol', default='8x4x64', help='query components x item components x width (default: 8x4x64)')
     p.add_argument('--dim', type=int, default=50, help='width D of embeddings (default: 50)')
 
 # %% ../nbs/36_cli.ipynb #d94a44c5
 def parser() -> argparse.ArgumentParser:
     "What can be typed."
-    top = argparse.ArgumentParser('molrec', description='Recommender retrieval with a mixture of logits, and an honest repetition of its published results.')
+    top = argparse.ArgumentParser(
+        'molrec',
+        description='Recommender retrieval with a mixture of logits, and an honest repetition of its published results.',
+    )
     top.add_argument('--version', action='version', version=f'molrec {version_of("molrec")}')
     sub = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    def add(name, text): return sub.add_parser(name, help=text, description=text)
+
+    def add(name, text):
+        return sub.add_parser(name, help=text, description=text)
+
     p = add('data', 'list the data sets, or fetch one and show its size, terms and citation')
-    p.add_argument('name', nargs='*', help='a name of the list, or a file of your own; check NAME: what a run would make of it')
-    p.add_argument('-p', '--parameter', nargs=2, action='append', default=[], metavar=('KEY', 'VALUE'), help='check: a setting, such as a filter')
+    p.add_argument(
+        'name', nargs='*', help='a name of the list, or a file of your own; check NAME: what a run would make of it'
+    )
+    p.add_argument(
+        '-p',
+        '--parameter',
+        nargs=2,
+        action='append',
+        default=[],
+        metavar=('KEY', 'VALUE'),
+        help='check: a setting, such as a filter',
+    )
     add_own(p)
     add_run(add('run', 'train one row and record it'))
     p = add('runs', 'list what is recorded, show one run in full, or seal it')
@@ -915,8 +1413,12 @@ def parser() -> argparse.ArgumentParser:
     add_scale(p)
     p.add_argument('--only-results', action='store_true', help='build from the records there are')
     add_runs(p)
-    p.add_argument('--out', help='folder for the page (default: reports of the checkout, or of the current folder outside of one)')
-    add_recommend(add('recommend', 'lists of all users, or of those of a file, in a file; interrupted, the same command goes on'))
+    p.add_argument(
+        '--out', help='folder for the page (default: reports of the checkout, or of the current folder outside of one)'
+    )
+    add_recommend(
+        add('recommend', 'lists of all users, or of those of a file, in a file; interrupted, the same command goes on')
+    )
     add_search(add('search', 'what a trained run would show to a user, or to somebody who names some titles'))
     add_plan(add('plan', 'memory that an index of so many items needs'))
     add_scale(add('retrieval', 'measure recall and throughput of the trained models that have a head for stage 1'))
@@ -925,66 +1427,106 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 # %% ../nbs/36_cli.ipynb #f6af9c25
-def bench(what:str, out:str|None, quick:bool) -> None:
+def bench(what: str, out: str | None, quick: bool) -> None:
     "`molrec bench`."
-    from molrec import bench, bench_encoders, bench_kernels, bench_search  # late: figures and tables take a second to import
-    if what == 'kernels': bench_kernels.write_kernels(Path(out) if out else project_root()/'reports'/'kernels'); return
-    made = dict(training=bench.training, encoders=bench_encoders.encoders).get(what) or getattr(bench_search, what.replace('-', '_'))
-    made(Path(out) if out else project_root()/'reports'/'bench', quick=quick)
+    from molrec import (
+        bench,
+        bench_encoders,
+        bench_kernels,
+        bench_search,
+    )  # late: figures and tables take a second to import
+
+    if what == 'kernels':
+        bench_kernels.write_kernels(Path(out) if out else project_root() / 'reports' / 'kernels')
+        return
+    made = dict(training=bench.training, encoders=bench_encoders.encoders).get(what) or getattr(
+        bench_search, what.replace('-', '_')
+    )
+    made(Path(out) if out else project_root() / 'reports' / 'bench', quick=quick)
+
 
 def data_words(a) -> None:
     "`molrec data`, `molrec data NAME`, `molrec data check NAME`."
-    if a.name[:1] == ['check'] and len(a.name) == 2: check(a.name[1], changed_settings(a))
-    elif len(a.name) < 2: print(data(a.name[0] if a.name else None, dict(changed_settings(a))).to_string())
-    else: raise ConfigError(f'data: got {" ".join(a.name)}, wanted nothing, a name, or check and a name')
+    if a.name[:1] == ['check'] and len(a.name) == 2:
+        check(a.name[1], changed_settings(a))
+    elif len(a.name) < 2:
+        print(data(a.name[0] if a.name else None, dict(changed_settings(a))).to_string())
+    else:
+        raise ConfigError(f'data: got {" ".join(a.name)}, wanted nothing, a name, or check and a name')
+
 
 def dispatch(
-    a:argparse.Namespace,   # as the parser gives it
-) -> int:                   # exit status
+    a: argparse.Namespace,  # as the parser gives it
+) -> int:  # exit status
     "Call what was asked for."
-    if a.command == 'data': data_words(a)
-    if a.command == 'run': run(a.config, changed_settings(a), a.scale, a.runs)
-    if a.command == 'report': report(a.scale, a.only_results, a.runs, a.out)
-    if a.command == 'runs': runs_command(a.name, a.runs)
-    if a.command == 'evaluate' and a.public: evaluate_public(a.lists, a.runs)
-    elif a.command == 'evaluate': evaluate(a.lists, a.truth, tuple(a.k or (10,)), a.train, a.items, a.columns)
-    if a.command == 'recommend': recommend(a.run, a.out, a.users, a.k, a.index, a.k_prime, a.at, a.cold, a.with_seen, a.runs)
-    if a.command == 'search': search(a.run, a.user, a.history, a.k, a.index, a.with_seen, a.runs, a.at, a.unknown)
-    if a.command == 'plan': plan(a.items, a.storage, a.stage1, a.head_width, a.mol, a.dim)
-    if a.command == 'retrieval': retrieval(a.scale)
-    if a.command == 'bench': bench(a.what, a.out, a.quick)
+    if a.command == 'data':
+        data_words(a)
+    if a.command == 'run':
+        run(a.config, changed_settings(a), a.scale, a.runs)
+    if a.command == 'report':
+        report(a.scale, a.only_results, a.runs, a.out)
+    if a.command == 'runs':
+        runs_command(a.name, a.runs)
+    if a.command == 'evaluate' and a.public:
+        evaluate_public(a.lists, a.runs)
+    elif a.command == 'evaluate':
+        evaluate(a.lists, a.truth, tuple(a.k or (10,)), a.train, a.items, a.columns)
+    if a.command == 'recommend':
+        recommend(a.run, a.out, a.users, a.k, a.index, a.k_prime, a.at, a.cold, a.with_seen, a.runs)
+    if a.command == 'search':
+        search(a.run, a.user, a.history, a.k, a.index, a.with_seen, a.runs, a.at, a.unknown)
+    if a.command == 'plan':
+        plan(a.items, a.storage, a.stage1, a.head_width, a.mol, a.dim)
+    if a.command == 'retrieval':
+        retrieval(a.scale)
+    if a.command == 'bench':
+        bench(a.what, a.out, a.quick)
     return doctor() if a.command == 'doctor' else 0
 
 # %% ../nbs/36_cli.ipynb #9867e49b
-def system_words(e:OSError) -> str:
+def system_words(e: OSError) -> str:
     "An error of the operating system, with the file it is about."
-    if isinstance(e, BrokenPipeError): return 'what reads this output went away before all was written'
+    if isinstance(e, BrokenPipeError):
+        return 'what reads this output went away before all was written'
     file = e.filename or getattr(e, 'filename2', None)
     return f'{file}: {e.strerror}' if file and e.strerror else e.strerror or str(e) or type(e).__name__
 
-def fail(text:str) -> int:  # exit status
+
+def fail(text: str) -> int:  # exit status
     "Say in one line what went wrong; where nothing can be said, say nothing."
-    with contextlib.suppress(OSError): print(f'molrec: {" ".join(text.split())}', file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f'molrec: {" ".join(text.split())}', file=sys.stderr, flush=True)
     return 1
+
 
 def show_what_can_be() -> None:
     "What a terminal cannot show is replaced."
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='replace')
+
 
 def main(
-    words:list[str]|None=None,  # of the command line; None: as typed
-) -> int:                       # exit status: 0 done, 1 said why, 2 typed wrongly, 130 interrupted
+    words: list[str] | None = None,  # of the command line; None: as typed
+) -> int:  # exit status: 0 done, 1 said why, 2 typed wrongly, 130 interrupted
     "The `molrec` command."
     show_what_can_be()
     try:
         status = dispatch(parser().parse_args(spaced(sys.argv[1:] if words is None else words)))
         sys.stdout.flush()
         return status
-    except (DataError, ConfigError) as e: return fail(str(e))
+    except (DataError, ConfigError) as e:
+        return fail(str(e))
     except OSError as e:
-        sys.stdout = open(os.devnull, 'w') if isinstance(e, BrokenPipeError) or e.errno == errno.ENOSPC else sys.stdout  # nothing more to flush
+        sys.stdout = (
+            open(os.devnull, 'w') if isinstance(e, BrokenPipeError) or e.errno == errno.ENOSPC else sys.stdout
+        )  # nothing more to flush
         return fail(system_words(e))
-    except MemoryError: return fail('not enough memory for this; molrec plan says what an index needs')
-    except RuntimeError as e: print(f'molrec: {e}', file=sys.stderr); return 1
-    except KeyboardInterrupt: print('\nmolrec: interrupted; the same command goes on from here', file=sys.stderr); return 130
+    except MemoryError:
+        return fail('not enough memory for this; molrec plan says what an index needs')
+    except RuntimeError as e:
+        print(f'molrec: {e}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nmolrec: interrupted; the same command goes on from here', file=sys.stderr)
+        return 130

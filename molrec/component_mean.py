@@ -19,47 +19,57 @@ from .quantize import Rows, quantize, storages
 from .requests import Best, Request
 
 # %% ../nbs/13b_component_mean.ipynb #71bcff46
-def filled(rows:Rows) -> Rows:
+def filled(rows: Rows) -> Rows:
     "Zeros up to a multiple of 256 rows."
     more = -len(rows) % 256
     values = nn.functional.pad(rows.values.float(), (0, 0, 0, more)).to(rows.values.dtype)
     return Rows(values, None if rows.scales is None else nn.functional.pad(rows.scales, (0, more)), rows.storage)
 
+
 def nearest(
-    search:Search,
-    vectors:Tensor,     # of the queries, (b, w)
-    k_prime:int,        # rows wanted
-) -> Tensor:            # rows, (b, <=k'), int64; -1: nothing
+    search: Search,
+    vectors: Tensor,  # of the queries, (b, w)
+    k_prime: int,  # rows wanted
+) -> Tensor:  # rows, (b, <=k'), int64; -1: nothing
     "Rows of the largest dot products."
     rows, n = search.state.vectors, len(search.state)
     q, kept = quantize(vectors, rows.storage), Best(search.state.ids, k_prime)
-    step = max(256, search.settings.max_scores//len(vectors)//256*256)
+    step = max(256, search.settings.max_scores // len(vectors) // 256 * 256)
     for lo in range(0, n, step):
         block = block_scores(q, filled(rows.select(slice(lo, lo + step))))
-        kept.add(search.request.mask(block[:, :n - lo], lo), lo)
+        kept.add(search.request.mask(block[:, : n - lo], lo), lo)
     return kept.found
+
 
 @dataclass(frozen=True)
 class ComponentMeanSettings(IndexSettings):
     "And how stage 1 is stored, and how many it hands on."
-    k_prime:int = option(2_000)
-    stage1:str = option('bf16', tuple(storages), stored=True)
+
+    k_prime: int = option(2_000)
+    stage1: str = option('bf16', tuple(storages), stored=True)
+
 
 class ComponentMean(Index):
     "Candidates: the best by the mean of components."
-    Settings:ClassVar[type] = ComponentMeanSettings
 
-    def __init__(self, model:Any, **settings:Any) -> None:
+    Settings: ClassVar[type] = ComponentMeanSettings
+
+    def __init__(self, model: Any, **settings: Any) -> None:
         super().__init__(model, **settings)
         check_components(self.similarity, type(self).__name__)
 
-    def query_vectors(self, request:Request) -> Tensor: return request.side[0].sum(1)  # (b, w), float32
-    def item_vectors(self, items:Tensor) -> Tensor: return self.precise.item_side(items)[0].mean(1)  # (n, w), of float64
+    def query_vectors(self, request: Request) -> Tensor:
+        return request.side[0].sum(1)  # (b, w), float32
 
-    def columns_of(self, items:Tensor) -> dict[str, Tensor]:
-        return super().columns_of(items) | quantize(self.item_vectors(items).float(), self.settings.stage1).tensors('stage1.')
+    def item_vectors(self, items: Tensor) -> Tensor:
+        return self.precise.item_side(items)[0].mean(1)  # (n, w), of float64
 
-    def candidates(self, search:Search, k:int) -> Candidates:
+    def columns_of(self, items: Tensor) -> dict[str, Tensor]:
+        return super().columns_of(items) | quantize(self.item_vectors(items).float(), self.settings.stage1).tensors(
+            'stage1.'
+        )
+
+    def candidates(self, search: Search, k: int) -> Candidates:
         return union(nearest(search, self.query_vectors(search.request), max(k, search.settings.k_prime)))
 
 # %% ../nbs/13b_component_mean.ipynb #0d138893
@@ -67,10 +77,12 @@ class ComponentMean(Index):
 class CombinedSettings(PerComponentSettings, ComponentMeanSettings):
     "Those of both."
 
+
 class Combined(PerComponent, ComponentMean):
     "Candidates: the best by each pair of components, and by their mean."
-    Settings:ClassVar[type] = CombinedSettings
 
-    def candidates(self, search:Search, k:int) -> Candidates:
+    Settings: ClassVar[type] = CombinedSettings
+
+    def candidates(self, search: Search, k: int) -> Candidates:
         lists = [kind.candidates(self, search, k) for kind in (PerComponent, ComponentMean)]
         return union(torch.cat([found.rows for found in lists], 1).long())

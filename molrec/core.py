@@ -22,26 +22,37 @@ import numpy as np
 import yaml
 
 # %% ../nbs/00_core.ipynb #d829f014
-class DataError(ValueError): "The data cannot be used; the message names the file or the row."
+class DataError(ValueError):
+    "The data cannot be used; the message names the file or the row."
 
-class ConfigError(ValueError): "The configuration cannot be used; the message names the key."
+
+class ConfigError(ValueError):
+    "The configuration cannot be used; the message names the key."
 
 # %% ../nbs/00_core.ipynb #4424806b
 import errno, fcntl, shutil, tempfile
 
 # %% ../nbs/00_core.ipynb #88660363
-class WriteError(OSError): "A file cannot be written; the message names it, says why, and what to do."
+class WriteError(OSError):
+    "A file cannot be written; the message names it, says why, and what to do."
+
 
 more_space, other_path = 'free some space, or name a folder on another disk', 'name another path'
-remedies = {errno.ENOSPC: more_space, errno.EDQUOT: more_space, errno.EFBIG: 'raise the largest size of a file (ulimit -f)',
-            errno.ENOTDIR: f'a part of it is a file where a folder should be; {other_path}',
-            errno.EEXIST: f'a part of it is a file where a folder should be; {other_path}',
-            errno.EISDIR: f'a folder has this name; {other_path}', errno.ENAMETOOLONG: other_path}
-disk_errors = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)   # whatever is being written
+remedies = {
+    errno.ENOSPC: more_space,
+    errno.EDQUOT: more_space,
+    errno.EFBIG: 'raise the largest size of a file (ulimit -f)',
+    errno.ENOTDIR: f'a part of it is a file where a folder should be; {other_path}',
+    errno.EEXIST: f'a part of it is a file where a folder should be; {other_path}',
+    errno.EISDIR: f'a folder has this name; {other_path}',
+    errno.ENAMETOOLONG: other_path,
+}
+disk_errors = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # whatever is being written
+
 
 def error_number(
-    e:Exception,    # an OSError, or of a library that writes files
-) -> int|None:      # of `errno`; None: it is not about files
+    e: Exception,  # an OSError, or of a library that writes files
+) -> int | None:  # of `errno`; None: it is not about files
     "The system's number for what went wrong."
     told = re.search(r'\(os error (\d+)\)', str(e)) if type(e).__name__ == 'SafetensorError' else None
     return int(told[1]) if told else getattr(e, 'errno', None)
@@ -49,14 +60,16 @@ def error_number(
 # %% ../nbs/00_core.ipynb #aed0d6f1
 @contextlib.contextmanager
 def saying(
-    path:str|Path,              # file that is being written
-    only:tuple[int, ...]=(),    # numbers of `errno` that concern it; empty: all
+    path: str | Path,  # file that is being written
+    only: tuple[int, ...] = (),  # numbers of `errno` that concern it; empty: all
 ):
     "An error of the file system becomes one sentence about `path`."
-    try: yield
+    try:
+        yield
     except Exception as e:
         number = error_number(e)
-        if isinstance(e, WriteError) or number is None or only and number not in only: raise
+        if isinstance(e, WriteError) or number is None or only and number not in only:
+            raise
         remedy = remedies.get(number, 'name a folder that you can write to')
         said = WriteError(f'{path}: cannot be written ({os.strerror(number)}): {remedy}')
         said.errno = number
@@ -64,53 +77,60 @@ def saying(
 
 # %% ../nbs/00_core.ipynb #9357f4ce
 def hold(
-    lock:Path,      # file to make, under a name that nobody has
-) -> int:           # descriptor; the lock is held until it is closed, or until its process ends
+    lock: Path,  # file to make, under a name that nobody has
+) -> int:  # descriptor; the lock is held until it is closed, or until its process ends
     "Make a lock file and hold it."
     while True:
         held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        with contextlib.suppress(OSError): fcntl.flock(held, fcntl.LOCK_EX)     # no locks on this disk: no sweeping either
-        if lock.exists(): return held
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)  # no locks on this disk: no sweeping either
+        if lock.exists():
+            return held
         os.close(held)
 
 # %% ../nbs/00_core.ipynb #1de9b705
 def discard(
-    lock:Path,      # lock file, held by the caller
-    aside:Path,     # its folder, there or not
+    lock: Path,  # lock file, held by the caller
+    aside: Path,  # its folder, there or not
 ) -> None:
     "Remove both, the lock file last: what cannot be removed now is swept later."
     with contextlib.suppress(OSError):
-        if aside.exists(): shutil.rmtree(aside)
+        if aside.exists():
+            shutil.rmtree(aside)
         lock.unlink()
 
+
 def remove_left(
-    lock:Path,      # lock file of a writer
-    aside:Path,     # its folder
+    lock: Path,  # lock file of a writer
+    aside: Path,  # its folder
 ) -> None:
     "Remove both if no writer lives; a `BlockingIOError` if one does."
     held = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        if os.fstat(held).st_uid != os.getuid(): return
+        if os.fstat(held).st_uid != os.getuid():
+            return
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         discard(lock, aside)
-    finally: os.close(held)
+    finally:
+        os.close(held)
 
 # %% ../nbs/00_core.ipynb #c46a9aa2
 def sweep(
-    folder:Path,    # any
+    folder: Path,  # any
 ) -> None:
     "Remove from a folder what killed writers left in it."
     with contextlib.suppress(OSError):
         for lock in list(folder.iterdir()):
             name = re.fullmatch(r'\.molrec-lock-([0-9a-f]{8}-.+)', lock.name, re.DOTALL)
             with contextlib.suppress(OSError):  # its writer lives, or another one sweeps
-                if name: remove_left(lock, lock.with_name(f'.molrec-{name[1]}'))
+                if name:
+                    remove_left(lock, lock.with_name(f'.molrec-{name[1]}'))
 
 # %% ../nbs/00_core.ipynb #57889828
 @contextlib.contextmanager
 def neighbour(
-    path:str|Path,      # the file that is wanted in the end; its folder is made if absent
-):                      # yields a `Path` of the same name in a folder of its own beside it, removed at the end
+    path: str | Path,  # the file that is wanted in the end; its folder is made if absent
+):  # yields a `Path` of the same name in a folder of its own beside it, removed at the end
     "A place to write what is to become `path`."
     path = Path(path)
     name = f'{uuid.uuid4().hex[:8]}-{path.name[-50:]}'
@@ -122,13 +142,14 @@ def neighbour(
             undo.callback(os.close, hold(lock))
             undo.callback(discard, lock, folder)
             folder.mkdir(mode=0o700)
-        with saying(path, disk_errors): yield folder/path.name
+        with saying(path, disk_errors):
+            yield folder / path.name
 
 # %% ../nbs/00_core.ipynb #ed17909e
 @contextlib.contextmanager
 def atomic_path(
-    path:str|Path,      # the file to write; its folder is made if absent
-):                      # yields a `Path` aside to write to; moved to `path` on success
+    path: str | Path,  # the file to write; its folder is made if absent
+):  # yields a `Path` aside to write to; moved to `path` on success
     "Write aside, then rename: `path` is never half-written."
     path = Path(path)
     with saying(path):
@@ -136,33 +157,40 @@ def atomic_path(
             raise WriteError(f'{path}: cannot be written: it is a folder or a device; {other_path}')
     with neighbour(path) as aside:
         yield aside
-        with saying(path): os.replace(aside, path)
+        with saying(path):
+            os.replace(aside, path)
 
 # %% ../nbs/00_core.ipynb #14fb6ce7
 def unwritable(
-    folder:str|Path,    # there or not
-) -> str:               # empty: it can be written
+    folder: str | Path,  # there or not
+) -> str:  # empty: it can be written
     "Why no file can be made in a folder."
     try:
         with saying(folder):
             there = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
-            with tempfile.TemporaryFile(dir=there) as file: file.write(b'.')
-    except OSError as e: return str(e)
+            with tempfile.TemporaryFile(dir=there) as file:
+                file.write(b'.')
+    except OSError as e:
+        return str(e)
     return ''
 
 # %% ../nbs/00_core.ipynb #90f7f140
 def write_json(
-    path:str|Path,      # file to write
-    content:dict|list,  # what JSON can hold; numpy scalars and paths are converted
+    path: str | Path,  # file to write
+    content: dict | list,  # what JSON can hold; numpy scalars and paths are converted
 ) -> None:
     "Write `content` as indented JSON, atomically."
-    def plain(o): return o.item() if isinstance(o, np.generic) else o.tolist() if isinstance(o, np.ndarray) else str(o)
-    with atomic_path(path) as aside: aside.write_text(json.dumps(content, indent=1, default=plain, allow_nan=False) + '\n')
+
+    def plain(o):
+        return o.item() if isinstance(o, np.generic) else o.tolist() if isinstance(o, np.ndarray) else str(o)
+
+    with atomic_path(path) as aside:
+        aside.write_text(json.dumps(content, indent=1, default=plain, allow_nan=False) + '\n')
 
 # %% ../nbs/00_core.ipynb #09e2f103
 def digest(
-    *parts:np.ndarray|str|bytes,  # arrays of any dtype but object, or text
-) -> str:                         # 64 hexadecimal digits
+    *parts: np.ndarray | str | bytes,  # arrays of any dtype but object, or text
+) -> str:  # 64 hexadecimal digits
     "sha256 over `parts`, in order."
     h = hashlib.sha256()
     for part in parts:
@@ -175,333 +203,497 @@ def digest(
     return h.hexdigest()
 
 # %% ../nbs/00_core.ipynb #9cc50060
-def file_sha256(path:str|Path) -> str:  # 64 hexadecimal digits
+def file_sha256(path: str | Path) -> str:  # 64 hexadecimal digits
     "sha256 of a file's bytes, read in pieces."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../nbs/00_core.ipynb #c428d3f2
 def cache_dir() -> Path:  # not created here
     "Folder of downloaded data: `MOLREC_CACHE`, else `~/.cache/molrec`."
-    return Path(os.environ.get('MOLREC_CACHE') or Path.home()/'.cache'/'molrec')
+    return Path(os.environ.get('MOLREC_CACHE') or Path.home() / '.cache' / 'molrec')
 
 # %% ../nbs/00_core.ipynb #af97a8d6
 choices = dict(
-    protocol=('leave-last-one-out', 'global-time', 'report-2024'), tie_order=('stable', 'shuffled'), repeats=('exclude', 'allow'),
+    protocol=('leave-last-one-out', 'global-time', 'report-2024'),
+    tie_order=('stable', 'shuffled'),
+    repeats=('exclude', 'allow'),
     ask=('target', 'usual'),
-    time_unit=('auto', 's', 'ms', 'us', 'ns'), duplicates=('drop', 'keep', 'refuse'),
-    encoder=('sasrec', 'hstu', 'gru4rec', 'bert4rec', 'svd', 'popularity'), similarity=('dot', 'mlp', 'fm', 'neuralfm', 'mol'),
-    loss=('sampled-softmax', 'bce', 'gbce', 'in-batch-softmax', 'full-softmax'), schedule=('joint', 'alternate'),
-    position_init=('normal', 'truncated-normal'), glu=('swiglu', 'geglu'), glu_init=('normal', 'xavier'), precision=('fp32', 'bf16'), scale=('smoke', 'quick'),
+    time_unit=('auto', 's', 'ms', 'us', 'ns'),
+    duplicates=('drop', 'keep', 'refuse'),
+    encoder=('sasrec', 'hstu', 'gru4rec', 'bert4rec', 'svd', 'popularity'),
+    similarity=('dot', 'mlp', 'fm', 'neuralfm', 'mol'),
+    loss=('sampled-softmax', 'bce', 'gbce', 'in-batch-softmax', 'full-softmax'),
+    schedule=('joint', 'alternate'),
+    position_init=('normal', 'truncated-normal'),
+    glu=('swiglu', 'geglu'),
+    glu_init=('normal', 'xavier'),
+    precision=('fp32', 'bf16'),
+    scale=('smoke', 'quick'),
 )
-closed_form = ('svd', 'popularity')     # encoders that are computed, not trained
+closed_form = ('svd', 'popularity')  # encoders that are computed, not trained
+
 
 def setting(
-    default,            # its value where nothing is said; its type is the setting's type
-    low=None,           # the smallest value; None: no number
-    high=None,          # the largest value
+    default,  # its value where nothing is said; its type is the setting's type
+    low=None,  # the smallest value; None: no number
+    high=None,  # the largest value
     *,
-    above=None,         # a value that it must exceed, instead of `low`
-    below=None,         # a value that it must stay under, instead of `high`
-    of=None,            # configuration -> is it read there? None: always
-    said='always',      # in the name of a run: 'always', where 'read', where 'changed' from the default, or 'never'
+    above=None,  # a value that it must exceed, instead of `low`
+    below=None,  # a value that it must stay under, instead of `high`
+    of=None,  # configuration -> is it read there? None: always
+    said='always',  # in the name of a run: 'always', where 'read', where 'changed' from the default, or 'never'
 ):
     "A setting with its range and its use, for a dataclass."
-    return dataclasses.field(default=default, metadata=dict(low=low, high=high, above=above, below=below, of=of, said=said))
+    return dataclasses.field(
+        default=default, metadata=dict(low=low, high=high, above=above, below=below, of=of, said=said)
+    )
 
 # %% ../nbs/00_core.ipynb #efd4445b
-def is_encoder(*names): return lambda c: c.encoder in names
+def is_encoder(*names):
+    return lambda c: c.encoder in names
 
-def is_similarity(*names): return lambda c: c.similarity in names
 
-def is_learned(c): return c.encoder not in closed_form or c.similarity != 'dot'     # is there a step of training at all?
+def is_similarity(*names):
+    return lambda c: c.similarity in names
 
-def draws_negatives(c): return is_learned(c) and c.loss in ('sampled-softmax', 'bce', 'gbce')
+
+def is_learned(c):
+    return c.encoder not in closed_form or c.similarity != 'dot'  # is there a step of training at all?
+
+
+def draws_negatives(c):
+    return is_learned(c) and c.loss in ('sampled-softmax', 'bce', 'gbce')
+
 
 def has_embedder(c):
     "Does a plain dot product meet negatives of its own?"
     own_epochs = c.encoder not in closed_form and (c.schedule == 'alternate' or c.warm_epochs > 0)
     return own_epochs or c.head_width > 0
 
-def is_repeated(c): return c.schedule == 'alternate' or c.encoder in closed_form    # epochs of the similarity alone
 
-def is_uid(c): return c.similarity == 'mol' and c.n_uid > 0
+def is_repeated(c):
+    return c.schedule == 'alternate' or c.encoder in closed_form  # epochs of the similarity alone
 
-def is_joint(c): return c.encoder not in closed_form and c.schedule == 'joint'
 
-def reads_asking(c): return c.encoder == 'hstu' and c.use_time and c.next_time     # does it matter when somebody asks?
+def is_uid(c):
+    return c.similarity == 'mol' and c.n_uid > 0
+
+
+def is_joint(c):
+    return c.encoder not in closed_form and c.schedule == 'joint'
+
+
+def reads_asking(c):
+    return c.encoder == 'hstu' and c.use_time and c.next_time  # does it matter when somebody asks?
 
 # %% ../nbs/00_core.ipynb #6be75893
 @dataclass(frozen=True)
 class Config:
     "All that decides a run's result."
-    row:str=setting('SASRec, dot product', said='never')  # label of the row in tables and figures
-    scale:str='quick'                   # quick: the settings as they are; smoke: cut down to try the machinery
-    seed:int=setting(0, 0, 2**53)       # of everything random in training
-    # data
-    dataset:str='ml-1m'                 # name in the catalogue, or a file of interactions
-    columns:str=setting('', said='never')  # its columns, where a file of your own calls them otherwise: as the option --columns has them
-    time_unit:str=setting('auto', said='never')  # of its times: s, ms, us or ns; auto: recognised by their range
-    duplicates:str=setting('drop', said='never')  # copies of an interaction, time and all: drop, keep or refuse
-    items:str=setting('', said='never')  # file of what is known of its items; empty: items.parquet or items.csv of a data folder
-    content:str=setting('', said='changed')  # sha256 of data of your own, noted when they are read; empty: a set of the catalogue
-    protocol:str='leave-last-one-out'   # or global-time, report-2024
-    tie_order:str='stable'              # order of interactions in the same second: stable (as in the file) or shuffled
-    tie_seed:int=setting(0, 0, 2**53, of=lambda c: c.tie_order == 'shuffled', said='changed')  # of the shuffled order, for every `seed`
-    repeats:str=setting('exclude', said='changed')  # exclude: what a user has seen is neither shown nor a hit; allow: it is both
-    max_length:int=setting(200, 1, 10**6)  # positions per sequence, the latest
-    sample_users:int=setting(0, 0, 2**53, said='changed')  # draw so many users before all else, the same for every seed; 0: all
-    core:int=setting(0, 0, 2**53, said='changed')  # then keep users and items with so many interactions among each other; 0: all
-    min_item_count:int=setting(0, 0, 2**53)  # drop items with fewer interactions before splitting
-    min_user_count:int=setting(0, 0, 2**53, said='changed')  # and users with fewer, counted before items are dropped
-    latest_per_user:int=setting(0, 0, 2**53)  # keep each user's latest interactions before splitting; 0: all
-    holdout_users:int=setting(0, 0, 2**53, said='changed')  # users in the validation and test part, the same for every seed; 0: all
-    valid_users:int=setting(0, 0, 2**53, said='changed')  # users in the validation part alone; 0: as many as are tested
-    train_fraction:float=setting(1., above=0, high=1, said='changed')  # share of the training part's interactions that is kept, the same for every seed; 1: all
-    # encoder
-    encoder:str='sasrec'                # sasrec, hstu, gru4rec, bert4rec, svd or popularity
-    dim:int=setting(50, 1, 2**16, of=lambda c: c.encoder != 'popularity')  # D, width of query and item embeddings
-    n_blocks:int=setting(2, 1, 1024, of=is_encoder('sasrec', 'hstu', 'gru4rec', 'bert4rec'))  # layers
-    n_heads:int=setting(1, 1, 1024, of=is_encoder('sasrec', 'hstu', 'bert4rec'))  # heads of a layer
-    ffn:int=setting(50, 1, 2**18, of=is_encoder('sasrec', 'gru4rec', 'bert4rec'))  # width inside a layer; of gru4rec's memory
-    head_dim:int=setting(50, 1, 2**16, of=is_encoder('hstu'), said='read')  # hstu: width of a head
-    use_time:bool=setting(True, of=is_encoder('hstu'), said='read')  # hstu: bias by elapsed time, where there are timestamps
-    next_time:bool=setting(True, of=is_encoder('hstu'), said='read')  # hstu: time passes until the next event, not the present one
-    ask:str=setting('target', of=reads_asking, said='changed')  # hstu: is that next event's time known (target), or taken a usual gap later (usual)?
-    mask_rate:float=setting(.2, above=0, below=1, of=is_encoder('bert4rec'), said='read')  # bert4rec: share of items hidden in training
-    dropout:float=setting(.2, 0, below=.998, of=lambda c: c.encoder not in closed_form)  # rate in the encoder
-    final_norm:bool=setting(True, of=is_encoder('sasrec'), said='changed')  # sasrec: LayerNorm on the last block's output; the public code has none before a dot product
-    position_init:str=setting('normal', of=is_encoder('sasrec'), said='changed')  # sasrec: positions start normal, or truncated-normal of variance 1/dim, as in the public code
-    # similarity
-    similarity:str='dot'                # dot, mlp, fm, neuralfm or mol
-    normalise:bool=setting(True, of=is_similarity('dot'))  # dot: both sides at unit length (svd and popularity: never)
-    temperature:float=setting(.05, above=0, high=1e6)  # dot and mol: divides the cosine
-    hidden:int=setting(64, 1, 2**16, of=is_similarity('mlp', 'fm', 'neuralfm'))  # width of mlp, fm, neuralfm
-    n_query:int=setting(8, 1, 1024, of=is_similarity('mol'))  # mol: P_q
-    n_item:int=setting(4, 1, 1024, of=is_similarity('mol'))  # mol: P_x
-    width:int=setting(64, 1, 2**16, of=is_similarity('mol'))  # mol: d
-    n_uid:int=setting(0, 0, 1023, of=is_similarity('mol'))  # mol: how many of the P_q components are rows of a user table
-    uid_dropout:float=setting(.5, 0, below=1, of=is_uid)  # mol: rate on user rows
-    glu:str=setting('swiglu', of=is_similarity('mol'))  # mol: swiglu or geglu
-    glu_init:str=setting('normal', of=is_similarity('mol'), said='changed')  # mol: GLU weights start normal, or xavier, as in the public code
-    query_hidden:int=setting(512, 1, 2**18, of=is_similarity('mol'))  # mol: width of the query's GLU
-    gate_hidden:int=setting(128, 1, 2**18, of=is_similarity('mol'))  # mol: width inside each gate part
-    gates:str=setting('query+item+pair', of=is_similarity('mol'))  # mol: parts of the gate
-    item_dropout:float=setting(.1, 0, below=1, of=is_similarity('mol'))  # mol: rate on item embeddings
-    gate_item_dropout:bool=setting(True, of=is_similarity('mol'), said='changed')  # mol: is the item embedding that gate b reads dropped out too?
-    pair_dropout:float=setting(0., 0, below=1, of=is_similarity('mol'))  # mol: rate on the logits that the gate reads
-    mix_dropout:float=setting(.2, 0, below=1, of=is_similarity('mol'))  # mol: rate on the mixture
-    balance_weight:float=setting(1e-3, 0, 1e6, of=is_similarity('mol'))  # mol: of the load-balancing loss
-    uid_weight:float=setting(.1, 0, 1e6, of=is_uid)  # mol: of the user rows' mean squared norm
-    dot_start:bool=setting(False, of=is_similarity('mol'), said='changed')  # mol: begin near the embedding's own dot product
-    # stage 1 of h-indexer
-    head_width:int=setting(0, 0, 2**16, said='changed')  # of the head trained beside the similarity; 0: no head
-    head_weight:float=setting(1., 0, 1e6, of=lambda c: c.head_width > 0, said='read')  # of the head's sampled softmax in the loss
-    # training
-    loss:str=setting('sampled-softmax', of=is_learned)  # or bce, gbce, in-batch-softmax, full-softmax
-    calibration:float=setting(.75, 0, 1, of=lambda c: is_learned(c) and c.loss == 'gbce', said='read')  # gbce: t, 0 is plain BCE
-    n_negatives:int=setting(1024, 1, 2**24, of=draws_negatives)  # R, uniform negatives
-    share:int=setting(1024, 1, 2**24, of=is_learned)  # positions that share negatives; 1: own ones, the published way
-    deal:bool=setting(False, of=is_learned, said='changed')  # positions in random order, no item drawn again before all have been
-    schedule:str=setting('joint', of=is_learned)  # joint: all parts at once; alternate: epochs of the embedder, then of the similarity
-    epochs:int=setting(8, 1, 10**6, of=is_learned)  # joint: epochs; alternate: global epochs, of the embedder
-    warm_epochs:int=setting(0, 0, 10**6, of=is_joint)  # joint: epochs of the embedder alone (dot product) before
-    local_epochs:int=setting(1, 1, 10**6, of=is_repeated)  # alternate: epochs of the similarity after each global epoch
-    embedder_negatives:int=setting(1024, 1, 2**24, of=has_embedder)  # R of plain dot products: of the embedder, and of the head
-    loss_share:float=setting(1., above=0, high=1, of=is_learned)  # share of positions, drawn each step, in the similarity's loss
-    batch_size:int=setting(16, 1, 2**24, of=is_learned)  # sequences per step
-    lr:float=setting(2e-3, above=0, high=1e3, of=is_learned)  # AdamW; betas .9 and .98
-    weight_decay:float=setting(0., 0, 1e3, of=is_learned)  # AdamW
-    warmup_steps:int=setting(50, 0, 2**53, of=is_learned)  # steps of linear rise of the learning rate
-    decay:bool=setting(True, of=is_learned)  # let the learning rate fall linearly to zero over the planned epochs
-    eval_every:int=setting(1, 1, 10**6, of=is_learned)  # epochs between validations
-    patience:int=setting(3, 1, 10**6, of=is_learned)  # validations without a better HR@10 before stopping
-    precision:str=setting('fp32', of=is_similarity('mol'))  # of MoL's tiles: fp32, or bf16 (on a CPU in short runs only)
 
-    def __post_init__(self): check_config(self)
+    row: str = setting('SASRec, dot product', said='never')  # label of the row in tables and figures
+    scale: str = 'quick'  # quick: the settings as they are; smoke: cut down to try the machinery
+    seed: int = setting(0, 0, 2**53)  # of everything random in training
+    # data
+    dataset: str = 'ml-1m'  # name in the catalogue, or a file of interactions
+    columns: str = setting(
+        '', said='never'
+    )  # its columns, where a file of your own calls them otherwise: as the option --columns has them
+    time_unit: str = setting('auto', said='never')  # of its times: s, ms, us or ns; auto: recognised by their range
+    duplicates: str = setting('drop', said='never')  # copies of an interaction, time and all: drop, keep or refuse
+    items: str = setting(
+        '', said='never'
+    )  # file of what is known of its items; empty: items.parquet or items.csv of a data folder
+    content: str = setting(
+        '', said='changed'
+    )  # sha256 of data of your own, noted when they are read; empty: a set of the catalogue
+    protocol: str = 'leave-last-one-out'  # or global-time, report-2024
+    tie_order: str = 'stable'  # order of interactions in the same second: stable (as in the file) or shuffled
+    tie_seed: int = setting(
+        0, 0, 2**53, of=lambda c: c.tie_order == 'shuffled', said='changed'
+    )  # of the shuffled order, for every `seed`
+    repeats: str = setting(
+        'exclude', said='changed'
+    )  # exclude: what a user has seen is neither shown nor a hit; allow: it is both
+    max_length: int = setting(200, 1, 10**6)  # positions per sequence, the latest
+    sample_users: int = setting(
+        0, 0, 2**53, said='changed'
+    )  # draw so many users before all else, the same for every seed; 0: all
+    core: int = setting(
+        0, 0, 2**53, said='changed'
+    )  # then keep users and items with so many interactions among each other; 0: all
+    min_item_count: int = setting(0, 0, 2**53)  # drop items with fewer interactions before splitting
+    min_user_count: int = setting(0, 0, 2**53, said='changed')  # and users with fewer, counted before items are dropped
+    latest_per_user: int = setting(0, 0, 2**53)  # keep each user's latest interactions before splitting; 0: all
+    holdout_users: int = setting(
+        0, 0, 2**53, said='changed'
+    )  # users in the validation and test part, the same for every seed; 0: all
+    valid_users: int = setting(
+        0, 0, 2**53, said='changed'
+    )  # users in the validation part alone; 0: as many as are tested
+    train_fraction: float = setting(
+        1.0, above=0, high=1, said='changed'
+    )  # share of the training part's interactions that is kept, the same for every seed; 1: all
+    # encoder
+    encoder: str = 'sasrec'  # sasrec, hstu, gru4rec, bert4rec, svd or popularity
+    dim: int = setting(50, 1, 2**16, of=lambda c: c.encoder != 'popularity')  # D, width of query and item embeddings
+    n_blocks: int = setting(2, 1, 1024, of=is_encoder('sasrec', 'hstu', 'gru4rec', 'bert4rec'))  # layers
+    n_heads: int = setting(1, 1, 1024, of=is_encoder('sasrec', 'hstu', 'bert4rec'))  # heads of a layer
+    ffn: int = setting(
+        50, 1, 2**18, of=is_encoder('sasrec', 'gru4rec', 'bert4rec')
+    )  # width inside a layer; of gru4rec's memory
+    head_dim: int = setting(50, 1, 2**16, of=is_encoder('hstu'), said='read')  # hstu: width of a head
+    use_time: bool = setting(
+        True, of=is_encoder('hstu'), said='read'
+    )  # hstu: bias by elapsed time, where there are timestamps
+    next_time: bool = setting(
+        True, of=is_encoder('hstu'), said='read'
+    )  # hstu: time passes until the next event, not the present one
+    ask: str = setting(
+        'target', of=reads_asking, said='changed'
+    )  # hstu: is that next event's time known (target), or taken a usual gap later (usual)?
+    mask_rate: float = setting(
+        0.2, above=0, below=1, of=is_encoder('bert4rec'), said='read'
+    )  # bert4rec: share of items hidden in training
+    dropout: float = setting(0.2, 0, below=0.998, of=lambda c: c.encoder not in closed_form)  # rate in the encoder
+    final_norm: bool = setting(
+        True, of=is_encoder('sasrec'), said='changed'
+    )  # sasrec: LayerNorm on the last block's output; the public code has none before a dot product
+    position_init: str = setting(
+        'normal', of=is_encoder('sasrec'), said='changed'
+    )  # sasrec: positions start normal, or truncated-normal of variance 1/dim, as in the public code
+    # similarity
+    similarity: str = 'dot'  # dot, mlp, fm, neuralfm or mol
+    normalise: bool = setting(
+        True, of=is_similarity('dot')
+    )  # dot: both sides at unit length (svd and popularity: never)
+    temperature: float = setting(0.05, above=0, high=1e6)  # dot and mol: divides the cosine
+    hidden: int = setting(64, 1, 2**16, of=is_similarity('mlp', 'fm', 'neuralfm'))  # width of mlp, fm, neuralfm
+    n_query: int = setting(8, 1, 1024, of=is_similarity('mol'))  # mol: P_q
+    n_item: int = setting(4, 1, 1024, of=is_similarity('mol'))  # mol: P_x
+    width: int = setting(64, 1, 2**16, of=is_similarity('mol'))  # mol: d
+    n_uid: int = setting(
+        0, 0, 1023, of=is_similarity('mol')
+    )  # mol: how many of the P_q components are rows of a user table
+    uid_dropout: float = setting(0.5, 0, below=1, of=is_uid)  # mol: rate on user rows
+    glu: str = setting('swiglu', of=is_similarity('mol'))  # mol: swiglu or geglu
+    glu_init: str = setting(
+        'normal', of=is_similarity('mol'), said='changed'
+    )  # mol: GLU weights start normal, or xavier, as in the public code
+    query_hidden: int = setting(512, 1, 2**18, of=is_similarity('mol'))  # mol: width of the query's GLU
+    gate_hidden: int = setting(128, 1, 2**18, of=is_similarity('mol'))  # mol: width inside each gate part
+    gates: str = setting('query+item+pair', of=is_similarity('mol'))  # mol: parts of the gate
+    item_dropout: float = setting(0.1, 0, below=1, of=is_similarity('mol'))  # mol: rate on item embeddings
+    gate_item_dropout: bool = setting(
+        True, of=is_similarity('mol'), said='changed'
+    )  # mol: is the item embedding that gate b reads dropped out too?
+    pair_dropout: float = setting(
+        0.0, 0, below=1, of=is_similarity('mol')
+    )  # mol: rate on the logits that the gate reads
+    mix_dropout: float = setting(0.2, 0, below=1, of=is_similarity('mol'))  # mol: rate on the mixture
+    balance_weight: float = setting(1e-3, 0, 1e6, of=is_similarity('mol'))  # mol: of the load-balancing loss
+    uid_weight: float = setting(0.1, 0, 1e6, of=is_uid)  # mol: of the user rows' mean squared norm
+    dot_start: bool = setting(
+        False, of=is_similarity('mol'), said='changed'
+    )  # mol: begin near the embedding's own dot product
+    # stage 1 of h-indexer
+    head_width: int = setting(0, 0, 2**16, said='changed')  # of the head trained beside the similarity; 0: no head
+    head_weight: float = setting(
+        1.0, 0, 1e6, of=lambda c: c.head_width > 0, said='read'
+    )  # of the head's sampled softmax in the loss
+    # training
+    loss: str = setting('sampled-softmax', of=is_learned)  # or bce, gbce, in-batch-softmax, full-softmax
+    calibration: float = setting(
+        0.75, 0, 1, of=lambda c: is_learned(c) and c.loss == 'gbce', said='read'
+    )  # gbce: t, 0 is plain BCE
+    n_negatives: int = setting(1024, 1, 2**24, of=draws_negatives)  # R, uniform negatives
+    share: int = setting(
+        1024, 1, 2**24, of=is_learned
+    )  # positions that share negatives; 1: own ones, the published way
+    deal: bool = setting(
+        False, of=is_learned, said='changed'
+    )  # positions in random order, no item drawn again before all have been
+    schedule: str = setting(
+        'joint', of=is_learned
+    )  # joint: all parts at once; alternate: epochs of the embedder, then of the similarity
+    epochs: int = setting(8, 1, 10**6, of=is_learned)  # joint: epochs; alternate: global epochs, of the embedder
+    warm_epochs: int = setting(0, 0, 10**6, of=is_joint)  # joint: epochs of the embedder alone (dot product) before
+    local_epochs: int = setting(
+        1, 1, 10**6, of=is_repeated
+    )  # alternate: epochs of the similarity after each global epoch
+    embedder_negatives: int = setting(
+        1024, 1, 2**24, of=has_embedder
+    )  # R of plain dot products: of the embedder, and of the head
+    loss_share: float = setting(
+        1.0, above=0, high=1, of=is_learned
+    )  # share of positions, drawn each step, in the similarity's loss
+    batch_size: int = setting(16, 1, 2**24, of=is_learned)  # sequences per step
+    lr: float = setting(2e-3, above=0, high=1e3, of=is_learned)  # AdamW; betas .9 and .98
+    weight_decay: float = setting(0.0, 0, 1e3, of=is_learned)  # AdamW
+    warmup_steps: int = setting(50, 0, 2**53, of=is_learned)  # steps of linear rise of the learning rate
+    decay: bool = setting(True, of=is_learned)  # let the learning rate fall linearly to zero over the planned epochs
+    eval_every: int = setting(1, 1, 10**6, of=is_learned)  # epochs between validations
+    patience: int = setting(3, 1, 10**6, of=is_learned)  # validations without a better HR@10 before stopping
+    precision: str = setting(
+        'fp32', of=is_similarity('mol')
+    )  # of MoL's tiles: fp32, or bf16 (on a CPU in short runs only)
+
+    def __post_init__(self):
+        check_config(self)
 
 # %% ../nbs/00_core.ipynb #c514306e
 kinds = dict(str=str, int=int, float=float, bool=bool)
 
-def range_text(m) -> str:   # metadata of a setting
+
+def range_text(m) -> str:  # metadata of a setting
     "The range of a number, in words."
     words = (('above', 'above'), ('low', 'at least'), ('below', 'below'), ('high', 'at most'))
     return ' and '.join(f'{word} {m[key]:g}' for key, word in words if m.get(key) is not None)
 
+
 def outside(value, m) -> bool:  # a number, and the metadata of its setting
     "Is it not finite, or out of its range?"
-    if type(value) is float and not math.isfinite(value): return True
-    bounds = dict(low=lambda b: value < b, high=lambda b: value > b, above=lambda b: value <= b, below=lambda b: value >= b)
+    if type(value) is float and not math.isfinite(value):
+        return True
+    bounds = dict(
+        low=lambda b: value < b, high=lambda b: value > b, above=lambda b: value <= b, below=lambda b: value >= b
+    )
     return any(m.get(key) is not None and wrong(m[key]) for key, wrong in bounds.items())
+
 
 def brief(value) -> str:
     "A value as it is shown in an error."
-    try: text = repr(value)
-    except ValueError: return 'a number of thousands of digits'
+    try:
+        text = repr(value)
+    except ValueError:
+        return 'a number of thousands of digits'
     return text if len(text) < 60 else text[:57] + '...'
 
+
 def check_setting(
-    config:'Config',        # whose setting; a whole number for a float is made one
-    f:dataclasses.Field,    # as declared
+    config: 'Config',  # whose setting; a whole number for a float is made one
+    f: dataclasses.Field,  # as declared
 ) -> None:
     "Refuse a value of the wrong type, name or range."
     value, kind = getattr(config, f.name), kinds[f.type if isinstance(f.type, str) else f.type.__name__]
-    if kind is float and type(value) is int and abs(value) < 2**53: object.__setattr__(config, f.name, value := float(value))
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        object.__setattr__(config, f.name, value := float(value))
     got = brief(value)
-    if type(value) is not kind: raise ConfigError(f'{f.name}: got {got}, wanted {kind.__name__}')
+    if type(value) is not kind:
+        raise ConfigError(f'{f.name}: got {got}, wanted {kind.__name__}')
     if f.name in choices and value not in choices[f.name]:
         near = difflib.get_close_matches(value, choices[f.name], 1)
-        raise ConfigError(f'{f.name}: got {got}, ' + (f'nearest {near[0]!r}; ' if near else '') + f'wanted one of {", ".join(choices[f.name])}')
-    if kind is str and (len(value) > 1000 or not value.isprintable()): raise ConfigError(f'{f.name}: got {got}, wanted at most 1,000 characters, all printable')
-    if kind in (int, float) and outside(value, f.metadata): raise ConfigError(f'{f.name}: got {got}, wanted {range_text(f.metadata)}')
+        raise ConfigError(
+            f'{f.name}: got {got}, '
+            + (f'nearest {near[0]!r}; ' if near else '')
+            + f'wanted one of {", ".join(choices[f.name])}'
+        )
+    if kind is str and (len(value) > 1000 or not value.isprintable()):
+        raise ConfigError(f'{f.name}: got {got}, wanted at most 1,000 characters, all printable')
+    if kind in (int, float) and outside(value, f.metadata):
+        raise ConfigError(f'{f.name}: got {got}, wanted {range_text(f.metadata)}')
 
 # %% ../nbs/00_core.ipynb #3dace114
 def check_heads(c):
-    if c.encoder in ('sasrec', 'bert4rec') and c.dim % c.n_heads: raise ConfigError(f'n_heads: {c.n_heads} does not divide dim {c.dim}')
+    if c.encoder in ('sasrec', 'bert4rec') and c.dim % c.n_heads:
+        raise ConfigError(f'n_heads: {c.n_heads} does not divide dim {c.dim}')
+
 
 def check_ask(c):
-    if c.encoder != 'hstu' or c.ask == 'target' or reads_asking(c): return
+    if c.encoder != 'hstu' or c.ask == 'target' or reads_asking(c):
+        return
     off = 'next_time' if c.use_time else 'use_time'
     why = f'with {off}: false, where no time of asking is read'
     raise ConfigError(f'ask: got {c.ask!r} {why}; wanted target, or {off}: true')
+
 
 def check_mol(c):
     parts = c.gates.split('+')
     if not set(parts) <= {'query', 'item', 'pair'} or len(set(parts)) < len(parts):
         raise ConfigError(f"gates: got {c.gates!r}, wanted some of query, item, pair, joined by '+'")
-    if c.n_uid >= c.n_query: raise ConfigError(f'n_uid: got {c.n_uid}, wanted 0 to {c.n_query - 1}, fewer than n_query')
+    if c.n_uid >= c.n_query:
+        raise ConfigError(f'n_uid: got {c.n_uid}, wanted 0 to {c.n_query - 1}, fewer than n_query')
     if c.dot_start and min(c.width, c.query_hidden) < c.dim:
-        raise ConfigError(f'dot_start: got mol with width {c.width} and query_hidden {c.query_hidden}, wanted both at least dim, {c.dim}')
+        raise ConfigError(
+            f'dot_start: got mol with width {c.width} and query_hidden {c.query_hidden}, wanted both at least dim, {c.dim}'
+        )
+
 
 def check_config(
-    config:Config,      # its closed-form dot product loses its normalisation
+    config: Config,  # its closed-form dot product loses its normalisation
 ) -> None:
     "Refuse, by name, what is out of range or does not go together."
-    for f in dataclasses.fields(config): check_setting(config, f)
+    for f in dataclasses.fields(config):
+        check_setting(config, f)
     check_heads(config)
     check_ask(config)
-    if config.similarity == 'mol': check_mol(config)
-    elif config.dot_start: raise ConfigError(f'dot_start: got similarity {config.similarity}, wanted mol')
+    if config.similarity == 'mol':
+        check_mol(config)
+    elif config.dot_start:
+        raise ConfigError(f'dot_start: got similarity {config.similarity}, wanted mol')
     if config.head_width and config.similarity == 'dot':
-        raise ConfigError('head_width: a dot product needs no head, it is its own stage 1; wanted 0 or another similarity')
-    if config.encoder in closed_form and config.similarity == 'dot': object.__setattr__(config, 'normalise', False)
+        raise ConfigError(
+            'head_width: a dot product needs no head, it is its own stage 1; wanted 0 or another similarity'
+        )
+    if config.encoder in closed_form and config.similarity == 'dot':
+        object.__setattr__(config, 'normalise', False)
 
 # %% ../nbs/00_core.ipynb #d9bf4371
 def check_yaml(
-    text:str,       # of a file of settings, or of one value
+    text: str,  # of a file of settings, or of one value
 ) -> None:
     "Refuse what a page of settings has no use for, before anything is built."
-    if len(text) > 2**16: raise yaml.YAMLError(f'{len(text):,} characters, wanted at most {2**16:,}')
+    if len(text) > 2**16:
+        raise yaml.YAMLError(f'{len(text):,} characters, wanted at most {2**16:,}')
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent): raise yaml.YAMLError(f'line {event.start_mark.line + 1}: an alias, which settings do without')
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f'line {event.start_mark.line + 1}: an alias, which settings do without')
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > 3: raise yaml.YAMLError(f'line {event.start_mark.line + 1}: nested deeper than three levels')
+        if depth > 3:
+            raise yaml.YAMLError(f'line {event.start_mark.line + 1}: nested deeper than three levels')
+
 
 class UniqueKeys(yaml.SafeLoader):
     "YAML in which a key stands once."
+
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]
         twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
-        if twice is not None: raise yaml.YAMLError(f'line {node.start_mark.line + 1}: key {twice!r} stands twice')
+        if twice is not None:
+            raise yaml.YAMLError(f'line {node.start_mark.line + 1}: key {twice!r} stands twice')
         return super().construct_mapping(node, deep)
 
-def yaml_value(text:str):
+
+def yaml_value(text: str):
     "What a page of YAML says, or a `YAMLError`."
     check_yaml(text)
-    try: return yaml.load(text, UniqueKeys)
-    except (ValueError, TypeError, OverflowError, RecursionError) as e: raise yaml.YAMLError(f'a value that cannot be read ({e})') from None
+    try:
+        return yaml.load(text, UniqueKeys)
+    except (ValueError, TypeError, OverflowError, RecursionError) as e:
+        raise yaml.YAMLError(f'a value that cannot be read ({e})') from None
 
 # %% ../nbs/00_core.ipynb #8e7a721a
 def make_config(
-    settings:dict,      # key to value
-    origin:str='',      # where they came from, for the error
+    settings: dict,  # key to value
+    origin: str = '',  # where they came from, for the error
 ) -> Config:
     "A configuration from settings; an unknown key is an error."
     known, before = [f.name for f in dataclasses.fields(Config)], f'{origin}: ' if origin else ''
     for key in settings:
-        if key in known: continue
+        if key in known:
+            continue
         near = difflib.get_close_matches(str(key), known, 1)
         raise ConfigError(f'{before}unknown key {key!r}' + (f', did you mean {near[0]!r}?' if near else ''))
-    try: made = Config(**settings)
-    except ConfigError as e: raise ConfigError(f'{before}{e}') from None
+    try:
+        made = Config(**settings)
+    except ConfigError as e:
+        raise ConfigError(f'{before}{e}') from None
     if settings.get('normalise') and not made.normalise:
-        raise ConfigError(f'{before}normalise: got true, wanted false for {made.encoder}, whose items all score the same at unit length')
+        raise ConfigError(
+            f'{before}normalise: got true, wanted false for {made.encoder}, whose items all score the same at unit length'
+        )
     return made
 
+
 def parse_overrides(
-    pairs:list[tuple[str, str]],    # key and value as typed
-) -> dict:                          # values read as YAML; those of settings that are text stay as typed
+    pairs: list[tuple[str, str]],  # key and value as typed
+) -> dict:  # values read as YAML; those of settings that are text stay as typed
     "Overrides from a command line."
     texts = {f.name for f in dataclasses.fields(Config) if f.type in (str, 'str')}
+
     def value(key, text):
-        if key in texts: return text
-        try: return float(text) if re.fullmatch(r'[+-]?\d{1,20}(\.\d*)?e[+-]?\d{1,4}', text) else yaml_value(text)
-        except yaml.YAMLError: raise ConfigError(f'{key}: cannot read the value {text!r}') from None
+        if key in texts:
+            return text
+        try:
+            return float(text) if re.fullmatch(r'[+-]?\d{1,20}(\.\d*)?e[+-]?\d{1,4}', text) else yaml_value(text)
+        except yaml.YAMLError:
+            raise ConfigError(f'{key}: cannot read the value {text!r}') from None
+
     return {key: value(key, text) for key, text in pairs}
 
 # %% ../nbs/00_core.ipynb #e41967e0
-def nearest_file(path:Path) -> str:
+def nearest_file(path: Path) -> str:
     "What to add to an error about a file that is not there."
     there = sorted(p.name for p in path.parent.glob(f'*{path.suffix}')) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, there, 1, .3)
+    near = difflib.get_close_matches(path.name, there, 1, 0.3)
     return f'; the nearest there is {near[0]}' if near else ''
 
+
 def read_yaml(
-    path:str|Path,  # of a mapping
+    path: str | Path,  # of a mapping
 ) -> dict:
     "A YAML mapping, with errors that name the file."
     try:
-        with open(path, encoding='utf-8') as f: content = yaml_value(f.read(2**16 + 1))
-    except FileNotFoundError: raise ConfigError(f'{path}: no such file{nearest_file(Path(path))}') from None
-    except OSError as e: raise ConfigError(f'{path}: cannot be read: {e.strerror}') from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise ConfigError(f'{path}: not a page of settings: {" ".join(str(e).split())}') from None
-    if not isinstance(content, dict): raise ConfigError(f'{path}: holds {type(content).__name__}, wanted keys and values')
+        with open(path, encoding='utf-8') as f:
+            content = yaml_value(f.read(2**16 + 1))
+    except FileNotFoundError:
+        raise ConfigError(f'{path}: no such file{nearest_file(Path(path))}') from None
+    except OSError as e:
+        raise ConfigError(f'{path}: cannot be read: {e.strerror}') from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f'{path}: not a page of settings: {" ".join(str(e).split())}') from None
+    if not isinstance(content, dict):
+        raise ConfigError(f'{path}: holds {type(content).__name__}, wanted keys and values')
     return content
 
+
 def read_row(
-    path:str|Path,  # YAML file of one row
-) -> tuple:         # its settings, the seeds of its runs, whether it is long, and whether it is for a GPU only
+    path: str | Path,  # YAML file of one row
+) -> tuple:  # its settings, the seeds of its runs, whether it is long, and whether it is for a GPU only
     "What a file says of a row, and what it says of the report."
     settings = dict(seeds=[0], long=False, gpu=False) | read_yaml(path)
     seeds, flags = settings.pop('seeds'), {name: settings.pop(name) for name in ('long', 'gpu')}
-    if not isinstance(seeds, list) or not seeds or any(type(s) is not int for s in seeds): raise ConfigError(f'{path}: seeds: got {seeds!r}, wanted a list of integers')
+    if not isinstance(seeds, list) or not seeds or any(type(s) is not int for s in seeds):
+        raise ConfigError(f'{path}: seeds: got {seeds!r}, wanted a list of integers')
     for name, flag in flags.items():
-        if type(flag) is not bool: raise ConfigError(f'{path}: {name}: got {flag!r}, wanted true or false')
+        if type(flag) is not bool:
+            raise ConfigError(f'{path}: {name}: got {flag!r}, wanted true or false')
     return settings, seeds, *flags.values()
 
+
 def load_config(
-    path:str|Path,              # YAML file of one row
-    scale:str='quick',          # quick, or smoke: with the overrides of `scales.yaml`, one folder up
-    overrides:dict|None=None,   # take precedence over both
+    path: str | Path,  # YAML file of one row
+    scale: str = 'quick',  # quick, or smoke: with the overrides of `scales.yaml`, one folder up
+    overrides: dict | None = None,  # take precedence over both
 ) -> Config:
     "The configuration of one row at one scale."
-    (settings, seeds, *_), scales = read_row(path), Path(path).parent.parent/'scales.yaml'
+    (settings, seeds, *_), scales = read_row(path), Path(path).parent.parent / 'scales.yaml'
     by_scale = read_yaml(scales) if scales.exists() else {}
-    if scale not in choices['scale']: raise ConfigError(f'scale: got {scale!r}, wanted one of {", ".join(choices["scale"])}')
-    return make_config(dict(seed=seeds[0]) | settings | by_scale.get(scale, {}) | dict(scale=scale) | (overrides or {}), str(path))
+    if scale not in choices['scale']:
+        raise ConfigError(f'scale: got {scale!r}, wanted one of {", ".join(choices["scale"])}')
+    return make_config(
+        dict(seed=seeds[0]) | settings | by_scale.get(scale, {}) | dict(scale=scale) | (overrides or {}), str(path)
+    )
 
 # %% ../nbs/00_core.ipynb #c2e9bfce
 def canonical(
-    config:Config,  # of a run
-) -> Config:        # what it does not read is at its default
+    config: Config,  # of a run
+) -> Config:  # what it does not read is at its default
     "The same run, without what makes no difference to it."
     unread = [f for f in dataclasses.fields(config) if f.metadata.get('of') and not f.metadata['of'](config)]
     return dataclasses.replace(config, **{f.name: f.default for f in unread})
 
+
 def is_said(config, f) -> bool:
     "Does a setting stand in the name of this run?"
     said, of = f.metadata.get('said', 'always'), f.metadata.get('of')
-    if said == 'read': return of(config)
-    if f.name == 'dataset': return not config.content
+    if said == 'read':
+        return of(config)
+    if f.name == 'dataset':
+        return not config.content
     return said == 'always' or said == 'changed' and getattr(config, f.name) != f.default
 
-def config_hash(config:Config) -> str:  # 12 hexadecimal digits
+
+def config_hash(config: Config) -> str:  # 12 hexadecimal digits
     "Identity of a run: every setting that it reads, and which data."
     same = canonical(config)
     settings = {f.name: getattr(same, f.name) for f in dataclasses.fields(same) if is_said(same, f)}
     return digest(json.dumps(settings, sort_keys=True))[:12]
 
-def run_id(config:Config) -> str:
+
+def run_id(config: Config) -> str:
     "Readable name of a run's folder: no part of it comes from a path."
     same = canonical(config)
     data = f'own-{config.content[:8]}' if config.content else config.dataset
@@ -510,39 +702,72 @@ def run_id(config:Config) -> str:
 # %% ../nbs/00_core.ipynb #485f394a
 libraries = ('torch', 'triton', 'numpy', 'scipy', 'pandas', 'pyarrow', 'safetensors', 'papermill', 'nbdev')
 
+
 def version_of(name):
-    try: return metadata.version(name)
-    except metadata.PackageNotFoundError: return None
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
 
 def cpu_name() -> str:
     "Model of the processor."
-    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError: lines = []
-    return next((l.split(':', 1)[1].strip() for l in lines if l.startswith('model name')), platform.processor() or platform.machine())
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        lines = []
+    return next(
+        (l.split(':', 1)[1].strip() for l in lines if l.startswith('model name')),
+        platform.processor() or platform.machine(),
+    )
+
 
 def environment() -> dict:
     "Versions and hardware of this process."
     import torch  # late: what needs no tensors should not wait for it
-    pages = os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else 0
+
+    pages = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else 0
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return dict(python=platform.python_version(), **{name: version_of(name) for name in libraries}, platform=f'{platform.system()} {platform.machine()}',
-                cpu=cpu_name(), cores=os.cpu_count(), threads=torch.get_num_threads(), cpu_capability=torch.backends.cpu.get_cpu_capability(), memory_gib=round(pages/2**30, 1), gpu=gpu)
+    return dict(
+        python=platform.python_version(),
+        **{name: version_of(name) for name in libraries},
+        platform=f'{platform.system()} {platform.machine()}',
+        cpu=cpu_name(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        memory_gib=round(pages / 2**30, 1),
+        gpu=gpu,
+    )
 
 # %% ../nbs/00_core.ipynb #d899222c
-def git(*args) -> str|None:
+def git(*args) -> str | None:
     "Output of a git command in the package's own checkout; None where there is none."
-    try: done = subprocess.run(['git', *args], cwd=Path(__file__).parent if '__file__' in globals() else Path.cwd(), capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired): return None
+    try:
+        done = subprocess.run(
+            ['git', *args],
+            cwd=Path(__file__).parent if '__file__' in globals() else Path.cwd(),
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
+
 
 def code_version() -> dict:
     "Version of the package, and commit where it runs from a checkout."
     changed = git('status', '--porcelain', '--untracked-files=no', '--', '*.py', '*.ipynb', '*.yaml', ':!reports')
-    return dict(version=version_of('molrec'), commit=git('rev-parse', 'HEAD'), dirty=None if changed is None else bool(changed))
+    return dict(
+        version=version_of('molrec'), commit=git('rev-parse', 'HEAD'), dirty=None if changed is None else bool(changed)
+    )
 
 # %% ../nbs/00_core.ipynb #80ae5f17
 def peak_memory_mib() -> float:
     "Largest resident size of this process so far, MiB."
-    try: return int(re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())[1])/2**10
-    except (OSError, TypeError): peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak/2**20 if sys.platform == 'darwin' else peak/2**10
+    try:
+        return int(re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) / 2**10
+    except (OSError, TypeError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == 'darwin' else peak / 2**10

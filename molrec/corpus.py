@@ -21,217 +21,247 @@ from .core import DataError
 
 # %% ../nbs/14_corpus.ipynb #89e1d9f6
 def effective_rank(
-    items:Tensor,   # embeddings, (N, D)
-) -> float:         # 1 to D
+    items: Tensor,  # embeddings, (N, D)
+) -> float:  # 1 to D
     "Directions that the items' variance is spread over (Roy & Vetterli 2007)."
     energy = torch.linalg.svdvals((items - items.mean(0)).double()).square()
-    p = energy/energy.sum()
+    p = energy / energy.sum()
     return torch.special.entr(p).sum().exp().item()
 
 # %% ../nbs/14_corpus.ipynb #34037a7c
 def neighbours(
-    items:Tensor,           # embeddings, (N, D)
-    k:int=10,               # neighbours of each, below N
-    block:int=1024,         # items compared with all at once
-) -> tuple[Tensor, Tensor]: # cosines (N, k) falling, and who, (N, k) int64
+    items: Tensor,  # embeddings, (N, D)
+    k: int = 10,  # neighbours of each, below N
+    block: int = 1024,  # items compared with all at once
+) -> tuple[Tensor, Tensor]:  # cosines (N, k) falling, and who, (N, k) int64
     "Nearest other items of every item, by cosine."
-    if not 0 < k < len(items): raise DataError(f'k: got {k}, wanted 1 to {len(items) - 1}, one less than there are items')
+    if not 0 < k < len(items):
+        raise DataError(f'k: got {k}, wanted 1 to {len(items) - 1}, one less than there are items')
     unit, found = F.normalize(items, dim=1), []
     for i in range(0, len(unit), block):
-        cosine = unit[i:i+block] @ unit.T
+        cosine = unit[i : i + block] @ unit.T
         cosine.diagonal(i).fill_(-2)  # itself
         found.append(cosine.topk(k))
     return tuple(torch.cat(t) for t in zip(*found))
 
+
 def hubness(
-    who:Tensor,     # neighbours of each item, (N, k), int64
-) -> float:         # 0: all are neighbours equally often
+    who: Tensor,  # neighbours of each item, (N, k), int64
+) -> float:  # 0: all are neighbours equally often
     "Skewness of how often an item is a neighbour of others (Radovanovic et al. 2010)."
     times = torch.bincount(who.flatten(), minlength=len(who)).double()
-    return ((times - times.mean())/times.std(correction=0)).pow(3).mean().item()
+    return ((times - times.mean()) / times.std(correction=0)).pow(3).mean().item()
 
 # %% ../nbs/14_corpus.ipynb #af730f14
 def normal_scores(
-    values:Tensor,  # (N,)
-) -> Tensor:        # (N,), float32, standard normal but for ties, which share a score
+    values: Tensor,  # (N,)
+) -> Tensor:  # (N,), float32, standard normal but for ties, which share a score
     "Gaussian quantile of each value's rank."
     ranks = torch.from_numpy(rankdata(values.numpy()))
-    return torch.special.ndtri((ranks - .5)/len(values)).float()
+    return torch.special.ndtri((ranks - 0.5) / len(values)).float()
+
 
 def from_scores(
-    scores:Tensor,  # (n,)
-    law:Tensor,     # the values that scores stand for, (N0,), rising
-) -> Tensor:        # (n,), between the least and the greatest value of `law`
+    scores: Tensor,  # (n,)
+    law: Tensor,  # the values that scores stand for, (N0,), rising
+) -> Tensor:  # (n,), between the least and the greatest value of `law`
     "The value of `law` at each score's quantile."
-    place = (torch.special.ndtr(scores)*len(law) - .5).clamp_(0, len(law) - 1)
+    place = (torch.special.ndtr(scores) * len(law) - 0.5).clamp_(0, len(law) - 1)
     below = place.long()
     return torch.lerp(law[below], law[(below + 1).clamp_(max=len(law) - 1)], place - below)
 
 # %% ../nbs/14_corpus.ipynb #234bdd77
 def coordinates(
-    items:Tensor,   # trained embeddings, (N0, D), float32
-    counts:Tensor,  # how often each item occurs, (N0,), float32
-) -> Tensor:        # (N0, D+2): popularity score, length score, direction
+    items: Tensor,  # trained embeddings, (N0, D), float32
+    counts: Tensor,  # how often each item occurs, (N0,), float32
+) -> Tensor:  # (N0, D+2): popularity score, length score, direction
     "What a cluster's Gaussian is fitted to."
     scores = torch.stack([normal_scores(counts), normal_scores(items.norm(dim=1))], 1)
     return torch.cat([scores, F.normalize(items, dim=1)], 1)
 
 # %% ../nbs/14_corpus.ipynb #361d66ad
 def clusters(
-    directions:Tensor,  # unit vectors, (N0, D), float32
-    n_clusters:int,     # how many to look for, at least 1
-    seed:int=0,         # of the starting points
-) -> Tensor:            # cluster of each item, (N0,), int64, numbered without gaps
+    directions: Tensor,  # unit vectors, (N0, D), float32
+    n_clusters: int,  # how many to look for, at least 1
+    seed: int = 0,  # of the starting points
+) -> Tensor:  # cluster of each item, (N0,), int64, numbered without gaps
     "k-means of directions."
-    if n_clusters < 1: raise DataError(f'n_clusters: got {n_clusters}, wanted at least 1')
-    _, cluster = kmeans2(directions.numpy(), min(n_clusters, len(directions)), minit='++', rng=np.random.default_rng(seed), missing='warn')
+    if n_clusters < 1:
+        raise DataError(f'n_clusters: got {n_clusters}, wanted at least 1')
+    _, cluster = kmeans2(
+        directions.numpy(),
+        min(n_clusters, len(directions)),
+        minit='++',
+        rng=np.random.default_rng(seed),
+        missing='warn',
+    )
     return torch.from_numpy(cluster).long().unique(return_inverse=True)[1]
 
 # %% ../nbs/14_corpus.ipynb #350530d4
 def gaussians(
-    y:Tensor,           # coordinates, (N0, C)
-    cluster:Tensor,     # of each item, (N0,), int64
-    borrowed:float,     # m, items' worth of the shared covariance
+    y: Tensor,  # coordinates, (N0, C)
+    cluster: Tensor,  # of each item, (N0,), int64
+    borrowed: float,  # m, items' worth of the shared covariance
 ) -> tuple[Tensor, Tensor]:  # means (K, C), lower triangular factors (K, C, C), float32
     "Mean and factored covariance of each cluster, shrunk to the covariance within all."
     y, n = y.double(), torch.bincount(cluster).double()
-    means = torch.zeros(len(n), y.shape[1], dtype=y.dtype).index_add_(0, cluster, y)/n[:, None]
+    means = torch.zeros(len(n), y.shape[1], dtype=y.dtype).index_add_(0, cluster, y) / n[:, None]
     off = y - means[cluster]
-    shared, tiny = off.T @ off/max(1, len(y) - len(n)), 1e-8*torch.eye(y.shape[1], dtype=y.dtype)
-    own = torch.stack([off[cluster == k].T @ off[cluster == k]/max(1, m - 1) for k, m in enumerate(n.tolist())])
-    share = (n/(n + borrowed))[:, None, None]
-    return means.float(), torch.linalg.cholesky(share*own + (1 - share)*shared + tiny).float()
+    shared, tiny = off.T @ off / max(1, len(y) - len(n)), 1e-8 * torch.eye(y.shape[1], dtype=y.dtype)
+    own = torch.stack([off[cluster == k].T @ off[cluster == k] / max(1, m - 1) for k, m in enumerate(n.tolist())])
+    share = (n / (n + borrowed))[:, None, None]
+    return means.float(), torch.linalg.cholesky(share * own + (1 - share) * shared + tiny).float()
 
 # %% ../nbs/14_corpus.ipynb #e315f522
 @dataclass(frozen=True, eq=False)
 class Corpus:
     "Any number of items with the geometry and the skew of a trained table."
-    borders:Tensor      # cumulated shares of the clusters, (K,), float32
-    means:Tensor        # (K, D+2)
-    factors:Tensor      # (K, D+2, D+2), lower triangular
-    counts:Tensor       # law of popularity, (N0,), rising
-    lengths:Tensor      # law of lengths, (N0,), rising
-    pool:Tensor         # queries to draw from, (Q, D)
-    odds:Tensor         # how likely each is drawn, (Q,)
-    seed:int=0          # of everything drawn
-    rows:int=2**14      # items of a block
+
+    borders: Tensor  # cumulated shares of the clusters, (K,), float32
+    means: Tensor  # (K, D+2)
+    factors: Tensor  # (K, D+2, D+2), lower triangular
+    counts: Tensor  # law of popularity, (N0,), rising
+    lengths: Tensor  # law of lengths, (N0,), rising
+    pool: Tensor  # queries to draw from, (Q, D)
+    odds: Tensor  # how likely each is drawn, (Q,)
+    seed: int = 0  # of everything drawn
+    rows: int = 2**14  # items of a block
 
     @property
-    def dim(self): return self.means.shape[1] - 2
+    def dim(self):
+        return self.means.shape[1] - 2
 
 # %% ../nbs/14_corpus.ipynb #d5621ef8
 def check_rows(name, x):
     "A float32 table of finite rows, or a `DataError`."
-    if x.dim() != 2 or len(x) < 2: raise DataError(f'{name}: got shape {tuple(x.shape)}, wanted (rows, D) with at least 2 rows')
+    if x.dim() != 2 or len(x) < 2:
+        raise DataError(f'{name}: got shape {tuple(x.shape)}, wanted (rows, D) with at least 2 rows')
     bad = ~torch.isfinite(x).all(1)
-    if bad.any(): raise DataError(f'{name}: row {int(bad.nonzero()[0])} is not finite')
+    if bad.any():
+        raise DataError(f'{name}: row {int(bad.nonzero()[0])} is not finite')
     return x.detach().float().cpu()
+
 
 def check_table(items, counts):
     "Items and counts that belong together."
     items, counts = check_rows('items', items), torch.as_tensor(counts).float().cpu()
-    if counts.shape != items.shape[:1]: raise DataError(f'counts: got shape {tuple(counts.shape)}, wanted ({len(items)},), one for each item')
-    if not (counts >= 0).all(): raise DataError('counts: a negative or missing one, wanted >= 0')
+    if counts.shape != items.shape[:1]:
+        raise DataError(f'counts: got shape {tuple(counts.shape)}, wanted ({len(items)},), one for each item')
+    if not (counts >= 0).all():
+        raise DataError('counts: a negative or missing one, wanted >= 0')
     return items, counts
 
 # %% ../nbs/14_corpus.ipynb #690f44e8
 @patch(cls_method=True)
 def fit(
-    cls:Corpus,
-    items:Tensor,               # trained embeddings, (N0, D), float32
-    counts:Tensor,              # how often each item occurs in training, (N0,), >= 0
-    n_clusters:int=128,         # groups to look for
-    seed:int=0,                 # of the clusters and of everything drawn later
-    queries:Tensor|None=None,   # trained query embeddings, (Q, D); None: items, by popularity
+    cls: Corpus,
+    items: Tensor,  # trained embeddings, (N0, D), float32
+    counts: Tensor,  # how often each item occurs in training, (N0,), >= 0
+    n_clusters: int = 128,  # groups to look for
+    seed: int = 0,  # of the clusters and of everything drawn later
+    queries: Tensor | None = None,  # trained query embeddings, (Q, D); None: items, by popularity
 ) -> Corpus:
     "Learn the geometry of a trained table."
     items, counts = check_table(items, counts)
     y = coordinates(items, counts)
     cluster = clusters(y[:, 2:], n_clusters, seed)
-    means, factors = gaussians(y, cluster, items.shape[1]/2)
-    pool, odds = (items, counts + 1e-9) if queries is None else (check_rows('queries', queries), torch.ones(len(queries)))
-    if pool.shape[1] != items.shape[1]: raise DataError(f'queries: got width {pool.shape[1]}, wanted {items.shape[1]} as the items have')
-    borders = torch.bincount(cluster).cumsum(0)/len(items)
+    means, factors = gaussians(y, cluster, items.shape[1] / 2)
+    pool, odds = (
+        (items, counts + 1e-9) if queries is None else (check_rows('queries', queries), torch.ones(len(queries)))
+    )
+    if pool.shape[1] != items.shape[1]:
+        raise DataError(f'queries: got width {pool.shape[1]}, wanted {items.shape[1]} as the items have')
+    borders = torch.bincount(cluster).cumsum(0) / len(items)
     return cls(borders.float(), means, factors, counts.sort().values, items.norm(dim=1).sort().values, pool, odds, seed)
 
 # %% ../nbs/14_corpus.ipynb #e347c8c6
 @patch
 def draw(
-    self:Corpus,
-    block:int,      # number of the block, from 0
-    width:int,      # numbers of noise an item, 1 (popularity alone) or D+2
+    self: Corpus,
+    block: int,  # number of the block, from 0
+    width: int,  # numbers of noise an item, 1 (popularity alone) or D+2
 ) -> tuple[list, Tensor, Tensor]:  # items per cluster, place of each row (rows,), noise (width, rows)
     "The random numbers of a block, in the order of its clusters."
     start = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
     generator = torch.Generator().manual_seed((start + block) % 2**32)
     cluster = torch.searchsorted(self.borders[:-1], torch.rand(self.rows, generator=generator), right=True)
-    place = torch.from_numpy(cluster.numpy().astype(np.uint16).argsort(kind='stable'))  # 16 bits: numpy sorts them by radix
+    place = torch.from_numpy(
+        cluster.numpy().astype(np.uint16).argsort(kind='stable')
+    )  # 16 bits: numpy sorts them by radix
     noise = torch.empty(width, self.rows)
-    for part in (noise[:1], noise[1:]): part.normal_(generator=generator)
+    for part in (noise[:1], noise[1:]):
+        part.normal_(generator=generator)
     return torch.bincount(cluster, minlength=len(self.borders)).tolist(), place, noise
 
 # %% ../nbs/14_corpus.ipynb #d7a6d01f
 @patch
-def block_items(self:Corpus, block:int) -> Tensor:  # (rows, D)
+def block_items(self: Corpus, block: int) -> Tensor:  # (rows, D)
     "All vectors of a block."
     sizes, place, noise = self.draw(block, self.dim + 2)
     y, i = torch.empty(self.rows, self.dim + 2), 0
     for k, n in enumerate(sizes):
-        torch.addmm(self.means[k], noise[:, i:i+n].T, self.factors[k].T, out=y[i:i+n])
+        torch.addmm(self.means[k], noise[:, i : i + n].T, self.factors[k].T, out=y[i : i + n])
         i += n
     direction = y[:, 2:]
-    scale = from_scores(y[:, 1], self.lengths)/direction.norm(dim=1).clamp_(min=1e-6)
-    return torch.empty(self.rows, self.dim).index_copy_(0, place, direction*scale[:, None])
+    scale = from_scores(y[:, 1], self.lengths) / direction.norm(dim=1).clamp_(min=1e-6)
+    return torch.empty(self.rows, self.dim).index_copy_(0, place, direction * scale[:, None])
+
 
 @patch
-def block_counts(self:Corpus, block:int) -> Tensor:  # (rows,)
+def block_counts(self: Corpus, block: int) -> Tensor:  # (rows,)
     "All popularities of a block."
     sizes, place, noise = self.draw(block, 1)
     k = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    scores = self.means[k, 0] + self.factors[k, 0, 0]*noise[0]
+    scores = self.means[k, 0] + self.factors[k, 0, 0] * noise[0]
     return torch.empty(self.rows).index_copy_(0, place, from_scores(scores, self.counts))
 
 # %% ../nbs/14_corpus.ipynb #cc509e99
 def cut(
-    rows:int,       # items of a block
-    lo:int,         # first item
-    hi:int,         # one after the last
-    make,           # block number -> its rows
-) -> Tensor:        # (hi - lo, ...)
+    rows: int,  # items of a block
+    lo: int,  # first item
+    hi: int,  # one after the last
+    make,  # block number -> its rows
+) -> Tensor:  # (hi - lo, ...)
     "Rows lo to hi of an endless table that is made in blocks."
-    if not 0 <= lo < hi: raise DataError(f'range: got {lo} to {hi}, wanted 0 <= lo < hi')
+    if not 0 <= lo < hi:
+        raise DataError(f'range: got {lo} to {hi}, wanted 0 <= lo < hi')
     out, at = None, 0
-    for b in range(lo//rows, (hi - 1)//rows + 1):
-        part = make(b)[max(lo - b*rows, 0):hi - b*rows]
-        if out is None: out = part.new_empty(hi - lo, *part.shape[1:])
-        out[at:at + len(part)] = part
+    for b in range(lo // rows, (hi - 1) // rows + 1):
+        part = make(b)[max(lo - b * rows, 0) : hi - b * rows]
+        if out is None:
+            out = part.new_empty(hi - lo, *part.shape[1:])
+        out[at : at + len(part)] = part
         at += len(part)
     return out
 
+
 @patch
-def items(self:Corpus, lo:int, hi:int) -> Tensor:
+def items(self: Corpus, lo: int, hi: int) -> Tensor:
     "Vectors of items lo to hi, (hi - lo, D), float32."
     return cut(self.rows, lo, hi, self.block_items)
 
+
 @patch
-def popularity(self:Corpus, lo:int, hi:int) -> Tensor:
+def popularity(self: Corpus, lo: int, hi: int) -> Tensor:
     "How often items lo to hi occur, (hi - lo,), float32, on the scale of the trained counts."
     return cut(self.rows, lo, hi, self.block_counts)
 
 # %% ../nbs/14_corpus.ipynb #0b84c4d4
 @patch
 def queries(
-    self:Corpus,
-    n:int,              # how many, B
-    seed:int=0,         # of these queries
-    noise:float=.2,     # share of the standard deviation, 0: exact members of the pool
-) -> Tensor:            # (n, D), float32
+    self: Corpus,
+    n: int,  # how many, B
+    seed: int = 0,  # of these queries
+    noise: float = 0.2,  # share of the standard deviation, 0: exact members of the pool
+) -> Tensor:  # (n, D), float32
     "Queries like the pool's."
-    if n < 1: raise DataError(f'n: got {n}, wanted at least 1')
-    if not 0 <= noise < 1: raise DataError(f'noise: got {noise}, wanted 0 <= noise < 1')
+    if n < 1:
+        raise DataError(f'n: got {n}, wanted at least 1')
+    if not 0 <= noise < 1:
+        raise DataError(f'noise: got {noise}, wanted 0 <= noise < 1')
     g = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, seed]).generate_state(1)[0]))
-    p = self.odds/self.odds.sum()
+    p = self.odds / self.odds.sum()
     mean = p @ self.pool
     spread = (p @ (self.pool - mean).square()).sqrt()
     drawn = self.pool[torch.multinomial(p, n, replacement=True, generator=g)]
-    return mean + (1 - noise**2)**.5*(drawn - mean) + noise*spread*torch.randn(n, self.dim, generator=g)
+    return mean + (1 - noise**2) ** 0.5 * (drawn - mean) + noise * spread * torch.randn(n, self.dim, generator=g)

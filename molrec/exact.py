@@ -22,45 +22,52 @@ from .requests import Best, best
 
 # %% ../nbs/13d_exact.ipynb #8203a3a5
 def rounding_slack(
-    similarity:MoL,
-    compact:bool=False,     # are components computed at search time?
-) -> float:                 # in units of the score
+    similarity: MoL,
+    compact: bool = False,  # are components computed at search time?
+) -> float:  # in units of the score
     "How far below S the bound of an item that scores S can be computed."
-    terms = similarity.width + similarity.n_query*similarity.n_item + 8
-    return (16 if compact else 1)*4*terms*2**-24*2/similarity.temperature
+    terms = similarity.width + similarity.n_query * similarity.n_item + 8
+    return (16 if compact else 1) * 4 * terms * 2**-24 * 2 / similarity.temperature
 
 # %% ../nbs/13d_exact.ipynb #c4fe5f69
 def bounds(
-    search:Search,
-    similarity:MoL,
+    search: Search, similarity: MoL
 ) -> Iterator[tuple[int, Tensor]]:  # first row, and (b, n); -inf where forbidden
     "Largest logit of each item, block by block."
-    largest:Any = None
+    largest: Any = None
     for lo, m, logits in products(search, similarity.temperature):
         largest = logits.amax(1) if m == 0 else torch.maximum(largest, logits.amax(1), out=largest)
-        if m == similarity.n_item - 1: yield lo, search.request.mask(largest, lo)
+        if m == similarity.n_item - 1:
+            yield lo, search.request.mask(largest, lo)
+
 
 def kth(
-    scores:Tensor,  # (b, n), best first
-    k:int,
-) -> Tensor:        # (b, 1)
+    scores: Tensor,  # (b, n), best first
+    k: int,
+) -> Tensor:  # (b, 1)
     "The `k`-th best, or -inf."
-    return scores[:, k - 1:k] if scores.shape[1] >= k else scores.new_full((len(scores), 1), -torch.inf)
+    return scores[:, k - 1 : k] if scores.shape[1] >= k else scores.new_full((len(scores), 1), -torch.inf)
 
 # %% ../nbs/13d_exact.ipynb #aba29e65
 @dataclass(frozen=True)
 class ExactSettings(PerComponentSettings):
     "The bound does not hold for other arithmetic."
-    arithmetic:str = option('fp32', ('fp32',))
+
+    arithmetic: str = option('fp32', ('fp32',))
+
 
 class Exact(PerComponent):
     "Candidates: what the bound cannot rule out (WWW'25). The answer is that of brute force."
-    Settings:ClassVar[type] = ExactSettings
 
-    def picked(self, search:Search, k:int, width:int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    Settings: ClassVar[type] = ExactSettings
+
+    def picked(self, search: Search, k: int, width: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         "Two passes: a bound on the k-th best, then all that may reach it."
         state, request, impl = search.state, search.request, search.settings.impl
-        def scored(found): return score_rows(self.similarity, request.side, state.table, found.rows, found.count, impl)
+
+        def scored(found):
+            return score_rows(self.similarity, request.side, state.table, found.rows, found.count, impl)
+
         first, kept = self.candidates(search, k), Best(state.ids, width)
         least = kth(best(scored(first), first.rows, state.ids, k)[0], k)
         cost, slack = torch.zeros_like(first.count), rounding_slack(self.similarity, state.table.compact)

@@ -32,31 +32,38 @@ from .report import figure_html, listed, markdown_table, printed, published_name
 
 # %% ../nbs/34f_factors.ipynb #b4ba3b24
 def manner(
-    n_negatives:int,
-    share:int,      # positions that share them
-    deal:bool,
+    n_negatives: int,
+    share: int,  # positions that share them
+    deal: bool,
 ) -> str:
     "How a position comes to its negatives."
-    if share == 1: return 'own'
-    if not deal: return f'shared by {share:,}'
+    if share == 1:
+        return 'own'
+    if not deal:
+        return f'shared by {share:,}'
     return 'dealt' if share == n_negatives else f'dealt to {share:,}'
 
+
 def described(
-    config:dict,    # of a run
-) -> dict:          # equal for runs that are to be told apart by nothing
+    config: dict,  # of a run
+) -> dict:  # equal for runs that are to be told apart by nothing
     "What decides a run's result, in the words of this page."
     known = {f.name for f in dataclasses.fields(Config)}
     c = dataclasses.asdict(canonical(Config(**{k: v for k, v in config.items() if k in known})))
     loss, n, share, deal = (c.pop(k) for k in ('loss', 'n_negatives', 'share', 'deal'))
     whole = loss == 'full-softmax'
-    words = dict(number=math.inf if whole else n, manner='' if whole else manner(n, share, deal),
-                 loss='softmax' if loss in ('full-softmax', 'sampled-softmax') else loss)
+    words = dict(
+        number=math.inf if whole else n,
+        manner='' if whole else manner(n, share, deal),
+        loss='softmax' if loss in ('full-softmax', 'sampled-softmax') else loss,
+    )
     return {k: v for k, v in c.items() if k not in ('row', 'scale')} | words
 
+
 def apart(
-    a:dict,     # as `described` gives it
-    b:dict,     # another
-) -> set:       # names
+    a: dict,  # as `described` gives it
+    b: dict,  # another
+) -> set:  # names
     "In what two runs differ; no manner differs from the whole catalogue."
     return {k for k in a if a[k] != b[k]} - ({'manner'} if '' in (a['manner'], b['manner']) else set())
 
@@ -64,11 +71,13 @@ def apart(
 @dataclass(frozen=True)
 class Factor:
     "One thing in which runs, or readings of a run, may differ."
-    name:str            # as a reader says it
-    setting:str         # key of `described`; '': readings of one run
-    order:tuple=()      # from first to last; (): by size, or by name
 
-drawn = ('seed', 'tie_seed')    # no direction
+    name: str  # as a reader says it
+    setting: str  # key of `described`; '': readings of one run
+    order: tuple = ()  # from first to last; (): by size, or by name
+
+
+drawn = ('seed', 'tie_seed')  # no direction
 factors = [
     Factor('number of negatives', 'number'),
     Factor('sharing of negatives', 'manner', ('shared', 'dealt', 'own')),
@@ -78,48 +87,57 @@ factors = [
     Factor("target's time in training", 'ask', ('usual', 'target')),
     Factor('epoch by test', ''),
     Factor('hidden: the last 200', ''),
-    Factor("target's time when asked", '')]
+    Factor("target's time when asked", ''),
+]
+
 
 def directed(
-    pair:tuple,         # two runs
-    factor:Factor,
-) -> tuple:             # the same two
+    pair: tuple,  # two runs
+    factor: Factor,
+) -> tuple:  # the same two
     "A pair from the factor's first word to its second."
+
     def place(run):
         value = described(run.config)[factor.setting]
         return factor.order.index(value.split(' ')[0]) if factor.order else value, str(value)
+
     return tuple(sorted(pair, key=place))
 
 # %% ../nbs/34f_factors.ipynb #5d8636bf
 encoders = dict(sasrec='SASRec', hstu='HSTU')
 columns = 'factor encoder model similarity epochs first second difference low high'.split()
 
+
 def pair_line(
-    pair:tuple,         # two runs, as `directed` gives them
-    factor:Factor,
-) -> dict:              # `columns`
+    pair: tuple,  # two runs, as `directed` gives them
+    factor: Factor,
+) -> dict:  # `columns`
     "HR@10 of the second less that of the first, with its interval over users."
     a, b = pair
     gap = hr_at_k(b.ranks, 10).astype(float) - hr_at_k(a.ranks, 10)
     words = [value_text(described(r.config)[factor.setting]) for r in pair]
-    if factor.setting in drawn and gap.mean() < 0: gap, words = -gap, words[::-1]
+    if factor.setting in drawn and gap.mean() < 0:
+        gap, words = -gap, words[::-1]
     return line_of(a, factor, words, gap.mean(), *bootstrap_ci(gap))
 
-def line_of(run:Run, factor:Factor, words, difference:float, low:float=math.nan, high:float=math.nan) -> dict:
+
+def line_of(run: Run, factor: Factor, words, difference: float, low: float = math.nan, high: float = math.nan) -> dict:
     "A line of `columns`."
     c = run.config
-    model = encoders[c['encoder']] + '-large'*published_name(c)[0].endswith('-large')
+    model = encoders[c['encoder']] + '-large' * published_name(c)[0].endswith('-large')
     of = factor.name, c['encoder'], model, c['similarity'], c['epochs']
     return dict(zip(columns, (*of, *words, difference, low, high)))
 
-def value_text(value) -> str:   # of `described`
+
+def value_text(value) -> str:  # of `described`
     "A setting, to read."
     return 'all' if value == math.inf else f'{value:,}' if type(value) is int else str(value)
 
+
 def pair_lines(
-    runs:list[Run],     # one by one
-    factor:Factor,
-) -> list[dict]:        # `columns`
+    runs: list[Run],  # one by one
+    factor: Factor,
+) -> list[dict]:  # `columns`
     "All pairs that differ in this factor alone."
     words = [(r, described(r.config)) for r in runs]
     alone = [(a, b) for (a, x), (b, y) in itertools.combinations(words, 2) if apart(x, y) == {factor.setting}]
@@ -127,47 +145,56 @@ def pair_lines(
     return [pair_line(directed(pair, factor), factor) for pair in pairs]
 
 # %% ../nbs/34f_factors.ipynb #7052ac95
-def epoch_reading(run:Run) -> tuple|None:   # first, second, difference; None: not recorded
+def epoch_reading(run: Run) -> tuple | None:  # first, second, difference; None: not recorded
     "By test in place of by validation."
     way = run.record.get('published_way')
     return way and ('validation', 'test', way['metrics']['hr@10'] - run.record['metrics']['test']['hr@10'])
 
-def hidden_reading(run:Run) -> tuple|None:  # and with low and high, where the same weights were ranked
+
+def hidden_reading(run: Run) -> tuple | None:  # and with low and high, where the same weights were ranked
     "The last 200 in place of the history."
     rule = run.record.get('public_rule')
-    if not rule: return None
+    if not rule:
+        return None
     words = 'the history', 'the last 200', rule['steps']['fed']['hr@10'] - rule['steps']['history']['hr@10']
-    if run.public is None or rule['epoch'] != run.record['best_epoch']: return words
+    if run.public is None or rule['epoch'] != run.record['best_epoch']:
+        return words
     return *words, *bootstrap_ci(hr_at_k(run.public, 10).astype(float) - hr_at_k(run.ranks, 10))
 
-def asked_reading(run:Run) -> tuple|None:
+
+def asked_reading(run: Run) -> tuple | None:
     "The target's time known, in place of the better honest one."
     asked = run.record.get('asked')
-    if not asked: return None
+    if not asked:
+        return None
     best = max(('usual', 'last'), key=lambda a: asked[a]['valid']['hr@10'])
     return best, 'target', asked['target']['test']['hr@10'] - asked[best]['test']['hr@10']
 
+
 readings = dict(zip([f.name for f in factors if not f.setting], (epoch_reading, hidden_reading, asked_reading)))
 
-def reading_lines(runs:list[Run], factor:Factor) -> list[dict]:     # `columns`
+
+def reading_lines(runs: list[Run], factor: Factor) -> list[dict]:  # `columns`
     "Every run that was read both ways."
     found = [(r, readings[factor.name](r)) for r in runs]
     return [line_of(r, factor, f[:2], *f[2:]) for r, f in found if f]
 
 # %% ../nbs/34f_factors.ipynb #e0b82e76
-long_epochs = 50    # runs below are shown pale
+long_epochs = 50  # runs below are shown pale
+
 
 def of_models(
-    runs:list[Run],         # any, trials among them
-    dataset:str='ml-1m',
-) -> list[Run]:             # one by one
+    runs: list[Run],  # any, trials among them
+    dataset: str = 'ml-1m',
+) -> list[Run]:  # one by one
     "The runs that this page compares."
     kinds = list(itertools.product(encoders, ('dot', 'mol')))
     return [r for r in every(last_out(runs, dataset)) if (r.config['encoder'], r.config['similarity']) in kinds]
 
+
 def difference_lines(
-    runs:list[Run],     # as `of_models` gives them
-) -> pd.DataFrame:      # `columns`, a line per pair or reading
+    runs: list[Run],  # as `of_models` gives them
+) -> pd.DataFrame:  # `columns`, a line per pair or reading
     "What each factor is worth, wherever two records tell."
     lines = [line for f in factors for line in (pair_lines if f.setting else reading_lines)(runs, f)]
     return pd.DataFrame(lines, columns=columns)
@@ -175,13 +202,17 @@ def difference_lines(
 # %% ../nbs/34f_factors.ipynb #eba019f9
 gap_kinds = ('printed: one model, two sources', 'printed: neighbours in one table')
 
-def printed_gaps(
-    dataset:str='ml-1m',
-) -> pd.DataFrame:      # kind, first, second, difference
+
+def printed_gaps(dataset: str = 'ml-1m') -> pd.DataFrame:  # kind, first, second, difference
     "Differences between printed hit rates."
-    table, lines = printed(dataset).rename(columns={'hr@10': 'hr'}), []     # the highest on top
-    def named(x): return f'{x.model}, {x.source}'
-    def gap(kind, a, b): return dict(kind=kind, first=named(b), second=named(a), difference=a.hr - b.hr)
+    table, lines = printed(dataset).rename(columns={'hr@10': 'hr'}), []  # the highest on top
+
+    def named(x):
+        return f'{x.model}, {x.source}'
+
+    def gap(kind, a, b):
+        return dict(kind=kind, first=named(b), second=named(a), difference=a.hr - b.hr)
+
     for _, same in table.groupby('model', sort=False):
         lines += [gap(gap_kinds[0], a, b) for a, b in itertools.combinations(same.itertuples(), 2)]
     for _, there in table.groupby('source', sort=False):
@@ -190,140 +221,175 @@ def printed_gaps(
 
 # %% ../nbs/34f_factors.ipynb #445f66ed
 def users_allow(
-    runs:list[Run],     # as `of_models` gives them, at least one
-) -> float:             # half of the interval
+    runs: list[Run],  # as `of_models` gives them, at least one
+) -> float:  # half of the interval
     "How far other users could move one hit rate."
     hits = np.median([hr_at_k(r.ranks, 10).mean() for r in runs])
-    return float(1.96*math.sqrt(hits*(1 - hits)/min(len(r.ranks) for r in runs)))
+    return float(1.96 * math.sqrt(hits * (1 - hits) / min(len(r.ranks) for r in runs)))
 
 # %% ../nbs/34f_factors.ipynb #55f89e5e
 wanted = [  # factor, file of nbs/configs/ml-1m, what is changed of it
     *[('number of negatives', f'{e}-dot-{n}', {}) for e in encoders for n in ('32', 'full-softmax')],
     ('sharing of negatives', 'sasrec-dot-shared', {}),
     ('sharing of negatives', 'hstu-dot-published', dict(deal=False)),
-    ('ties: stable', 'sasrec-dot-published-stable', {}), ('ties: stable', 'hstu-dot-stable', {}),
+    ('ties: stable', 'sasrec-dot-published-stable', {}),
+    ('ties: stable', 'hstu-dot-stable', {}),
     ('ties: another draw', 'sasrec-dot-published-other-ties', {}),
     ('ties: another draw', 'hstu-dot-published', dict(tie_seed=1)),
     *[('another seed', f'{e}-dot-published', dict(seed=s)) for e in encoders for s in (1, 2)],
-    ("target's time in training", 'hstu-dot-usual-time', {})]
+    ("target's time in training", 'hstu-dot-usual-time', {}),
+]
+
 
 def not_measured(
-    runs:list[Run],         # as `of_models` gives them
-    configs:Path,           # folder of the rows' files
-) -> pd.DataFrame:          # factor, command
+    runs: list[Run],  # as `of_models` gives them
+    configs: Path,  # folder of the rows' files
+) -> pd.DataFrame:  # factor, command
     "Rows that have no record yet."
     recorded, lines = {config_hash(Config(**known(r.config))) for r in runs}, []
     for factor, row, change in wanted:
-        if config_hash(load_config(configs/'ml-1m'/f'{row}.yaml', overrides=change)) in recorded: continue
+        if config_hash(load_config(configs / 'ml-1m' / f'{row}.yaml', overrides=change)) in recorded:
+            continue
         words = ' '.join(f'-p {k}={v}'.replace('=False', '=false') for k, v in change.items())
         lines.append(dict(factor=factor, command=f'molrec run nbs/configs/ml-1m/{row}.yaml {words}'.strip()))
     return pd.DataFrame(lines, columns=['factor', 'command'])
 
-def known(config:dict) -> dict:     # of a run
+
+def known(config: dict) -> dict:  # of a run
     "The settings that there still are."
     return {k: v for k, v in config.items() if k in {f.name for f in dataclasses.fields(Config)}}
 
 # %% ../nbs/34f_factors.ipynb #5d89e418
 def figure_rows(
-    table:pd.DataFrame,     # as `difference_lines` gives it
-) -> list:                  # (factor, encoder), the widest factor on top
+    table: pd.DataFrame,  # as `difference_lines` gives it
+) -> list:  # (factor, encoder), the widest factor on top
     "The lines of the figure."
     spread = table.difference.abs().groupby(table.factor, sort=False).max().sort_values(ascending=False, kind='stable')
     there = set(zip(table.factor, table.encoder))
     return [(f, e) for f in spread.index for e in encoders if (f, e) in there]
 
+
 def draw_row(
-    ax,                     # matplotlib axes
-    y:float,
-    part:pd.DataFrame,      # lines of one factor and encoder
+    ax,  # matplotlib axes
+    y: float,
+    part: pd.DataFrame,  # lines of one factor and encoder
 ) -> None:
     "Marks of a row, one above the other."
     ranged = part[part.epochs >= long_epochs].difference
-    ends = [ranged.min(), ranged.max()] if len(ranged) else [math.nan]*2
-    ax.plot(ends, [y, y], color='#8A8A8A', lw=4, alpha=.35, solid_capstyle='butt')
-    shifts = np.linspace(-.24, .24, len(part)) if len(part) > 1 else [0.]
+    ends = [ranged.min(), ranged.max()] if len(ranged) else [math.nan] * 2
+    ax.plot(ends, [y, y], color='#8A8A8A', lw=4, alpha=0.35, solid_capstyle='butt')
+    shifts = np.linspace(-0.24, 0.24, len(part)) if len(part) > 1 else [0.0]
     for at, r in zip(y + np.array(shifts), part.sort_values('difference').itertuples()):
         style, pale = method_style(r.similarity), r.epochs < long_epochs
-        ax.plot([r.low, r.high], [at, at], color=style['color'], lw=1, alpha=.2 if pale else .55)
-        ax.plot(r.difference, at, **style, ms=4.5, ls='', mew=0, alpha=.35 if pale else 1.)
+        ax.plot([r.low, r.high], [at, at], color=style['color'], lw=1, alpha=0.2 if pale else 0.55)
+        ax.plot(r.difference, at, **style, ms=4.5, ls='', mew=0, alpha=0.35 if pale else 1.0)
 
-def difference_legend(fig:Figure, users:int) -> None:
+
+def difference_legend(fig: Figure, users: int) -> None:
     "Key above the drawing."
-    def mark(label, **look): return Line2D([], [], ms=5, ls='', label=label, **look)
-    marks = [mark('dot product', **method_style('dot')), mark('MoL', **method_style('mol')),
-             mark(f'under {long_epochs} epochs', alpha=.35, **method_style('dot')),
-             mark('printed', color='#555555', marker='o', mfc='white', mew=1),
-             Patch(color='#E9E9E9', label=f'{users:,} users, one figure')]
-    look = dict(frameon=False, borderpad=0, handletextpad=.4, columnspacing=1.2)
+
+    def mark(label, **look):
+        return Line2D([], [], ms=5, ls='', label=label, **look)
+
+    marks = [
+        mark('dot product', **method_style('dot')),
+        mark('MoL', **method_style('mol')),
+        mark(f'under {long_epochs} epochs', alpha=0.35, **method_style('dot')),
+        mark('printed', color='#555555', marker='o', mfc='white', mew=1),
+        Patch(color='#E9E9E9', label=f'{users:,} users, one figure'),
+    ]
+    look = dict(frameon=False, borderpad=0, handletextpad=0.4, columnspacing=1.2)
     fig.legend(handles=marks, loc='outside upper right', ncols=5, **look)
 
+
 def difference_figure(
-    table:pd.DataFrame,     # as `difference_lines` gives it, at least one line
-    gaps:pd.DataFrame,      # as `printed_gaps` gives it
-    half:float,             # as `users_allow` gives it
-    users:int,
-    width:float=7.2,        # inches
+    table: pd.DataFrame,  # as `difference_lines` gives it, at least one line
+    gaps: pd.DataFrame,  # as `printed_gaps` gives it
+    half: float,  # as `users_allow` gives it
+    users: int,
+    width: float = 7.2,  # inches
 ) -> Figure:
     "What each factor is worth, beside what is printed."
     rows, kinds = figure_rows(table), [k for k in gap_kinds if (gaps.kind == k).any()]
     with rc_context(theme | {'font.size': 8.5}):
-        fig = Figure(figsize=(width, .33*(len(rows) + len(kinds)) + .9), layout='constrained')
+        fig = Figure(figsize=(width, 0.33 * (len(rows) + len(kinds)) + 0.9), layout='constrained')
         ax = fig.subplots()
         ax.axvspan(-half, half, color='#E9E9E9', lw=0, zorder=0)
-        ax.axvline(0, color='#888888', lw=.8, zorder=1)
-        for y, (f, e) in enumerate(rows): draw_row(ax, y, table[(table.factor == f) & (table.encoder == e)])
+        ax.axvline(0, color='#888888', lw=0.8, zorder=1)
+        for y, (f, e) in enumerate(rows):
+            draw_row(ax, y, table[(table.factor == f) & (table.encoder == e)])
         for y, kind in enumerate(kinds, len(rows)):
             there = gaps[gaps.kind == kind].difference
-            ax.plot(there, [y]*len(there), color='#555555', marker='o', ms=5, mfc='white', mew=1, ls='')
-        ax.axhline(len(rows) - .5, color='#888888', lw=.8)
+            ax.plot(there, [y] * len(there), color='#555555', marker='o', ms=5, mfc='white', mew=1, ls='')
+        ax.axhline(len(rows) - 0.5, color='#888888', lw=0.8)
         rows_axis(ax, [f'{encoders[e]}: {f}' for f, e in rows] + kinds, 'difference in HR@10')
         difference_legend(fig, users)
     return fig
 
 # %% ../nbs/34f_factors.ipynb #4a816bd1
 def difference_words(
-    table:pd.DataFrame,     # as `difference_lines` gives it, at least one line
-    gaps:pd.DataFrame,      # as `printed_gaps` gives it
-    half:float,             # as `users_allow` gives it
-    users:int,
-) -> str:                   # plain text
+    table: pd.DataFrame,  # as `difference_lines` gives it, at least one line
+    gaps: pd.DataFrame,  # as `printed_gaps` gives it
+    half: float,  # as `users_allow` gives it
+    users: int,
+) -> str:  # plain text
     "What is wide, and which printed differences are noise."
     trained = table[table.epochs >= long_epochs] if (table.epochs >= long_epochs).any() else table
     size = trained.difference.abs().groupby(trained.factor).max().sort_values(ascending=False)
     near, seeds = gaps[gaps.kind == gap_kinds[1]].difference, size.get('another seed', math.nan)
-    widest = listed([f'{name} {100*x:.2f}' for name, x in size.head(4).items()])
-    said = (f'{len(table)} pairs and readings. Of runs with {long_epochs} epochs or more the widest are, in points: '
-            f'{widest}. {users:,} users leave one hit rate ±{100*half:.2f} points uncertain: '
-            f'{int((near < half).sum())} of {len(near)} differences between neighbours in one printed table '
-            'are smaller')
-    if math.isnan(seeds): return said + '.'
+    widest = listed([f'{name} {100 * x:.2f}' for name, x in size.head(4).items()])
+    said = (
+        f'{len(table)} pairs and readings. Of runs with {long_epochs} epochs or more the widest are, in points: '
+        f'{widest}. {users:,} users leave one hit rate ±{100 * half:.2f} points uncertain: '
+        f'{int((near < half).sum())} of {len(near)} differences between neighbours in one printed table '
+        'are smaller'
+    )
+    if math.isnan(seeds):
+        return said + '.'
     smaller = int((near < seeds).sum())
-    return said + f', and {smaller} are smaller than the largest between two of our seeds ({100*seeds:.2f}).'
+    return said + f', and {smaller} are smaller than the largest between two of our seeds ({100 * seeds:.2f}).'
 
 # %% ../nbs/34f_factors.ipynb #3a8730d6
 def difference_text(
-    table:pd.DataFrame,     # as `difference_lines` gives it
-) -> pd.DataFrame:          # of text
+    table: pd.DataFrame,  # as `difference_lines` gives it
+) -> pd.DataFrame:  # of text
     "The lines, to read."
-    def model(r): return f"{r.model}, {'MoL' if r.similarity == 'mol' else 'dot product'}"
-    def span(r): return '–' if math.isnan(r.low) else f'[{points(r.low)}, {points(r.high)}]'
-    of = {'factor': lambda r: r.factor, 'model': model, 'epochs': lambda r: str(r.epochs), 'from': lambda r: r.first,
-          'to': lambda r: r.second, 'HR@10, points': lambda r: points(r.difference), '95 % over users': span}
+
+    def model(r):
+        return f'{r.model}, {"MoL" if r.similarity == "mol" else "dot product"}'
+
+    def span(r):
+        return '–' if math.isnan(r.low) else f'[{points(r.low)}, {points(r.high)}]'
+
+    of = {
+        'factor': lambda r: r.factor,
+        'model': model,
+        'epochs': lambda r: str(r.epochs),
+        'from': lambda r: r.first,
+        'to': lambda r: r.second,
+        'HR@10, points': lambda r: points(r.difference),
+        '95 % over users': span,
+    }
     return pd.DataFrame({header: [f(r) for r in table.itertuples()] for header, f in of.items()})
 
-nothing = ('No two records of MovieLens 1M differ in one thing alone yet: '
-           '`molrec run nbs/configs/ml-1m/sasrec-dot-published.yaml` makes one.')
+
+nothing = (
+    'No two records of MovieLens 1M differ in one thing alone yet: '
+    '`molrec run nbs/configs/ml-1m/sasrec-dot-published.yaml` makes one.'
+)
 pairs_fold = template('<details><summary>Every pair and reading</summary>')
 
+
 def factors_markdown(
-    runs:list[Run],         # as `of_models` gives them
-    configs:Path|None=None, # folder of the rows' files; None: nothing is said of what is missing
+    runs: list[Run],  # as `of_models` gives them
+    configs: Path | None = None,  # folder of the rows' files; None: nothing is said of what is missing
 ) -> str:
     "The page as text."
     table = difference_lines(runs)
     missing = not_measured(runs, configs) if configs is not None else pd.DataFrame()
     left = ['Not measured yet:', markdown_table(missing)] if len(missing) else []
-    if not len(table): return '\n\n'.join([nothing, *left]) + '\n'
+    if not len(table):
+        return '\n\n'.join([nothing, *left]) + '\n'
     words = difference_words(table, printed_gaps(), users_allow(runs), len(runs[0].ranks))
     pairs = [pairs_fold(), markdown_table(difference_text(table)), '</details>']
     return '\n\n'.join([markdown_text(words), *left, *pairs]) + '\n'
@@ -331,23 +397,25 @@ def factors_markdown(
 # %% ../nbs/34f_factors.ipynb #7eba1446
 factors_section = template('<h2>What makes a difference</h2>{{ figure }}{{ text }}')
 
+
 def build_factors(
-    runs_dir:str|Path,      # folder of run folders
-    out_dir:str|Path,       # gets tables/ and figures/
-    scale:str='quick',      # whose runs
-    configs:Path|None=None, # folder of the rows' files
-) -> dict:                  # name: Path of each file written
+    runs_dir: str | Path,  # folder of run folders
+    out_dir: str | Path,  # gets tables/ and figures/
+    scale: str = 'quick',  # whose runs
+    configs: Path | None = None,  # folder of the rows' files
+) -> dict:  # name: Path of each file written
     "The figure and the text of this page."
     runs, out = of_models([r for r in read_folder(runs_dir)[0] if r.config['scale'] == scale]), Path(out_dir)
     table, files = difference_lines(runs), {}
     if len(table):
         fig = difference_figure(table, printed_gaps(), users_allow(runs), len(runs[0].ranks))
-        files = {f.suffix[1:]: f for f in save_figure(fig, out/'figures'/'factors', table)}
-    return files | dict(markdown=write(out/'tables'/'factors.md', factors_markdown(runs, configs)))
+        files = {f.suffix[1:]: f for f in save_figure(fig, out / 'figures' / 'factors', table)}
+    return files | dict(markdown=write(out / 'tables' / 'factors.md', factors_markdown(runs, configs)))
+
 
 def factors_html(
-    files:dict,     # as `build_factors` gives it
-) -> Markup:        # a section of the report's page
+    files: dict,  # as `build_factors` gives it
+) -> Markup:  # a section of the report's page
     "The figure, and the text with its tables."
     said = 'What each factor is worth in HR@10, pair by pair, and what is printed. Words and numbers below.'
     drawn = figure_html(files['svg'], 'factors', said) if 'svg' in files else ''

@@ -20,32 +20,32 @@ from .stored import content_sha256, read_tensors, write_tensors
 
 # %% ../nbs/16_flat_index.ipynb #5049679a
 def slack_of(
-    queries:Tensor,     # (B, w), float64
-    codes:Tensor,       # the same in bytes, as numbers again, (B, w), float64
-    most_lost:float,    # largest length of what bytes lose of an item
-    longest:float,      # largest length of an item
-) -> Tensor:            # (B,), float64
+    queries: Tensor,  # (B, w), float64
+    codes: Tensor,  # the same in bytes, as numbers again, (B, w), float64
+    most_lost: float,  # largest length of what bytes lose of an item
+    longest: float,  # largest length of an item
+) -> Tensor:  # (B,), float64
     "How far an item's score can be from what its bytes say."
     length, lost = codes.norm(dim=1), (queries - codes).norm(dim=1)
-    rounded = 2**-20*length*(longest + most_lost)   # of one product in fp32, and of the lengths themselves
-    return length*most_lost + lost*longest + rounded
+    rounded = 2**-20 * length * (longest + most_lost)  # of one product in fp32, and of the lengths themselves
+    return length * most_lost + lost * longest + rounded
 
 # %% ../nbs/16_flat_index.ipynb #516f360a
 def extremes(
-    vectors:Tensor,     # (N, w), float32
-    rows:Rows,          # the same in bytes, perhaps with columns of zeros behind
-    block:int=2**16,    # rows at once
-) -> tuple[float, float]:   # largest length of what bytes lose of an item, and of an item
+    vectors: Tensor,  # (N, w), float32
+    rows: Rows,  # the same in bytes, perhaps with columns of zeros behind
+    block: int = 2**16,  # rows at once
+) -> tuple[float, float]:  # largest length of what bytes lose of an item, and of an item
     "What the slack is made of."
-    lost, longest = 0., 0.
+    lost, longest = 0.0, 0.0
     for lo in range(0, len(vectors), block):
-        x, codes = vectors[lo:lo + block].double(), rows.select(slice(lo, lo + block)).dequantize().double()
-        lost = max(lost, (x - codes[:, :x.shape[1]]).norm(dim=1).max().item())
+        x, codes = vectors[lo : lo + block].double(), rows.select(slice(lo, lo + block)).dequantize().double()
+        lost = max(lost, (x - codes[:, : x.shape[1]]).norm(dim=1).max().item())
         longest = max(longest, x.norm(dim=1).max().item())
     return lost, longest
 
 # %% ../nbs/16_flat_index.ipynb #e799e94d
-rescore_source = r'''
+rescore_source = r"""
 #include <math.h>
 #include <stdint.h>
 // queries lo..hi: rows (B, n), true (B, n), worst (B); vectors (N, w), bytes (N, padded), both of the items and of the queries
@@ -66,78 +66,112 @@ int rescore(const float *vectors, const int8_t *bytes, const float *scale, const
     }
     return 0;
 }
-'''
+"""
+
 
 def rescored(
-    vectors:Tensor,     # (N, w), float32
-    stored:Rows,        # the same in bytes, (N, w or more)
-    queries:Tensor,     # (B, w), float32
-    asked:Rows,         # the same in bytes
-    rows:Tensor,        # (B, k'), int32
-) -> tuple:             # true scores, (B, k'), float64; the worst by bytes, (B,), float64
+    vectors: Tensor,  # (N, w), float32
+    stored: Rows,  # the same in bytes, (N, w or more)
+    queries: Tensor,  # (B, w), float32
+    asked: Rows,  # the same in bytes
+    rows: Tensor,  # (B, k'), int32
+) -> tuple:  # true scores, (B, k'), float64; the worst by bytes, (B,), float64
     "Scores of some rows."
     library, (B, n) = build('rescore', rescore_source), rows.shape
-    if library is None: return rescored_torch(vectors, stored, queries, asked, rows)
+    if library is None:
+        return rescored_torch(vectors, stored, queries, asked, rows)
     true, worst = torch.empty(B, n, dtype=torch.float64), torch.empty(B, dtype=torch.float64)
-    in_c(library.rescore, lambda i, parts: [vectors, stored.values, stored.scales, queries, asked.values, vectors.shape[1], stored.width, *share(B, i, parts), rows, n, true, worst], min(B, torch.get_num_threads()))
-    return true, worst*asked.scales
+    in_c(
+        library.rescore,
+        lambda i, parts: [
+            vectors,
+            stored.values,
+            stored.scales,
+            queries,
+            asked.values,
+            vectors.shape[1],
+            stored.width,
+            *share(B, i, parts),
+            rows,
+            n,
+            true,
+            worst,
+        ],
+        min(B, torch.get_num_threads()),
+    )
+    return true, worst * asked.scales
+
 
 def rescored_torch(vectors, stored, queries, asked, rows):
     "The same in torch, a query at a time."
-    true = torch.stack([(vectors[r].double()*q).sum(1) for r, q in zip(rows.long(), queries.double())])
-    worst = torch.stack([((stored.values[r].double() @ c)*stored.scales[r]).min() for r, c in zip(rows.long(), asked.values.double())])
-    return true, worst*asked.scales
+    true = torch.stack([(vectors[r].double() * q).sum(1) for r, q in zip(rows.long(), queries.double())])
+    worst = torch.stack(
+        [((stored.values[r].double() @ c) * stored.scales[r]).min() for r, c in zip(rows.long(), asked.values.double())]
+    )
+    return true, worst * asked.scales
 
 # %% ../nbs/16_flat_index.ipynb #f424c83c
-longest_vector = 1e18   # products of longer ones would overflow fp32
+longest_vector = 1e18  # products of longer ones would overflow fp32
+
 
 def as_vectors(
-    name:str,           # of the argument
-    given,              # table of numbers, (n, w)
-    width:int|None=None,# wanted; None: any
-) -> Tensor:            # (n, w), float32, on the CPU
+    name: str,  # of the argument
+    given,  # table of numbers, (n, w)
+    width: int | None = None,  # wanted; None: any
+) -> Tensor:  # (n, w), float32, on the CPU
     "A matrix of finite numbers whose products single precision can hold."
     x = as_table(name, given, width).cpu().contiguous()
-    if not x.shape[1]: raise DataError(f'{name}: got shape {tuple(x.shape)}, wanted at least one number a row')
+    if not x.shape[1]:
+        raise DataError(f'{name}: got shape {tuple(x.shape)}, wanted at least one number a row')
     if len(x) and (longest := float(x.double().norm(dim=1).max())) > longest_vector:
-        raise DataError(f'{name}: a vector has length {longest:.3g}, wanted at most {longest_vector:g}: products would overflow fp32')
+        raise DataError(
+            f'{name}: a vector has length {longest:.3g}, wanted at most {longest_vector:g}: products would overflow fp32'
+        )
     return x
 
 # %% ../nbs/16_flat_index.ipynb #084dd28e
 class FlatIndex:
     "The k best items by inner product, exactly."
+
     def __init__(
         self,
-        vectors,            # (N, w), array or tensor; kept in fp32
-        ids=None,           # whole numbers from 0, one an item, each once; None: 0, 1, ...
-        impl:str='auto',    # as in `Stage1`
+        vectors,  # (N, w), array or tensor; kept in fp32
+        ids=None,  # whole numbers from 0, one an item, each once; None: 0, 1, ...
+        impl: str = 'auto',  # as in `Stage1`
     ):
         vectors = as_vectors('vectors', vectors)
         wanted = torch.arange(len(vectors)) if ids is None else new_ids(ids, len(vectors))
-        self.ids, order = wanted.sort()     # then of two rows the first has the lower id
+        self.ids, order = wanted.sort()  # then of two rows the first has the lower id
         self.vectors = vectors if ids is None else vectors[order]
-        rows = quantize(torch.nn.functional.pad(self.vectors, (0, -self.width % 4)))     # the loop reads four bytes at a time
+        rows = quantize(
+            torch.nn.functional.pad(self.vectors, (0, -self.width % 4))
+        )  # the loop reads four bytes at a time
         self.most_lost, self.longest = extremes(self.vectors, rows)
         self.stage = Stage1(rows, impl=impl)
 
-    def __len__(self): return len(self.vectors)
+    def __len__(self):
+        return len(self.vectors)
 
     @property
-    def width(self): return self.vectors.shape[1]  # w
+    def width(self):
+        return self.vectors.shape[1]  # w
 
     def search(
         self,
-        queries,        # (B, w), array or tensor
-        k:int,          # results, >= 1
-    ) -> tuple:         # scores, (B, k), float32, best first, and ids, (B, k), int64; -inf and -1 where there are fewer
+        queries,  # (B, w), array or tensor
+        k: int,  # results, >= 1
+    ) -> tuple:  # scores, (B, k), float32, best first, and ids, (B, k), int64; -inf and -1 where there are fewer
         "The largest inner products: no item that is left out has a larger one. Ties go to the lowest ids."
         q, k = as_vectors('queries', queries, self.width), as_count('k', k)
         scores, ids = torch.full((len(q), k), -torch.inf, dtype=torch.float32), torch.full((len(q), k), -1)
-        left, k_prime = torch.arange(len(q)), 2*k + 64
+        left, k_prime = torch.arange(len(q)), 2 * k + 64
         while len(left) and len(self):
             true, rows, sure = self.look(q[left], k, min(k_prime, len(self)))
-            scores[left[sure], :true.shape[1]], ids[left[sure], :true.shape[1]] = true[sure].float(), self.ids[rows[sure]]
-            left, k_prime = left[~sure], 2*k_prime
+            scores[left[sure], : true.shape[1]], ids[left[sure], : true.shape[1]] = (
+                true[sure].float(),
+                self.ids[rows[sure]],
+            )
+            left, k_prime = left[~sure], 2 * k_prime
         return scores, ids
 
     def look(self, q, k, k_prime):
@@ -150,17 +184,20 @@ class FlatIndex:
         true, rows = best.values[:, :k], rows.gather(1, best.indices[:, :k]).long()
         return true, rows, (true[:, -1] > worst + slack) | (k_prime == len(self))
 
-    def save(self, path) -> None:   # file to write
+    def save(self, path) -> None:  # file to write
         "One file, whole or not at all."
         tensors = dict(vectors=self.vectors, ids=self.ids)
         write_tensors(path, tensors, dict(index='FlatIndex', sha256=content_sha256(tensors)))
 
     @classmethod
-    def load(cls, path, impl:str='auto'):   # file that `save` wrote; as in `Stage1`
+    def load(cls, path, impl: str = 'auto'):  # file that `save` wrote; as in `Stage1`
         "An index from its file."
         about, tensors, _ = read_tensors(path, 'ram')
         if about.get('index') != 'FlatIndex' or tensors.keys() != {'vectors', 'ids'}:
             raise DataError(f'{path}: holds {about.get("index")}, wanted a FlatIndex')
-        if content_sha256(tensors) != about.get('sha256'): raise DataError(f'{path}: altered, its contents do not match their checksum')
-        try: return cls(tensors['vectors'], tensors['ids'], impl)
-        except DataError as e: raise DataError(f'{path}: {e}') from None
+        if content_sha256(tensors) != about.get('sha256'):
+            raise DataError(f'{path}: altered, its contents do not match their checksum')
+        try:
+            return cls(tensors['vectors'], tensors['ids'], impl)
+        except DataError as e:
+            raise DataError(f'{path}: {e}') from None

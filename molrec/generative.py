@@ -20,27 +20,47 @@ from .core import Config, config_hash, load_config
 from .pages import Markup, markdown_text, template
 from .protocol import every, html_of
 from .records import Run, read_folder
-from .report import (against, anchor_metrics, asked_marks, asked_notes, asked_of, blocks, chosen, dataset_names, interval, listed,
-                           markdown_table, own_table, printed, read_both_ways, rule_cells, sig, validation, verdict_rule,
-                           write)
+from molrec.report import (
+    against,
+    anchor_metrics,
+    asked_marks,
+    asked_notes,
+    asked_of,
+    blocks,
+    chosen,
+    dataset_names,
+    interval,
+    listed,
+    markdown_table,
+    own_table,
+    printed,
+    read_both_ways,
+    rule_cells,
+    sig,
+    validation,
+    verdict_rule,
+    write,
+)
 
 # %% ../nbs/34e_generative.ipynb #4fd7233b
 ours = [(encoder, similarity) for encoder in ('sasrec', 'hstu') for similarity in ('dot', 'mol')]
-wider = dict(sasrec=dict(dim=128, ffn=128), hstu=dict(dim=128, head_dim=64))    # two heads of hstu: 2*64
+wider = dict(sasrec=dict(dim=128, ffn=128), hstu=dict(dim=128, head_dim=64))  # two heads of hstu: 2*64
+
 
 def budget(
-    encoder:str,        # sasrec or hstu
-    similarity:str,     # dot or mol
-) -> list[dict]:        # what is changed of the row; {}: nothing
+    encoder: str,  # sasrec or hstu
+    similarity: str,  # dot or mol
+) -> list[dict]:  # what is changed of the row; {}: nothing
     "The settings that are tried of one row."
-    cheap = [dict(dropout=.2, n_blocks=1), dict(loss='full-softmax')]
-    return [{}, dict(dropout=.3), wider[encoder], *cheap*(similarity == 'dot')]
+    cheap = [dict(dropout=0.2, n_blocks=1), dict(loss='full-softmax')]
+    return [{}, dict(dropout=0.3), wider[encoder], *cheap * (similarity == 'dot')]
+
 
 def command(
-    dataset:str,        # name in the catalogue
-    encoder:str,
-    similarity:str,
-    change:dict={},     # of the row's settings
+    dataset: str,  # name in the catalogue
+    encoder: str,
+    similarity: str,
+    change: dict = {},  # of the row's settings
 ) -> str:
     "What to type."
     words = ' '.join(f'-p {k}={v}' for k, v in change.items())
@@ -48,41 +68,48 @@ def command(
 
 # %% ../nbs/34e_generative.ipynb #a13e968e
 def same_but_seed(
-    config:dict,    # of a run, or of a row
-) -> str:           # equal for runs that differ in their seed alone
+    config: dict,  # of a run, or of a row
+) -> str:  # equal for runs that differ in their seed alone
     "Which setting this is."
     known = {f.name for f in dataclasses.fields(Config)}
     return config_hash(Config(**{k: v for k, v in config.items() if k in known} | dict(seed=0)))
 
+
 def of_set(
-    runs:list[Run],     # any, trials among them
-    dataset:str,        # name in the catalogue
-) -> list[Run]:         # of one split
+    runs: list[Run],  # any, trials among them
+    dataset: str,  # name in the catalogue
+) -> list[Run]:  # of one split
     "Runs that asked everybody of a set, on the split that most of them share."
-    def whole(c): return c['protocol'] == 'leave-last-one-out' and not (c.get('holdout_users') or c.get('sample_users'))
+
+    def whole(c):
+        return c['protocol'] == 'leave-last-one-out' and not (c.get('holdout_users') or c.get('sample_users'))
+
     found = [r for r in runs if r.config['dataset'] == dataset and whole(r.config)]
     return max(blocks(found), key=len, default=[])
 
+
 def tried(
-    runs:list[Run],     # of one split
-) -> list[Run]:         # a row per setting, its seeds inside
+    runs: list[Run],  # of one split
+) -> list[Run]:  # a row per setting, its seeds inside
     "Runs by setting."
     groups, by_seed = {}, sorted(every(runs), key=lambda r: r.record['seed'])
-    for r in by_seed: groups.setdefault(same_but_seed(r.config), []).append(r)
+    for r in by_seed:
+        groups.setdefault(same_but_seed(r.config), []).append(r)
     return [replace(first, repeats=tuple(more)) for first, *more in groups.values()]
 
+
 def in_cell(
-    rows:list[Run],     # as `tried` gives them
-    encoder:str,
-    similarity:str,
+    rows: list[Run],  # as `tried` gives them
+    encoder: str,
+    similarity: str,
 ) -> list[Run]:
     "Settings of one encoder and similarity."
     return [r for r in rows if (r.config['encoder'], r.config['similarity']) == (encoder, similarity)]
 
 # %% ../nbs/34e_generative.ipynb #4782eb11
 def contenders(
-    rows:list[Run],     # as `tried` gives them
-) -> dict:              # name: Run; empty without a known validation
+    rows: list[Run],  # as `tried` gives them
+) -> dict:  # name: Run; empty without a known validation
     "The rows that are set beside the printed figures."
     best, blind = chosen(rows), chosen([r for r in rows if asked_of(r.config) != 'target'])
     found = {'chosen by validation': best, "chosen of those not told the target's time": blind}
@@ -90,109 +117,140 @@ def contenders(
 
 # %% ../nbs/34e_generative.ipynb #1f71dfe6
 def printed_lines(
-    rows:list[Run],     # as `tried` gives them
-    dataset:str,        # name in the catalogue
-) -> pd.DataFrame:      # model, source, metric, contender, published, ours, low, high, verdict
+    rows: list[Run],  # as `tried` gives them
+    dataset: str,  # name in the catalogue
+) -> pd.DataFrame:  # model, source, metric, contender, published, ours, low, high, verdict
     "Printed figures beside the rows that stand for us."
     read = {name: read_both_ways(run) for name, run in contenders(rows).items()}
-    lines = [dict(model=a['model'], source=a['source'], metric=m, contender=name) | against(both, a, m)
-             for a in printed(dataset).to_dict('records') for name, both in read.items() for m in anchor_metrics]
+    lines = [
+        dict(model=a['model'], source=a['source'], metric=m, contender=name) | against(both, a, m)
+        for a in printed(dataset).to_dict('records')
+        for name, both in read.items()
+        for m in anchor_metrics
+    ]
     return pd.DataFrame(lines, columns='model source metric contender published ours low high verdict'.split())
 
+
 def printed_text(
-    rows:list[Run],     # as `tried` gives them
-    dataset:str,
-) -> pd.DataFrame:      # of text
+    rows: list[Run],  # as `tried` gives them
+    dataset: str,
+) -> pd.DataFrame:  # of text
     "Printed figures with the verdicts on ours."
     table, lines = printed(dataset), printed_lines(rows, dataset)
     verdicts = {(r.model, r.source, r.contender, r.metric): r.verdict for r in lines.itertuples()}
-    text = {'printed by others': table.model, 'source': table.source, **rule_cells(table.source),
-            'R@10': table['hr@10'].map(sig), 'N@10': table['ndcg@10'].map(sig)}
-    def said(r, name): return ' / '.join(verdicts[r.model, r.source, name, m] for m in anchor_metrics)
-    for name in contenders(rows): text[f'verdict on ours, {name}'] = [said(r, name) for r in table.itertuples()]
+    text = {
+        'printed by others': table.model,
+        'source': table.source,
+        **rule_cells(table.source),
+        'R@10': table['hr@10'].map(sig),
+        'N@10': table['ndcg@10'].map(sig),
+    }
+
+    def said(r, name):
+        return ' / '.join(verdicts[r.model, r.source, name, m] for m in anchor_metrics)
+
+    for name in contenders(rows):
+        text[f'verdict on ours, {name}'] = [said(r, name) for r in table.itertuples()]
     return pd.DataFrame(text)
 
 # %% ../nbs/34e_generative.ipynb #093090d9
-def with_interval(run:Run, metric:str) -> str:
+def with_interval(run: Run, metric: str) -> str:
     "A metric of a row, to read."
     mean, low, high = interval(run, metric)
     return f'{sig(mean)} [{sig(low)}, {sig(high)}]'
 
+
 def our_line(
-    rows:list[Run],     # as `tried` gives them
-    dataset:str,
-    encoder:str,
-    similarity:str,
-) -> dict:              # of text
+    rows: list[Run],  # as `tried` gives them
+    dataset: str,
+    encoder: str,
+    similarity: str,
+) -> dict:  # of text
     "What we have of one encoder and similarity."
     cell, headers = in_cell(rows, encoder, similarity), ('ours', 'settings tried', 'validation, HR@10', 'R@10', 'N@10')
     top = chosen(cell)
-    if top is None: said = f'{encoder}, {similarity}', '0', '–', 'not run yet', command(dataset, encoder, similarity)
+    if top is None:
+        said = f'{encoder}, {similarity}', '0', '–', 'not run yet', command(dataset, encoder, similarity)
     else:
         label = f'{top.label} {asked_marks.get(asked_of(top.config), "")}'.strip()
         said = label, str(len(cell)), sig(validation(top)), *(with_interval(top, m) for m in anchor_metrics)
     return dict(zip(headers, said))
 
-def our_text(rows:list[Run], dataset:str) -> pd.DataFrame:  # as `tried` gives them; of text
+
+def our_text(rows: list[Run], dataset: str) -> pd.DataFrame:  # as `tried` gives them; of text
     "A line for each encoder and similarity."
     return pd.DataFrame([our_line(rows, dataset, *cell) for cell in ours])
 
 # %% ../nbs/34e_generative.ipynb #caf6d529
 def standing_words(
-    rows:list[Run],     # as `tried` gives them
-    dataset:str,
-) -> str:               # plain text
+    rows: list[Run],  # as `tried` gives them
+    dataset: str,
+) -> str:  # plain text
     "Where the rows that stand for us are among the printed figures."
     lines, said = printed_lines(rows, dataset), []
     for name, run in contenders(rows).items():
         counts = lines[(lines.contender == name) & (lines.metric == 'hr@10')].verdict.value_counts()
         seeds = f'{len(run.each)} seeds' if run.repeats else 'one seed'
         parts = listed([f'{n} {v}' for v, n in counts.items()]).replace(';', ',')
-        said.append(f'{run.label}, {name} ({sig(validation(run))} of {len(rows)} settings, {seeds}): '
-                    f"recall at 10 {with_interval(run, 'hr@10')}. Of {counts.sum()} printed figures: {parts}.")
+        said.append(
+            f'{run.label}, {name} ({sig(validation(run))} of {len(rows)} settings, {seeds}): '
+            f'recall at 10 {with_interval(run, "hr@10")}. Of {counts.sum()} printed figures: {parts}.'
+        )
     return ' '.join(said) or 'No row of this set is recorded yet.'
 
 # %% ../nbs/34e_generative.ipynb #2f667ccd
 def budget_text(
-    rows:list[Run],         # as `tried` gives them
-    configs:Path,           # folder of the rows' files
-    dataset:str,
-) -> pd.DataFrame:          # of text
+    rows: list[Run],  # as `tried` gives them
+    configs: Path,  # folder of the rows' files
+    dataset: str,
+) -> pd.DataFrame:  # of text
     "Every setting of the budget: its validation, or the command."
     by_setting, lines = {same_but_seed(r.config): r for r in rows}, []
     for encoder, similarity in ours:
         for change in budget(encoder, similarity):
-            file = configs/dataset/f'{encoder}-{similarity}.yaml'
+            file = configs / dataset / f'{encoder}-{similarity}.yaml'
             wanted = dataclasses.asdict(load_config(file, overrides=change))
             run = by_setting.get(same_but_seed(wanted))
             changed = ', '.join(f'{k}: {v}' for k, v in change.items()) or 'nothing'
             said = sig(validation(run)) if run else 'not run yet'
-            lines.append({'row': f'{encoder}, {similarity}', 'changed': changed, 'validation, HR@10': said,
-                          'command': command(dataset, encoder, similarity, change)})
+            lines.append(
+                {
+                    'row': f'{encoder}, {similarity}',
+                    'changed': changed,
+                    'validation, HR@10': said,
+                    'command': command(dataset, encoder, similarity, change),
+                }
+            )
     return pd.DataFrame(lines)
 
 # %% ../nbs/34e_generative.ipynb #48bc3a66
 set_fold = template('<details><summary>Every setting that was tried, and those that are to be</summary>')
 
+
 def set_markdown(
-    rows:list[Run],         # as `tried` gives them
-    dataset:str,
-    configs:Path|None,      # folder of the rows' files; None: no budget is shown
+    rows: list[Run],  # as `tried` gives them
+    dataset: str,
+    configs: Path | None,  # folder of the rows' files; None: no budget is shown
 ) -> str:
     "One set: words, printed figures, ours, and the budget."
     budgeted = []
-    if configs is not None: budgeted = [set_fold(), markdown_table(budget_text(rows, configs, dataset)), '</details>']
+    if configs is not None:
+        budgeted = [set_fold(), markdown_table(budget_text(rows, configs, dataset)), '</details>']
     tables = [markdown_table(text(rows, dataset)) for text in (our_text, printed_text)]
     words = markdown_text(standing_words(rows, dataset))
     return '\n\n'.join([f'**{dataset_names[dataset]}**', words, *tables, *budgeted])
 
-how_read = ('Recall and NDCG at 10; the whole catalogue is ranked, one item is asked of everybody. '
-            'Ours are chosen by validation alone, of the settings that were tried. '
-            f'{verdict_rule} Before the stroke on recall, after it on NDCG. {asked_notes["target"]}')
+
+how_read = (
+    'Recall and NDCG at 10; the whole catalogue is ranked, one item is asked of everybody. '
+    'Ours are chosen by validation alone, of the settings that were tried. '
+    f'{verdict_rule} Before the stroke on recall, after it on NDCG. {asked_notes["target"]}'
+)
+
 
 def generative_markdown(
-    runs:list[Run],         # all that is recorded
-    configs:Path|None=None, # folder of the rows' files; None: no budget is shown
+    runs: list[Run],  # all that is recorded
+    configs: Path | None = None,  # folder of the rows' files; None: no budget is shown
 ) -> str:
     "The three sets."
     parts = [set_markdown(tried(of_set(runs, dataset)), dataset, configs) for dataset in own_table]
@@ -202,21 +260,23 @@ def generative_markdown(
 # %% ../nbs/34e_generative.ipynb #1c2d06e1
 generative_section = template('<h2>Beauty, Sports, Toys</h2>{{ text }}')
 
+
 def build_generative(
-    runs_dir:str|Path,      # folder of run folders
-    out_dir:str|Path,       # gets tables/
-    scale:str='quick',      # whose runs
-    configs:Path|None=None, # folder of the rows' files; None: no budget is shown
-) -> dict:                  # name: Path of each file written
+    runs_dir: str | Path,  # folder of run folders
+    out_dir: str | Path,  # gets tables/
+    scale: str = 'quick',  # whose runs
+    configs: Path | None = None,  # folder of the rows' files; None: no budget is shown
+) -> dict:  # name: Path of each file written
     "The text and the numbers of this page."
-    runs, out = [r for r in read_folder(runs_dir)[0] if r.config['scale'] == scale], Path(out_dir)/'tables'
+    runs, out = [r for r in read_folder(runs_dir)[0] if r.config['scale'] == scale], Path(out_dir) / 'tables'
     lines = pd.concat([printed_lines(tried(of_set(runs, d)), d).assign(dataset=d) for d in own_table])
     numbers = lines.to_csv(index=False, float_format='%.6g', lineterminator='\n')
     text = generative_markdown(runs, configs)
-    return dict(markdown=write(out/'generative.md', text), csv=write(out/'generative.csv', numbers))
+    return dict(markdown=write(out / 'generative.md', text), csv=write(out / 'generative.csv', numbers))
+
 
 def generative_html(
-    files:dict,     # as `build_generative` gives it
-) -> Markup:        # a section of the report's page
+    files: dict,  # as `build_generative` gives it
+) -> Markup:  # a section of the report's page
     "The text with its tables."
     return generative_section(text=html_of(files['markdown'].read_text(encoding='utf-8')))

@@ -16,54 +16,56 @@ from .encoders import Dropout, fp32_matmul, positions
 
 # %% ../nbs/03b_gru4rec.ipynb #062f409e
 def by_step(
-    offsets:Tensor,     # (S+1,), int64
-) -> tuple:             # row of each place in the new order, (T,); sequences alive at each step, (longest,), on the CPU
+    offsets: Tensor,  # (S+1,), int64
+) -> tuple:  # row of each place in the new order, (T,); sequences alive at each step, (longest,), on the CPU
     "Time-major order of packed rows, longest sequence first."
     lengths, step = offsets.diff(), positions(offsets)
     place = torch.empty_like(lengths)
     place[lengths.argsort(descending=True, stable=True)] = torch.arange(len(lengths), device=lengths.device)
-    order = (step*len(lengths) + place.repeat_interleave(lengths)).argsort()
+    order = (step * len(lengths) + place.repeat_interleave(lengths)).argsort()
     return order, torch.bincount(step).cpu()
 
 # %% ../nbs/03b_gru4rec.ipynb #6a8ae09d
 def gru_forward(
-    x:Tensor,       # what the input says to r, z and n, time-major, (T, 3H)
-    weight:Tensor,  # U, (3H, H)
-    bias:Tensor,    # c, (3H,)
-    alive:list,     # sequences at each step, falling
-) -> tuple:         # memory after each step, (T, H); what memory said, (T, 3H); r, z and n, (T, 3H)
+    x: Tensor,  # what the input says to r, z and n, time-major, (T, 3H)
+    weight: Tensor,  # U, (3H, H)
+    bias: Tensor,  # c, (3H,)
+    alive: list,  # sequences at each step, falling
+) -> tuple:  # memory after each step, (T, H); what memory said, (T, 3H); r, z and n, (T, 3H)
     "All steps of a GRU layer."
     H = weight.shape[1]
     heard, gates, out, h = torch.empty_like(x), torch.empty_like(x), x.new_empty(len(x), H), x.new_zeros(alive[0], H)
-    for said, g, rz, n, now in zip(*(t.split(alive) for t in (x, heard, gates[:, :2*H], gates[:, 2*H:], out))):
-        torch.addmm(bias, h[:len(now)], weight.T, out=g)
-        torch.add(said[:, :2*H], g[:, :2*H], out=rz).sigmoid_()
-        torch.addcmul(said[:, 2*H:], rz[:, :H], g[:, 2*H:], out=n).tanh_()
-        h = torch.lerp(n, h[:len(now)], rz[:, H:], out=now)
+    for said, g, rz, n, now in zip(*(t.split(alive) for t in (x, heard, gates[:, : 2 * H], gates[:, 2 * H :], out))):
+        torch.addmm(bias, h[: len(now)], weight.T, out=g)
+        torch.add(said[:, : 2 * H], g[:, : 2 * H], out=rz).sigmoid_()
+        torch.addcmul(said[:, 2 * H :], rz[:, :H], g[:, 2 * H :], out=n).tanh_()
+        h = torch.lerp(n, h[: len(now)], rz[:, H:], out=now)
     return out, heard, gates
 
 # %% ../nbs/03b_gru4rec.ipynb #e10edfb0
 def slopes_of(
-    heard:Tensor,   # as `gru_forward` gives it, (T, 3H)
-    gates:Tensor,   # as `gru_forward` gives it, (T, 3H)
-    before:Tensor,  # memory before each step, (T, H)
-) -> tuple:         # derivative of h by U h' + c, (T, 3, H); by W_n x, (T, H)
+    heard: Tensor,  # as `gru_forward` gives it, (T, 3H)
+    gates: Tensor,  # as `gru_forward` gives it, (T, 3H)
+    before: Tensor,  # memory before each step, (T, H)
+) -> tuple:  # derivative of h by U h' + c, (T, 3, H); by W_n x, (T, H)
     "Derivatives that each step has by itself."
     H = before.shape[1]
     r, z, n = gates.chunk(3, 1)
-    to_n = (1 - z)*(1 - n*n)
+    to_n = (1 - z) * (1 - n * n)
     slopes = torch.empty_like(heard).unflatten(1, (3, H))
     torch.mul(to_n, r, out=slopes[:, 2])
-    torch.mul(slopes[:, 2]*heard[:, 2*H:], 1 - r, out=slopes[:, 0])
+    torch.mul(slopes[:, 2] * heard[:, 2 * H :], 1 - r, out=slopes[:, 0])
     torch.mul((before - n).mul_(z), 1 - z, out=slopes[:, 1])
     return slopes, to_n
 
 # %% ../nbs/03b_gru4rec.ipynb #3c9eea1f
 class GRULayer(torch.autograd.Function):
     "A layer of a GRU over time-major rows, the longest sequences first."
+
     @staticmethod
     def forward(ctx, x, weight, bias, alive):
-        with fp32_matmul(): out, heard, gates = gru_forward(x, weight, bias, alive)
+        with fp32_matmul():
+            out, heard, gates = gru_forward(x, weight, bias, alive)
         ctx.save_for_backward(weight, heard, gates, out)
         ctx.alive = alive
         return out
@@ -75,23 +77,26 @@ class GRULayer(torch.autograd.Function):
         slopes, to_n = slopes_of(heard, gates, before)
         d_out, d_heard, d_h = torch.empty_like(out), torch.empty_like(slopes), grad.new_zeros(0, H)
         with fp32_matmul():
-            for g, d, slope, z, d_g in zip(*(reversed(t.split(alive)) for t in (grad, d_out, slopes, gates[:, H:2*H], d_heard))):
-                d.copy_(g)[:len(d_h)] += d_h  # those that live longer hear from the step after
+            for g, d, slope, z, d_g in zip(
+                *(reversed(t.split(alive)) for t in (grad, d_out, slopes, gates[:, H : 2 * H], d_heard))
+            ):
+                d.copy_(g)[: len(d_h)] += d_h  # those that live longer hear from the step after
                 torch.mul(d[:, None], slope, out=d_g)
-                d_h = torch.addmm(d*z, d_g.flatten(1), weight)
+                d_h = torch.addmm(d * z, d_g.flatten(1), weight)
             d_heard = d_heard.flatten(1)
             d_weight, d_bias = d_heard.T @ before, d_heard.sum(0)
-        torch.mul(d_out, to_n, out=d_heard[:, 2*H:])  # what the input said has other slopes in n alone
+        torch.mul(d_out, to_n, out=d_heard[:, 2 * H :])  # what the input said has other slopes in n alone
         return d_heard, d_weight, d_bias, None
 
 # %% ../nbs/03b_gru4rec.ipynb #da8b9a4b
 def gru(
-    network:nn.GRU,     # whose weights
-    x:Tensor,           # time-major, (T, D)
-    alive:Tensor,       # sequences at each step, (longest,), int64, on the CPU
-) -> Tensor:            # (T, H)
+    network: nn.GRU,  # whose weights
+    x: Tensor,  # time-major, (T, D)
+    alive: Tensor,  # sequences at each step, (longest,), int64, on the CPU
+) -> Tensor:  # (T, H)
     "What `network` computes."
-    if x.is_cuda: return network(PackedSequence(x, alive))[0].data
+    if x.is_cuda:
+        return network(PackedSequence(x, alive))[0].data
     steps = alive.tolist()
     for l in range(network.num_layers):
         W, U, b, c = (getattr(network, f'{name}_l{l}') for name in ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh'))
@@ -101,27 +106,31 @@ def gru(
 # %% ../nbs/03b_gru4rec.ipynb #f5890297
 class GRU4Rec(nn.Module):
     "Gated recurrent encoder (Hidasi et al. 2016)."
+
     trainable = True
+
     def __init__(
         self,
-        n_items:int,        # N
-        dim:int=50,         # D
-        n_blocks:int=1,     # layers
-        hidden:int=128,     # width of the network's memory
-        dropout:float=.2,   # rate on the input
+        n_items: int,  # N
+        dim: int = 50,  # D
+        n_blocks: int = 1,  # layers
+        hidden: int = 128,  # width of the network's memory
+        dropout: float = 0.2,  # rate on the input
     ):
         super().__init__()
         self.dim, self.dropout = dim, Dropout(dropout)
         self.item_table = nn.Embedding(n_items, dim)
-        nn.init.normal_(self.item_table.weight, std=.02)
+        nn.init.normal_(self.item_table.weight, std=0.02)
         self.network, self.out = nn.GRU(dim, hidden, n_blocks), nn.Linear(hidden, dim)
 
     @property
-    def items(self): return self.item_table.weight
+    def items(self):
+        return self.item_table.weight
 
-    def forward(self, batch:PackedBatch) -> Tensor:  # query embeddings, (T, D)
-        if len(batch.items) == 0: return self.items[:0]
+    def forward(self, batch: PackedBatch) -> Tensor:  # query embeddings, (T, D)
+        if len(batch.items) == 0:
+            return self.items[:0]
         order, alive = by_step(batch.offsets)
-        x = self.dropout(self.item_table(batch.items[order])*self.dim**.5)
+        x = self.dropout(self.item_table(batch.items[order]) * self.dim**0.5)
         queries = self.out(gru(self.network, x, alive))
         return torch.empty_like(queries).index_copy(0, order, queries)

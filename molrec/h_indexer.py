@@ -25,93 +25,109 @@ from .native import arguments, build, in_parts, large_pages, problems
 from .quantize import Rows, is_finite, quantize
 
 # %% ../nbs/11_h_indexer.ipynb #d2b2c952
-margin, room = 3., 4.  # standard deviations: above the rank wanted, and above that for the buffer
+margin, room = 3.0, 4.0  # standard deviations: above the rank wanted, and above that for the buffer
+
 
 def sample_rank(
-    k_prime:int,    # rows wanted
-    rate:float,     # lambda, share of rows in the sample
-) -> int:           # from 1
+    k_prime: int,  # rows wanted
+    rate: float,  # lambda, share of rows in the sample
+) -> int:  # from 1
     "Rank within the sample whose score is the threshold."
-    r = rate*k_prime
-    return max(1, math.ceil(r + margin*math.sqrt(r)))
+    r = rate * k_prime
+    return max(1, math.ceil(r + margin * math.sqrt(r)))
+
 
 def buffer_size(
-    rank:int,       # as `sample_rank` gives it
-    rate:float,     # lambda
-) -> int:           # rows per query
+    rank: int,  # as `sample_rank` gives it
+    rate: float,  # lambda
+) -> int:  # rows per query
     "Room for what a sampled threshold keeps, nearly always."
-    return math.ceil((rank + room*math.sqrt(rank))/rate) + 16
+    return math.ceil((rank + room * math.sqrt(rank)) / rate) + 16
 
 # %% ../nbs/11_h_indexer.ipynb #2fd56694
-def signed(x): return x - (1 << 64) if x >= 1 << 63 else x
+def signed(x):
+    return x - (1 << 64) if x >= 1 << 63 else x
+
 
 def hashed(
-    ids:Tensor,     # (N,), int64
-    seed:int=0,
-) -> Tensor:        # (N,), int64, from 0 to 2^63 - 1, as good as random
+    ids: Tensor,  # (N,), int64
+    seed: int = 0,
+) -> Tensor:  # (N,), int64, from 0 to 2^63 - 1, as good as random
     "A fixed random number per id."
-    x = ids + signed((seed + 1)*0x9E3779B97F4A7C15 % 2**64)
+    x = ids + signed((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ ((x >> shift) & (1 << 64 - shift) - 1))*signed(factor)
+        x = (x ^ ((x >> shift) & (1 << 64 - shift) - 1)) * signed(factor)
     return (x ^ ((x >> 31) & (1 << 33) - 1)) & 0x7FFFFFFFFFFFFFFF
 
 # %% ../nbs/11_h_indexer.ipynb #f988389f
-most_sampled = .1  # of all rows
+most_sampled = 0.1  # of all rows
+
 
 def sample(
-    ids:Tensor,             # of the rows, (N,), int64
-    seed:int=0,
-) -> Tensor:                # positions of rows, int64, by hash: every beginning of it is a sample too
+    ids: Tensor,  # of the rows, (N,), int64
+    seed: int = 0,
+) -> Tensor:  # positions of rows, int64, by hash: every beginning of it is a sample too
     "Rows to estimate thresholds on."
-    n = min(len(ids), max(4096, math.ceil(most_sampled*len(ids))))
+    n = min(len(ids), max(4096, math.ceil(most_sampled * len(ids))))
     keys = hashed(ids, seed)
-    limit = int(2**63*min(1., 1.3*n/max(1, len(ids)))) - 1
+    limit = int(2**63 * min(1.0, 1.3 * n / max(1, len(ids)))) - 1
     small = (keys <= limit).nonzero().squeeze(1) if n < len(ids) else torch.arange(len(ids), device=ids.device)
     return small[keys[small].sort().indices[:n]]
 
 # %% ../nbs/11_h_indexer.ipynb #0159efab
 def block_scores(
-    queries:Rows,   # (B, w), of the same storage as the rows
-    rows:Rows,      # (n, w)
-) -> Tensor:        # (B, n), float32; int8 and fp8: in units of the query's scale
+    queries: Rows,  # (B, w), of the same storage as the rows
+    rows: Rows,  # (n, w)
+) -> Tensor:  # (B, n), float32; int8 and fp8: in units of the query's scale
     "Dot products of a block of rows."
-    if rows.storage == 'int8' and rows.values.device.type == 'cpu': products = torch._int_mm(queries.values, rows.values.T).float()
-    else: products = queries.values.float() @ rows.values.float().T
-    return products if rows.scales is None else products*rows.scales
+    if rows.storage == 'int8' and rows.values.device.type == 'cpu':
+        products = torch._int_mm(queries.values, rows.values.T).float()
+    else:
+        products = queries.values.float() @ rows.values.float().T
+    return products if rows.scales is None else products * rows.scales
 
 # %% ../nbs/11_h_indexer.ipynb #0f198c1e
 def thresholds(
-    scores:Tensor,  # of the sample, (B, n), float32
-    rank:int,       # from 1; beyond n: nothing is refused
-    impl:str='auto',# 'triton', 'torch', or 'auto': the kernel of page 24 on a GPU
-) -> Tensor:        # (B,), float32
+    scores: Tensor,  # of the sample, (B, n), float32
+    rank: int,  # from 1; beyond n: nothing is refused
+    impl: str = 'auto',  # 'triton', 'torch', or 'auto': the kernel of page 24 on a GPU
+) -> Tensor:  # (B,), float32
     "Score of each query's `rank`-th best in the sample."
-    if rank > scores.shape[1]: return scores.new_full((len(scores),), -torch.inf)
-    if use_triton(impl, scores): return threshold_by_kernel(scores, rank)
-    if scores.device.type != 'cpu': return scores.topk(rank, 1, sorted=False).values.amin(1)
+    if rank > scores.shape[1]:
+        return scores.new_full((len(scores),), -torch.inf)
+    if use_triton(impl, scores):
+        return threshold_by_kernel(scores, rank)
+    if scores.device.type != 'cpu':
+        return scores.topk(rank, 1, sorted=False).values.amin(1)
     at, out = scores.shape[1] - rank, torch.empty(len(scores))
+
     def part(i, parts):
-        mine = slice(len(scores)*i//parts, len(scores)*(i + 1)//parts)
+        mine = slice(len(scores) * i // parts, len(scores) * (i + 1) // parts)
         out[mine] = torch.from_numpy(np.partition(scores[mine].numpy(), at, axis=1)[:, at])
+
     in_parts(part)
     return out
 
+
 def threshold_by_kernel(scores, rank):
     from molrec.kernels.scan import sample_threshold  # late: it needs Triton
+
     return sample_threshold(scores, rank, impl='triton')
 
 # %% ../nbs/11_h_indexer.ipynb #4418e84b
 @dataclass
 class Candidates:
     "The survivors of stage 1."
-    rows:Tensor     # (B, capacity), int32, ascending, -1 after `count`
-    count:Tensor    # (B,), int64
-    again:int=0     # queries whose first threshold was off, and which were done again
+
+    rows: Tensor  # (B, capacity), int32, ascending, -1 after `count`
+    count: Tensor  # (B,), int64
+    again: int = 0  # queries whose first threshold was off, and which were done again
+
 
 def padded(
-    query:Tensor,   # of each survivor, (n,), int64, ascending
-    row:Tensor,     # of each survivor, (n,), ascending within a query
-    B:int,          # queries
+    query: Tensor,  # of each survivor, (n,), int64, ascending
+    row: Tensor,  # of each survivor, (n,), ascending within a query
+    B: int,  # queries
 ) -> Candidates:
     "Lists of survivors, side by side."
     count = torch.bincount(query, minlength=B)
@@ -120,31 +136,36 @@ def padded(
     out[query, within] = row.int()
     return Candidates(out, count)
 
+
 def passing(
-    queries:Rows,       # (B, w)
-    rows:Rows,          # (N, w)
-    t:Tensor,           # thresholds, (B,)
-    allow:Tensor|None,  # (N,), bool
-    cells:int=2**20,    # scores that exist at once
-) -> tuple:             # query, row, score of each survivor, (n,), by query, then by row
+    queries: Rows,  # (B, w)
+    rows: Rows,  # (N, w)
+    t: Tensor,  # thresholds, (B,)
+    allow: Tensor | None,  # (N,), bool
+    cells: int = 2**20,  # scores that exist at once
+) -> tuple:  # query, row, score of each survivor, (n,), by query, then by row
     "Every row at or above each query's threshold."
-    step, found = max(1, cells//max(1, len(queries))), [(t.new_empty(0, dtype=torch.int64),)*2 + (t.new_empty(0),)]
+    step, found = max(1, cells // max(1, len(queries))), [(t.new_empty(0, dtype=torch.int64),) * 2 + (t.new_empty(0),)]
     for lo in range(0, len(rows), step):
         scores = block_scores(queries, rows.select(slice(lo, lo + step)))
         keep = scores >= t[:, None]
-        if allow is not None: keep &= allow[lo:lo + step]
+        if allow is not None:
+            keep &= allow[lo : lo + step]
         query, row = keep.nonzero(as_tuple=True)
         found.append((query, row + lo, scores[keep]))
     query, row, score = (torch.cat(f) for f in zip(*found))
     order = query.sort(stable=True).indices
     return query[order], row[order], score[order]
 
-def scan_torch(queries:Rows, rows:Rows, t:Tensor, allow:Tensor|None, cells:int=2**20) -> Candidates:    # as in `passing`
+
+def scan_torch(
+    queries: Rows, rows: Rows, t: Tensor, allow: Tensor | None, cells: int = 2**20
+) -> Candidates:  # as in `passing`
     "Every row at or above each query's threshold, side by side."
     return padded(*passing(queries, rows, t, allow, cells)[:2], len(queries))
 
 # %% ../nbs/11_h_indexer.ipynb #a33ee35f
-scan_source = r'''
+scan_source = r"""
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -179,10 +200,10 @@ scan_source = r'''
 #endif
 #define INLINE static inline __attribute__((always_inline))
 int form(void) { return FORM; }
-'''
+"""
 
 # %% ../nbs/11_h_indexer.ipynb #c2f57f8b
-scan_source += r'''
+scan_source += r"""
 #if FORM == 5           // lanes of a register; rows and registers of queries together; up to FEW queries go one by one
 enum { LANES = 16, ROWS = 4, GROUPS = 4, FEW = 4 };
 #elif FORM == 4
@@ -216,10 +237,10 @@ typedef float floats __attribute__((vector_size(4*LANES)));
 #else
 #define ADD(sum, x, q) (ints)((floats)(sum) + (floats)(x)*(floats)(q))
 #endif
-'''
+"""
 
 # %% ../nbs/11_h_indexer.ipynb #9753a434
-scan_source += r'''
+scan_source += r"""
 // SPREAD: words that a word becomes before it is multiplied
 #if KIND == 2
 enum { SPREAD = VNNI || FORM == 2 ? 1 : FORM == 1 ? 4 : 2, NUMBERS = 4*W };
@@ -255,10 +276,10 @@ INLINE void tile(const uint32_t *x, const float *scale, const ints *q, const int
     for (int r = 0; r < ROWS; r++) for (int g = 0; g < groups; g++)
         s[r][g] = KIND == 2 ? __builtin_convertvector(sum[r][g], floats)*scale[r] : (floats)sum[r][g];
 }
-'''
+"""
 
 # %% ../nbs/11_h_indexer.ipynb #2357ab6b
-scan_source += r'''
+scan_source += r"""
 enum { SIDE = FORM == 2 ? 4 : 8, BYTES = KIND == 2 ? 1 : KIND == 1 ? 2 : 4 };   // rows at a time, and sums of each
 #define VECTOR(type, n) type __attribute__((vector_size(sizeof(type)*(n))))
 typedef VECTOR(int32_t, SIDE) side;
@@ -305,10 +326,10 @@ typedef float stored;
 typedef VECTOR(stored, CHUNK) piece;
 typedef VECTOR(number, CHUNK) numbers;
 enum { STEPS = (NUMBERS + CHUNK - 1)/CHUNK, OVER = STEPS*CHUNK*BYTES - 4*W };   // bytes read beyond a row
-'''
+"""
 
 # %% ../nbs/11_h_indexer.ipynb #54727999
-scan_source += r'''
+scan_source += r"""
 #if FORM > 2
 INLINE side plus(__m256i a, __m256i b) { return KIND == 2 ? (side)a + (side)b : (side)((fside)a + (fside)b); }
 INLINE side pair(side x, side y) {                  // sums of two by two numbers of each, x's and y's in turn
@@ -355,10 +376,10 @@ INLINE fside few(const char *x, const float *scale, const number *q, int32_t sta
     memcpy(&by, scale, sizeof by);
     return __builtin_convertvector(all + start, fside)*by;
 }
-'''
+"""
 
 # %% ../nbs/11_h_indexer.ipynb #9d06ce63
-scan_source += r'''
+scan_source += r"""
 // a survivor is a word of 64 bits: its score, so turned that integers sort as the scores do, and below it its row
 INLINE uint32_t key_of(float score) {
     uint32_t u; score += 0.0f;                      // -0 is 0
@@ -424,10 +445,10 @@ INLINE int within(uint64_t e, limit at, const int64_t *ids) {
     const ranking a = {&e, ids, 1, at.key}; uint32_t key = e >> 32;
     return key > at.key || (key == at.key && place(a, 0, 1) <= at.last);
 }
-'''
+"""
 
 # %% ../nbs/11_h_indexer.ipynb #f998374b
-scan_source += r'''
+scan_source += r"""
 typedef struct {
     uint64_t *list; int64_t stride, capacity, *count; float *t;     // lists, thresholds
     const int64_t *wanted, *ids; const uint8_t *allow; float *all;  // all: scores go there instead
@@ -447,10 +468,10 @@ INLINE void append(const sink *to, int64_t query, int64_t row, float score) {
     if (c < to->capacity) to->list[query*to->stride + c] = (uint64_t)key_of(score) << 32 | row;
     if (c + 1 == to->capacity && to->wanted) shrink(to, query);
 }
-'''
+"""
 
 # %% ../nbs/11_h_indexer.ipynb #c8e3411e
-scan_source += r'''
+scan_source += r"""
 #if FORM > 2
 #define SIDE_AT_LEAST(s, t) (uint32_t)_mm256_movemask_ps((__m256)((s) >= (t)))
 #define AT_LEAST(s, t) SIDE_AT_LEAST(s, t)
@@ -503,10 +524,10 @@ INLINE void tiles(const work w, const uint32_t *x, int64_t row, int64_t n, int64
         put_tile(s, n - i < ROWS ? n - i : ROWS, row + i, query, real, t, to, groups);
     }
 }
-'''
+"""
 
 # %% ../nbs/11_h_indexer.ipynb #d4813214
-scan_source += r'''
+scan_source += r"""
 INLINE void put_side(fside v, uint32_t hits, int64_t row, int64_t query, const sink *to) {
     float s[SIDE]; uint32_t key[SIDE]; int64_t c = to->count[query]; uint64_t *list = to->list + query*to->stride;
     if (to->allow || c + SIDE > to->capacity) {
@@ -539,10 +560,10 @@ INLINE void fews(const table from, const work w, int64_t lo, int64_t hi, int64_t
         if (hits) put_side(v, hits, i, query, to);
     }
 }
-'''
+"""
 
 # %% ../nbs/11_h_indexer.ipynb #28f83dd0
-scan_source += r'''
+scan_source += r"""
 INLINE number number_of(stored s) {
     float f; uint32_t u = (uint32_t)s << 16;
     if (KIND != 1) return (number)s;
@@ -565,10 +586,10 @@ static void lay_out(const uint32_t *queries, int64_t B, int64_t groups, const wo
         }
     }
 }
-'''
+"""
 
 # %% ../nbs/11_h_indexer.ipynb #471eda67
-scan_source += r'''
+scan_source += r"""
 // a block of rows as the tiles read it
 INLINE const uint32_t *prepared(const table from, const work w, int64_t lo, int64_t n) {
     const uint32_t *rows = from.rows + lo*W;
@@ -614,10 +635,10 @@ static int walk(const table from, const uint32_t *queries, int64_t B, const sink
     free(room);
     return 0;
 }
-'''
+"""
 
 # %% ../nbs/11_h_indexer.ipynb #d2112e54
-scan_source += r'''
+scan_source += r"""
 // rows lo..hi at or above t; list (B, stride), count (B,); where `wanted`, a list keeps its best so many, and t rises
 int scan(const uint32_t *rows, const float *scale, int64_t lo, int64_t hi, const uint32_t *queries, int64_t B, float *t,
          const uint8_t *allow, const int64_t *ids, const int64_t *wanted,
@@ -659,10 +680,10 @@ int cut(uint64_t *list, int64_t stride, int64_t capacity, int64_t parts, const i
     }
     return 0;
 }
-'''
+"""
 
 # %% ../nbs/11_h_indexer.ipynb #768b8427
-scan_source += r'''
+scan_source += r"""
 int read_once(const uint64_t *x, int64_t lo, int64_t hi, uint64_t *sum) {
     uint64_t all = 0;
     for (int64_t i = lo; i < hi; i++) all += x[i];
@@ -681,390 +702,524 @@ int multiply(const uint32_t *x, int64_t steps, ints *out) {     // x: 1,024 word
     for (int j = 0; j < TRIED; j++) out[j] = sum[j];
     return 0;
 }
-'''
+"""
 
 # %% ../nbs/11_h_indexer.ipynb #fbed36b4
 kinds = dict(fp32=0, bf16=1, int8=2)
 forms = ('auto', 'plain', 'neon', 'avx2', 'avxvnni', 'avx512')
 
+
 def scan_library(
-    rows:Rows,
-    form:str|None=None,     # one of `forms`; None: what the environment's MOLREC_SCAN says, else 'auto', the widest
-):                          # None: there is none
+    rows: Rows,
+    form: str | None = None,  # one of `forms`; None: what the environment's MOLREC_SCAN says, else 'auto', the widest
+):  # None: there is none
     "The compiled pass for rows like these."
     form = form or os.environ.get('MOLREC_SCAN') or 'auto'
-    if form not in forms: raise ConfigError(f'form (MOLREC_SCAN): got {form!r}, wanted one of {", ".join(forms)}')
-    words, rest = divmod(rows.width*rows.values.element_size(), 4)
-    if rows.storage not in kinds or rows.values.device.type != 'cpu' or rest or not words: return None
+    if form not in forms:
+        raise ConfigError(f'form (MOLREC_SCAN): got {form!r}, wanted one of {", ".join(forms)}')
+    words, rest = divmod(rows.width * rows.values.element_size(), 4)
+    if rows.storage not in kinds or rows.values.device.type != 'cpu' or rest or not words:
+        return None
     library = build('scan', scan_source, W=words, KIND=kinds[rows.storage], FORM=forms.index(form))
-    if library is None and form != 'auto': raise ConfigError(f'form (MOLREC_SCAN): got {form!r}, but there is no such loop here: {problems["scan"]}')
+    if library is None and form != 'auto':
+        raise ConfigError(f'form (MOLREC_SCAN): got {form!r}, but there is no such loop here: {problems["scan"]}')
     return library
 
+
 def in_c(
-    function,       # of a library; gives 1 where there is no memory
-    given,          # takes (part, parts), gives the arguments of that part
-    parts:int|None=None,    # None: torch's number of threads
+    function,  # of a library; gives 1 where there is no memory
+    given,  # takes (part, parts), gives the arguments of that part
+    parts: int | None = None,  # None: torch's number of threads
 ) -> None:
     "Call C once for every part, side by side."
     parts, failed = parts or torch.get_num_threads(), []
     calls = [arguments(given(part, parts)) for part in range(parts)]
     in_parts(lambda part, parts: failed.append(part) if function(*calls[part]) else None, parts)
-    if failed: raise MemoryError('stage 1: no memory for a pass')
+    if failed:
+        raise MemoryError('stage 1: no memory for a pass')
 
-def share(n:int, part:int, parts:int) -> tuple[int, int]: return n*part//parts, n*(part + 1)//parts  # first, after the last
+
+def share(n: int, part: int, parts: int) -> tuple[int, int]:
+    return n * part // parts, n * (part + 1) // parts  # first, after the last
 
 # %% ../nbs/11_h_indexer.ipynb #171ad6d0
-spare = 1024    # room of a list beyond what is wanted of it, at least
+spare = 1024  # room of a list beyond what is wanted of it, at least
+
 
 @dataclass
 class Lists:
     "What a pass has found, before it is cut."
-    words:Tensor    # (B, parts*capacity), int64, a score and a row each
-    count:Tensor    # (parts, B), int64, found by each part; without `wanted` it goes on beyond the capacity
-    capacity:int    # of a part of a list
+
+    words: Tensor  # (B, parts*capacity), int64, a score and a row each
+    count: Tensor  # (parts, B), int64, found by each part; without `wanted` it goes on beyond the capacity
+    capacity: int  # of a part of a list
+
 
 def lists_native(
-    library,            # as `scan_library` gives it
-    queries:Rows,       # (B, w)
-    rows:Rows,          # (N, w)
-    t:Tensor,           # thresholds, (B,)
-    allow:Tensor|None,  # (N,), bool
-    capacity:int,       # of a part of a list
-    wanted:Tensor|None=None,    # a full list shrinks to its best so many, (B,), int64, less than the capacity; None: it only counts on
-    ids:Tensor|None=None,       # of the rows, (N,), int64, for ties; None: their positions
-    parts:int|None=None,        # None: torch's number of threads
+    library,  # as `scan_library` gives it
+    queries: Rows,  # (B, w)
+    rows: Rows,  # (N, w)
+    t: Tensor,  # thresholds, (B,)
+    allow: Tensor | None,  # (N,), bool
+    capacity: int,  # of a part of a list
+    wanted: Tensor
+    | None = None,  # a full list shrinks to its best so many, (B,), int64, less than the capacity; None: it only counts on
+    ids: Tensor | None = None,  # of the rows, (N,), int64, for ties; None: their positions
+    parts: int | None = None,  # None: torch's number of threads
 ) -> Lists:
     "Every row at or above each query's threshold, with its score."
     parts, B = parts or torch.get_num_threads(), len(queries)
-    capacity = min(capacity, -(-len(rows)//parts) + 1)
-    words = large_pages(torch.empty(B, parts*capacity, dtype=torch.int64))
+    capacity = min(capacity, -(-len(rows) // parts) + 1)
+    words = large_pages(torch.empty(B, parts * capacity, dtype=torch.int64))
     count, t = torch.zeros(parts, B, dtype=torch.int64), t.repeat(parts, 1)
+
     def given(i, parts):
-        return [rows.values, rows.scales, *share(len(rows), i, parts), queries.values, B, t[i], allow, ids, wanted,
-                words[:, i*capacity:], parts*capacity, capacity, count[i]]
+        return [
+            rows.values,
+            rows.scales,
+            *share(len(rows), i, parts),
+            queries.values,
+            B,
+            t[i],
+            allow,
+            ids,
+            wanted,
+            words[:, i * capacity :],
+            parts * capacity,
+            capacity,
+            count[i],
+        ]
+
     in_c(library.scan, given, parts)
     return Lists(words, count, capacity)
 
+
 def cut_native(
     library,
-    lists:Lists,            # joined in place
-    wanted:Tensor,          # rows of each query, at most, (B,), int64
-    ids:Tensor|None=None,   # of the rows, for ties
+    lists: Lists,  # joined in place
+    wanted: Tensor,  # rows of each query, at most, (B,), int64
+    ids: Tensor | None = None,  # of the rows, for ties
 ) -> Candidates:
     "The best of each list, ties cut at the lowest ids."
     B, width = len(wanted), int(wanted.max())
     out, kept = large_pages(torch.empty(B, width, dtype=torch.int32)), torch.empty(B, dtype=torch.int64)
+
     def given(i, parts):
-        return [lists.words, lists.words.shape[1], lists.capacity, len(lists.count), lists.count, B, *share(B, i, parts), ids, wanted, out, width, kept]
+        return [
+            lists.words,
+            lists.words.shape[1],
+            lists.capacity,
+            len(lists.count),
+            lists.count,
+            B,
+            *share(B, i, parts),
+            ids,
+            wanted,
+            out,
+            width,
+            kept,
+        ]
+
     in_c(library.cut, given, min(B, torch.get_num_threads()))
     return Candidates(out, kept)
 
+
 def scan_native(
-    library,            # as `scan_library` gives it
-    queries:Rows,       # (B, w)
-    rows:Rows,          # (N, w)
-    t:Tensor,           # thresholds, (B,)
-    allow:Tensor|None,  # (N,), bool
-    capacity:int,       # rows per query that are kept; `count` goes on beyond
+    library,  # as `scan_library` gives it
+    queries: Rows,  # (B, w)
+    rows: Rows,  # (N, w)
+    t: Tensor,  # thresholds, (B,)
+    allow: Tensor | None,  # (N,), bool
+    capacity: int,  # rows per query that are kept; `count` goes on beyond
 ) -> Candidates:
     "Every row at or above each query's threshold."
     lists = lists_native(library, queries, rows, t, allow, capacity)
     found = cut_native(library, lists, torch.full((len(queries),), capacity))
     return Candidates(found.rows, lists.count.sum(0))
 
+
 def dense_native(
-    library,            # as `scan_library` gives it
-    queries:Rows,       # (B, w)
-    rows:Rows,          # (n, w), few
-) -> Tensor:            # (B, n), float32
+    library,  # as `scan_library` gives it
+    queries: Rows,  # (B, w)
+    rows: Rows,  # (n, w), few
+) -> Tensor:  # (B, n), float32
     "Scores of all pairs, as `block_scores`."
     n, out = len(rows), torch.empty(len(queries), len(rows))
-    in_c(library.dense, lambda i, parts: [rows.values, rows.scales, *share(n, i, parts), queries.values, len(queries), out, n])
+    in_c(
+        library.dense,
+        lambda i, parts: [rows.values, rows.scales, *share(n, i, parts), queries.values, len(queries), out, n],
+    )
     return out
 
 # %% ../nbs/11_h_indexer.ipynb #26696f2c
 def exact_rows(
-    queries:Rows,       # (b, w), few
-    rows:Rows,          # (N, w)
-    allow:Tensor|None,  # (N,), bool
-    k_prime:int,        # at most the number of allowed rows
-    ids:Tensor|None=None,   # of the rows, (N,), int64; None: their positions
-    cells:int=2**25,    # scores that exist at once
+    queries: Rows,  # (b, w), few
+    rows: Rows,  # (N, w)
+    allow: Tensor | None,  # (N,), bool
+    k_prime: int,  # at most the number of allowed rows
+    ids: Tensor | None = None,  # of the rows, (N,), int64; None: their positions
+    cells: int = 2**25,  # scores that exist at once
 ) -> Candidates:
     "The `k_prime` best rows, ties cut at the lowest ids."
-    found, step = [], max(1, cells//max(1, len(rows)))
+    found, step = [], max(1, cells // max(1, len(rows)))
     for lo in range(0, len(queries), step):
         scores = block_scores(queries.select(slice(lo, lo + step)), rows)
-        if allow is not None: scores.masked_fill_(~allow, -torch.inf)
+        if allow is not None:
+            scores.masked_fill_(~allow, -torch.inf)
         found += [best_rows(s, k_prime, ids) for s in scores]
     query = torch.arange(len(queries), device=rows.values.device).repeat_interleave(k_prime)
     return padded(query, torch.cat(found), len(queries))
 
+
 def best_rows(scores, k_prime, ids):
     t = thresholds(scores[None], k_prime)
     above, at = scores > t, (scores == t).nonzero().squeeze(1)
-    if ids is not None: at = at[ids[at].argsort()]
-    return torch.cat([above.nonzero().squeeze(1), at[:k_prime - int(above.sum())]]).sort().values
+    if ids is not None:
+        at = at[ids[at].argsort()]
+    return torch.cat([above.nonzero().squeeze(1), at[: k_prime - int(above.sum())]]).sort().values
 
 # %% ../nbs/11_h_indexer.ipynb #3a2e7a58
-doubt = 4.  # standard deviations between the rank wanted and the bound
+doubt = 4.0  # standard deviations between the rank wanted and the bound
 
-def hint_size(most:int, n:int) -> int: return math.ceil((doubt*most*n)**(1/3))  # rows to take a bound from; k', N
+
+def hint_size(most: int, n: int) -> int:
+    return math.ceil((doubt * most * n) ** (1 / 3))  # rows to take a bound from; k', N
+
 
 def hint_rank(
-    most:int,       # rows wanted
-    rate:float,     # share of rows in the sample
-) -> int:           # from 1
+    most: int,  # rows wanted
+    rate: float,  # share of rows in the sample
+) -> int:  # from 1
     "Rank within the sample whose score is the bound."
-    r = rate*most
-    return math.ceil(r + doubt*math.sqrt(r) + 2)    # few are no bell curve: two more
+    r = rate * most
+    return math.ceil(r + doubt * math.sqrt(r) + 2)  # few are no bell curve: two more
 
 # %% ../nbs/11_h_indexer.ipynb #af90f005
 def cut_torch(
-    survivors:tuple,    # query, row, score of each, as `passing` gives them
-    queries:Rows,       # (B, w)
-    rows:Rows,          # (N, w)
-    allow:Tensor|None,  # (N,), bool
-    wanted:Tensor,      # rows per query, (B,), int64, at most the number of allowed rows
-    ids:Tensor|None=None,   # of the rows, (N,), int64, for ties; None: their positions
-) -> Candidates:        # exactly `wanted`
+    survivors: tuple,  # query, row, score of each, as `passing` gives them
+    queries: Rows,  # (B, w)
+    rows: Rows,  # (N, w)
+    allow: Tensor | None,  # (N,), bool
+    wanted: Tensor,  # rows per query, (B,), int64, at most the number of allowed rows
+    ids: Tensor | None = None,  # of the rows, (N,), int64, for ties; None: their positions
+) -> Candidates:  # exactly `wanted`
     "The best of each list; a list that is too short is made again."
     query, row, score = survivors
     parts = zip(*(x.split(torch.bincount(query, minlength=len(queries)).tolist()) for x in (row, score)))
     kept, again = [], 0
     for b, ((r, s), k) in enumerate(zip(parts, wanted.tolist())):
         again += len(r) < k
-        if len(r) < k: r = exact_rows(queries.select(slice(b, b + 1)), rows, allow, k, ids).rows[0, :k].long()
-        elif len(r) > k: r = r[best_rows(s, k, None if ids is None else ids[r])]
+        if len(r) < k:
+            r = exact_rows(queries.select(slice(b, b + 1)), rows, allow, k, ids).rows[0, :k].long()
+        elif len(r) > k:
+            r = r[best_rows(s, k, None if ids is None else ids[r])]
         kept.append(r)
     query = torch.arange(len(queries), device=row.device).repeat_interleave(wanted.to(row.device))
     found = padded(query, torch.cat(kept), len(queries))
     return Candidates(found.rows, found.count, again)
 
-def exact_torch(queries:Rows, rows:Rows, t:Tensor, allow:Tensor|None, wanted:Tensor, ids:Tensor|None=None) -> Candidates:
+
+def exact_torch(
+    queries: Rows, rows: Rows, t: Tensor, allow: Tensor | None, wanted: Tensor, ids: Tensor | None = None
+) -> Candidates:
     "The best rows by bounds `t`, perhaps too high, and a cut."
     return cut_torch(passing(queries, rows, t, allow), queries, rows, allow, wanted, ids)
 
+
 def with_scores(
-    found:Candidates,   # of a pass that kept no scores
-    queries:Rows,       # (B, w)
-    rows:Rows,          # (N, w)
-) -> tuple:             # query, row, score of each; of a list that ran over, nothing
+    found: Candidates,  # of a pass that kept no scores
+    queries: Rows,  # (B, w)
+    rows: Rows,  # (N, w)
+) -> tuple:  # query, row, score of each; of a list that ran over, nothing
     "Survivors as `passing` gives them."
     at = torch.arange(found.rows.shape[1], device=found.rows.device)
     query, where = ((at < found.count[:, None]) & (found.count <= len(at))[:, None]).nonzero(as_tuple=True)
     row = found.rows[query, where].long()
-    score = (queries.values[query].float()*rows.values[row].float()).sum(1)
-    return query, row, score if rows.scales is None else score*rows.scales[row]
+    score = (queries.values[query].float() * rows.values[row].float()).sum(1)
+    return query, row, score if rows.scales is None else score * rows.scales[row]
 
 # %% ../nbs/11_h_indexer.ipynb #52dc72d3
-list_bytes, worth_two = 2**28, 2**20     # lists of a pass, at most about; bytes to multiply that are worth a second thread
+list_bytes, worth_two = 2**28, 2**20  # lists of a pass, at most about; bytes to multiply that are worth a second thread
+
 
 def hint_native(
     library,
-    queries:Rows,       # (B, w)
-    sampled:Rows,       # (n, w)
-    rank:int,           # from 1; beyond n: no bound
-) -> Tensor:            # (B,)
+    queries: Rows,  # (B, w)
+    sampled: Rows,  # (n, w)
+    rank: int,  # from 1; beyond n: no bound
+) -> Tensor:  # (B,)
     "Score of each query's `rank`-th best in the sample."
     t = torch.empty(len(queries))
-    in_c(library.hint, lambda i, parts: [sampled.values, sampled.scales, len(sampled), queries.values, len(queries), rank, t], 1)
+    in_c(
+        library.hint,
+        lambda i, parts: [sampled.values, sampled.scales, len(sampled), queries.values, len(queries), rank, t],
+        1,
+    )
     return t
 
+
 def exact_native(
-    library,            # as `scan_library` gives it
-    queries:Rows,       # (B, w)
-    rows:Rows,          # (N, w)
-    t:Tensor,           # bounds, (B,), perhaps too high
-    allow:Tensor|None,  # (N,), bool
-    wanted:Tensor,      # rows per query, (B,), int64, at most the number of allowed rows
-    ids:Tensor|None=None,   # of the rows, (N,), int64, for ties; None: their positions
-) -> Candidates:        # exactly `wanted`
+    library,  # as `scan_library` gives it
+    queries: Rows,  # (B, w)
+    rows: Rows,  # (N, w)
+    t: Tensor,  # bounds, (B,), perhaps too high
+    allow: Tensor | None,  # (N,), bool
+    wanted: Tensor,  # rows per query, (B,), int64, at most the number of allowed rows
+    ids: Tensor | None = None,  # of the rows, (N,), int64, for ties; None: their positions
+) -> Candidates:  # exactly `wanted`
     "The best rows by one pass and a cut, in C."
-    capacity = int(wanted.max())*5//4 + spare
-    step = max(64, list_bytes//(8*torch.get_num_threads()*min(capacity, len(rows))))
-    if len(queries) > step: return stacked([exact_native(library, queries.select(s), rows, t[s], allow, wanted[s], ids) for s in (slice(lo, lo + step) for lo in range(0, len(queries), step))])
-    parts = 1 if rows.values.nbytes*len(queries) < worth_two else None
-    found = cut_native(library, lists_native(library, queries, rows, t, allow, capacity, wanted, ids, parts), wanted, ids)
-    if torch.equal(found.count, wanted): return found
+    capacity = int(wanted.max()) * 5 // 4 + spare
+    step = max(64, list_bytes // (8 * torch.get_num_threads() * min(capacity, len(rows))))
+    if len(queries) > step:
+        return stacked(
+            [
+                exact_native(library, queries.select(s), rows, t[s], allow, wanted[s], ids)
+                for s in (slice(lo, lo + step) for lo in range(0, len(queries), step))
+            ]
+        )
+    parts = 1 if rows.values.nbytes * len(queries) < worth_two else None
+    found = cut_native(
+        library, lists_native(library, queries, rows, t, allow, capacity, wanted, ids, parts), wanted, ids
+    )
+    if torch.equal(found.count, wanted):
+        return found
     bad = ((found.count < wanted) & (t > -torch.inf)).nonzero().squeeze(1)
-    if not len(bad): return found    # scores of NaN are no scores
-    again = exact_native(library, queries.select(bad), rows, torch.full((len(bad),), -torch.inf), allow, wanted[bad], ids)
-    found.rows[bad, :again.rows.shape[1]], found.count[bad] = again.rows, again.count
+    if not len(bad):
+        return found  # scores of NaN are no scores
+    again = exact_native(
+        library, queries.select(bad), rows, torch.full((len(bad),), -torch.inf), allow, wanted[bad], ids
+    )
+    found.rows[bad, : again.rows.shape[1]], found.count[bad] = again.rows, again.count
     return Candidates(found.rows, found.count, len(bad))
 
-def stacked(lists:list[Candidates]) -> Candidates:
+
+def stacked(lists: list[Candidates]) -> Candidates:
     "Lists of several batches of queries."
     width = max(c.rows.shape[1] for c in lists)
     rows = torch.cat([torch.nn.functional.pad(c.rows, (0, width - c.rows.shape[1]), value=-1) for c in lists])
     return Candidates(rows, torch.cat([c.count for c in lists]), sum(c.again for c in lists))
 
 # %% ../nbs/11_h_indexer.ipynb #925ea4f2
-def sample_size(n_rows:int, threshold:str) -> int:
+def sample_size(n_rows: int, threshold: str) -> int:
     "Rows that stage 1 keeps a copy of: a tenth for sampled thresholds, what the widest bound needs for exact ones."
-    n = math.ceil(most_sampled*n_rows) if threshold == 'sampled' else hint_size(n_rows, n_rows)
+    n = math.ceil(most_sampled * n_rows) if threshold == 'sampled' else hint_size(n_rows, n_rows)
     return min(n_rows, max(4096, n))
 
-def drawn(n_rows:int, seed:int) -> Tensor:  # positions, int64, in any order
+
+def drawn(n_rows: int, seed: int) -> Tensor:  # positions, int64, in any order
     "Rows to take a first bound from."
     draw = torch.Generator().manual_seed(seed)
-    if sample_size(n_rows, 'exact') == n_rows: return torch.randperm(n_rows, generator=draw)
+    if sample_size(n_rows, 'exact') == n_rows:
+        return torch.randperm(n_rows, generator=draw)
     return torch.randint(n_rows, (sample_size(n_rows, 'exact'),), generator=draw)
+
 
 class Stage1:
     "Keeps `k_prime` rows per query by one low-dimensional dot product (KDD'23, h-indexer)."
-    aim, least = 400, .02   # lambda k' that is enough, and the least lambda; of sampled thresholds
+
+    aim, least = 400, 0.02  # lambda k' that is enough, and the least lambda; of sampled thresholds
 
     def __init__(
         self,
-        rows:Rows,              # (N, w)
-        ids:Tensor|None=None,   # of the rows, (N,), int64, for the sample and for ties; None: their positions
-        seed:int=0,             # of the sample
-        impl:str='auto',        # 'torch', 'native' (compiled C), 'triton', or 'auto': the fastest there is for where the rows are
-        threshold:str='auto',   # 'exact': exactly k_prime come back; 'sampled': a few more, the paper's way; 'auto': exact on a CPU
+        rows: Rows,  # (N, w)
+        ids: Tensor | None = None,  # of the rows, (N,), int64, for the sample and for ties; None: their positions
+        seed: int = 0,  # of the sample
+        impl: str = 'auto',  # 'torch', 'native' (compiled C), 'triton', or 'auto': the fastest there is for where the rows are
+        threshold: str = 'auto',  # 'exact': exactly k_prime come back; 'sampled': a few more, the paper's way; 'auto': exact on a CPU
     ):
         self.ids, self.seed, self.rows, self.impl = ids, seed, rows, impl
         self.way, self.library = way_to_scan(rows, impl)
         self.threshold = way_to_cut(threshold, rows.values.device.type)
         device = rows.values.device
-        if self.threshold == 'exact': self.sample = drawn(len(rows), seed).to(device)
-        else: self.sample = sample(torch.arange(len(rows), device=device) if ids is None else ids.to(device), seed)
+        if self.threshold == 'exact':
+            self.sample = drawn(len(rows), seed).to(device)
+        else:
+            self.sample = sample(torch.arange(len(rows), device=device) if ids is None else ids.to(device), seed)
         self.sampled = rows.select(self.sample)  # side by side: gathered once, not at every search
 
     def candidates(
         self,
-        queries:Tensor,             # (B, w), float32, finite
-        k_prime:int,                # rows wanted per query, >= 1
-        allow:Tensor|None=None,     # rows that may be kept, (N,), bool; None: all
-        extra:Tensor|int=0,         # rows wanted on top, int or (B,): what the caller will drop afterwards
-    ) -> Candidates:                # min(k_prime + extra, allowed) rows per query, or, if sampled, at least so many
+        queries: Tensor,  # (B, w), float32, finite
+        k_prime: int,  # rows wanted per query, >= 1
+        allow: Tensor | None = None,  # rows that may be kept, (N,), bool; None: all
+        extra: Tensor | int = 0,  # rows wanted on top, int or (B,): what the caller will drop afterwards
+    ) -> Candidates:  # min(k_prime + extra, allowed) rows per query, or, if sampled, at least so many
         "The survivors of stage 1; any number of threads may ask at once."
         check_queries(queries, self.rows.width, k_prime)
         return survivors_of(self, queries, k_prime, allow, extra)
 
+
 def way_to_scan(rows, impl):
     "Which pass, and its library if it is a compiled one."
-    if impl not in ('auto', 'torch', 'native', 'triton'): raise ConfigError(f"impl: got {impl!r}, wanted 'auto', 'torch', 'native' or 'triton'")
-    if impl in ('auto', 'triton') and use_triton(impl, rows.values): return 'triton', None
+    if impl not in ('auto', 'torch', 'native', 'triton'):
+        raise ConfigError(f"impl: got {impl!r}, wanted 'auto', 'torch', 'native' or 'triton'")
+    if impl in ('auto', 'triton') and use_triton(impl, rows.values):
+        return 'triton', None
     library = None if impl == 'torch' else scan_library(rows)
-    if impl == 'native' and library is None: raise ConfigError(f'impl: no compiled pass for {rows.storage} rows of {rows.width} numbers here; molrec doctor says why')
+    if impl == 'native' and library is None:
+        raise ConfigError(
+            f'impl: no compiled pass for {rows.storage} rows of {rows.width} numbers here; molrec doctor says why'
+        )
     return ('torch' if library is None else 'native'), library
+
 
 def way_to_cut(threshold, device):
     "'exact' or 'sampled'."
-    if threshold not in ('auto', 'exact', 'sampled'): raise ConfigError(f"threshold: got {threshold!r}, wanted 'auto', 'exact' or 'sampled'")
+    if threshold not in ('auto', 'exact', 'sampled'):
+        raise ConfigError(f"threshold: got {threshold!r}, wanted 'auto', 'exact' or 'sampled'")
     return ('exact' if device == 'cpu' else 'sampled') if threshold == 'auto' else threshold
 
 # %% ../nbs/11_h_indexer.ipynb #1824e24b
-def survivors_of(self:Stage1, queries:Tensor, k_prime:int, allow:Tensor|None, extra:Tensor|int) -> Candidates:
+def survivors_of(self: Stage1, queries: Tensor, k_prime: int, allow: Tensor | None, extra: Tensor | int) -> Candidates:
     "What `candidates` gives, of queries that are checked."
     q, N = quantize(queries, self.rows.storage, 'triton' if self.way == 'triton' else 'torch'), len(self.rows)
     allowed = N if allow is None else int(allow.sum())
     wanted = wanted_of(k_prime, extra, allowed, len(queries))
     none = wanted.new_empty(0).to(queries.device)
-    if not len(queries) or not allowed: return padded(none, none, len(queries))
-    if allowed < N//4: return among(self, queries, allow.nonzero().squeeze(1), wanted)
-    if self.threshold == 'exact': return exactly(self, q, wanted, allow, allowed)
+    if not len(queries) or not allowed:
+        return padded(none, none, len(queries))
+    if allowed < N // 4:
+        return among(self, queries, allow.nonzero().squeeze(1), wanted)
+    if self.threshold == 'exact':
+        return exactly(self, q, wanted, allow, allowed)
     most = int(wanted.max())
     t, capacity = sampled_thresholds(self, q, most, allow, allowed)
     found = scan(self, q, t, allow, capacity)
     return mended(self, q, found, most, capacity, allow)
 
+
 def wanted_of(k_prime, extra, allowed, B):
     "Rows per query, (B,), int64."
-    if isinstance(extra, int): return torch.full((B,), min(allowed, k_prime + extra))
+    if isinstance(extra, int):
+        return torch.full((B,), min(allowed, k_prime + extra))
     return (k_prime + extra.cpu().long()).clamp(max=allowed).expand(B).contiguous()
 
+
 def check_queries(queries, width, k_prime):
-    if queries.dim() != 2 or queries.shape[1] != width: raise DataError(f'queries: got shape {tuple(queries.shape)}, wanted (B, {width})')
-    if not is_finite(queries): raise DataError(f'queries: row {int((~torch.isfinite(queries)).any(1).nonzero()[0])} has NaN or infinity, wanted finite numbers')
-    if k_prime < 1: raise ConfigError(f'k_prime: got {k_prime}, wanted at least 1')
+    if queries.dim() != 2 or queries.shape[1] != width:
+        raise DataError(f'queries: got shape {tuple(queries.shape)}, wanted (B, {width})')
+    if not is_finite(queries):
+        raise DataError(
+            f'queries: row {int((~torch.isfinite(queries)).any(1).nonzero()[0])} has NaN or infinity, wanted finite numbers'
+        )
+    if k_prime < 1:
+        raise ConfigError(f'k_prime: got {k_prime}, wanted at least 1')
+
 
 def scan(self, q, t, allow, capacity):
     "One pass, in this table's way."
-    if self.way == 'native': return scan_native(self.library, q, self.rows, t, allow, capacity)
-    if self.way == 'torch': return scan_torch(q, self.rows, t, allow)
+    if self.way == 'native':
+        return scan_native(self.library, q, self.rows, t, allow, capacity)
+    if self.way == 'torch':
+        return scan_torch(q, self.rows, t, allow)
     from molrec.kernels.scan import h_indexer_scan  # late: it needs Triton
+
     rows, count = h_indexer_scan(q.values, self.rows.values, self.rows.scales, t, allow, capacity, impl='triton')
     return Candidates(rows, count.long())
 
+
 def sample_scores(self, q, sampled):
     "Scores of the sample, in this table's way."
-    if self.way == 'native': return dense_native(self.library, q, sampled)
-    if self.way == 'torch': return block_scores(q, sampled)
+    if self.way == 'native':
+        return dense_native(self.library, q, sampled)
+    if self.way == 'torch':
+        return block_scores(q, sampled)
     from molrec.kernels.scan import scores_dense  # late: it needs Triton
+
     return scores_dense(q.values, sampled.values, sampled.scales, impl='triton')
 
 # %% ../nbs/11_h_indexer.ipynb #741c27ec
 def exactly(
-    self:Stage1,
-    q:Rows,             # (B, w)
-    wanted:Tensor,      # rows per query, (B,), int64
-    allow:Tensor|None,  # (N,), bool
-    allowed:int,        # how many those are
+    self: Stage1,
+    q: Rows,  # (B, w)
+    wanted: Tensor,  # rows per query, (B,), int64
+    allow: Tensor | None,  # (N,), bool
+    allowed: int,  # how many those are
 ) -> Candidates:
     "Exactly what is wanted, by a bound from a small sample and a cut."
     most = int(wanted.max())
     n = min(len(self.sample), hint_size(most, allowed))
     sampled = self.sampled.select(slice(0, n) if allow is None else allow[self.sample[:n]].nonzero().squeeze(1))
-    rank = hint_rank(most, len(sampled)/allowed)
-    if self.way == 'native': return exact_native(self.library, q, self.rows, hint_native(self.library, q, sampled, rank), allow, wanted, self.ids)
+    rank = hint_rank(most, len(sampled) / allowed)
+    if self.way == 'native':
+        return exact_native(
+            self.library, q, self.rows, hint_native(self.library, q, sampled, rank), allow, wanted, self.ids
+        )
     t = thresholds(sample_scores(self, q, sampled), rank, self.way if self.way == 'triton' else 'auto')
-    survivors = passing(q, self.rows, t, allow) if self.way == 'torch' else with_scores(scan(self, q, t, allow, min(allowed, 2*most + spare)), q, self.rows)
+    survivors = (
+        passing(q, self.rows, t, allow)
+        if self.way == 'torch'
+        else with_scores(scan(self, q, t, allow, min(allowed, 2 * most + spare)), q, self.rows)
+    )
     return cut_torch(survivors, q, self.rows, allow, wanted, self.ids)
 
+
 def sampled_thresholds(
-    self:Stage1,
-    q:Rows,             # (B, w)
-    wanted:int,         # rows per query
-    allow:Tensor|None,  # (N,), bool
-    allowed:int,        # how many those are
-) -> tuple[Tensor, int]:# (B,), and the size of the buffer
+    self: Stage1,
+    q: Rows,  # (B, w)
+    wanted: int,  # rows per query
+    allow: Tensor | None,  # (N,), bool
+    allowed: int,  # how many those are
+) -> tuple[Tensor, int]:  # (B,), and the size of the buffer
     "Thresholds that keep what is wanted and a little more."
     use = slice(None) if allow is None else allow[self.sample].nonzero().squeeze(1)
     sampled = self.sampled if allow is None else self.sampled.select(use)
-    if allow is None: sampled = sampled.select(slice(0, max(1024, math.ceil(max(self.aim/wanted, self.least)*len(self.rows)))))
-    rate = len(sampled)/allowed
+    if allow is None:
+        sampled = sampled.select(slice(0, max(1024, math.ceil(max(self.aim / wanted, self.least) * len(self.rows)))))
+    rate = len(sampled) / allowed
     rank = sample_rank(wanted, rate) if rate else 0
-    if wanted == allowed or rank >= len(sampled): return torch.full((len(q),), -torch.inf, device=q.values.device), allowed
-    return thresholds(sample_scores(self, q, sampled), rank, self.way if self.way == 'triton' else 'auto'), min(allowed, buffer_size(rank, rate))
+    if wanted == allowed or rank >= len(sampled):
+        return torch.full((len(q),), -torch.inf, device=q.values.device), allowed
+    return thresholds(sample_scores(self, q, sampled), rank, self.way if self.way == 'triton' else 'auto'), min(
+        allowed, buffer_size(rank, rate)
+    )
+
 
 def among(self, queries, subset, wanted):
     "Stage 1 over the rows of `subset` alone."
-    few = Stage1(self.rows.select(subset), subset if self.ids is None else self.ids[subset], self.seed, self.impl, self.threshold)
+    few = Stage1(
+        self.rows.select(subset), subset if self.ids is None else self.ids[subset], self.seed, self.impl, self.threshold
+    )
     found = few.candidates(queries, 1, extra=wanted - 1)
     rows = subset.int()[found.rows.clamp(min=0).long()].masked_fill_(found.rows < 0, -1)
     return Candidates(rows, found.count, found.again)
 
 # %% ../nbs/11_h_indexer.ipynb #533e9c25
 def mended(
-    self:Stage1,
-    q:Rows,             # (B, w)
-    found:Candidates,   # of one pass
-    wanted:int,         # rows per query
-    capacity:int,       # of the buffer
-    allow:Tensor|None,  # (N,), bool
+    self: Stage1,
+    q: Rows,  # (B, w)
+    found: Candidates,  # of one pass
+    wanted: int,  # rows per query
+    capacity: int,  # of the buffer
+    allow: Tensor | None,  # (N,), bool
 ) -> Candidates:
     "Queries with too few rows, or more than the buffer holds, done again exactly."
     bad = ((found.count < wanted) | (found.count > capacity)).nonzero().squeeze(1)
-    if not len(bad): return found
+    if not len(bad):
+        return found
     exact = exact_rows(q.select(bad), self.rows, allow, wanted, self.ids)
-    rows = found.rows[:, :max(wanted, int(found.count.clamp(max=capacity).max()))].clone()
-    if rows.shape[1] < wanted: rows = torch.nn.functional.pad(rows, (0, wanted - rows.shape[1]), value=-1)
+    rows = found.rows[:, : max(wanted, int(found.count.clamp(max=capacity).max()))].clone()
+    if rows.shape[1] < wanted:
+        rows = torch.nn.functional.pad(rows, (0, wanted - rows.shape[1]), value=-1)
     rows[bad] = -1
     rows[bad, :wanted] = exact.rows[:, :wanted]
     return Candidates(rows, found.count.index_fill(0, bad, wanted), len(bad))
 
 # %% ../nbs/11_h_indexer.ipynb #43bfd6e7
 def scan_worth(
-    n:int=20_000,   # rows of 64 bytes
-    rounds:int=3,   # timings, in turn
-) -> tuple:         # form of the loop, None if there is none; times faster than torch for 64 queries
+    n: int = 20_000,  # rows of 64 bytes
+    rounds: int = 3,  # timings, in turn
+) -> tuple:  # form of the loop, None if there is none; times faster than torch for 64 queries
     "Which loop runs here, and what it is worth."
     x, q = (quantize(torch.randn(m, 64, generator=torch.Generator().manual_seed(0))) for m in (n, 64))
-    if not (library := scan_library(x)): return None, 1.
+    if not (library := scan_library(x)):
+        return None, 1.0
     t, times = torch.full((64,), 1e9), ([], [])
     for _ in range(rounds):
-        for call, taken in zip((lambda: passing(q, x, t, None), lambda: lists_native(library, q, x, t, None, spare)), times):
-            began = time.perf_counter(); call(); taken.append(time.perf_counter() - began)
-    return forms[library.form()], float(np.median(times[0])/np.median(times[1]))
+        for call, taken in zip(
+            (lambda: passing(q, x, t, None), lambda: lists_native(library, q, x, t, None, spare)), times
+        ):
+            began = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - began)
+    return forms[library.form()], float(np.median(times[0]) / np.median(times[1]))

@@ -23,47 +23,53 @@ from .native import build, call_in_parts
 
 # %% ../nbs/03a_hstu.ipynb #db90afa9
 def pair_buckets(
-    asked:Tensor,   # time of each query position, (m, L), int64, seconds
-    times:Tensor,   # time of each event, (m, L), int64, seconds
-) -> Tensor:        # (m, L, L), int32, 0 to 128
+    asked: Tensor,  # time of each query position, (m, L), int64, seconds
+    times: Tensor,  # time of each event, (m, L), int64, seconds
+) -> Tensor:  # (m, L, L), int32, 0 to 128
     "Bucket of the time between every event and every query position."
     return time_buckets((asked[:, :, None] - times[:, None, :]).abs_(), bucket_starts(times.device))
 
 # %% ../nbs/03a_hstu.ipynb #99500a32
-cells = 2**18   # scores that exist at once: 1 MB
+cells = 2**18  # scores that exist at once: 1 MB
+
 
 def pieces(
-    offsets:Tensor,     # (S+1,), int64
-    n_heads:int,        # h
-):                      # yields rows (a slice of T), how many sequences, and the length of each
+    offsets: Tensor,  # (S+1,), int64
+    n_heads: int,  # h
+):  # yields rows (a slice of T), how many sequences, and the length of each
     "A few sequences of the same length at a time."
     start = 0
     for many, L in equal_runs(offsets):
-        step = max(1, cells//max(1, n_heads*L*L))
+        step = max(1, cells // max(1, n_heads * L * L))
         for i in range(0, many, step):
             m = min(step, many - i)
-            yield slice(start + i*L, start + (i + m)*L), m, L
-        start += many*L
+            yield slice(start + i * L, start + (i + m) * L), m, L
+        start += many * L
 
-def by_head(x:Tensor, m:int, L:int) -> Tensor: return x.view(m, L, *x.shape[1:]).transpose(1, 2)  # (m, h, L, d)
+
+def by_head(x: Tensor, m: int, L: int) -> Tensor:
+    return x.view(m, L, *x.shape[1:]).transpose(1, 2)  # (m, h, L, d)
+
 
 def biased_scores(
-    q:Tensor,               # (m, h, L, d)
-    k:Tensor,               # (m, h, L, d)
-    distance:Tensor,        # (2n-1,)
-    elapsed:Tensor|None,    # (129,)
-    bucket:Tensor|None,     # (m, L, L), int32
-) -> Tensor:                # (m, h, L, L)
+    q: Tensor,  # (m, h, L, d)
+    k: Tensor,  # (m, h, L, d)
+    distance: Tensor,  # (2n-1,)
+    elapsed: Tensor | None,  # (129,)
+    bucket: Tensor | None,  # (m, L, L), int32
+) -> Tensor:  # (m, h, L, L)
     "Content, distance and elapsed time."
-    L, span = q.shape[2], (len(distance) + 1)//2
+    L, span = q.shape[2], (len(distance) + 1) // 2
     s = q @ k.transpose(2, 3)
-    s += distance[span - L:span + L - 1].unfold(0, L, 1).flip(0)  # row i: distances -i to L-1-i
-    if bucket is not None: s += elapsed.index_select(0, bucket.flatten()).view(bucket.shape).unsqueeze(1)
+    s += distance[span - L : span + L - 1].unfold(0, L, 1).flip(0)  # row i: distances -i to L-1-i
+    if bucket is not None:
+        s += elapsed.index_select(0, bucket.flatten()).view(bucket.shape).unsqueeze(1)
     return s
 
 # %% ../nbs/03a_hstu.ipynb #46a72974
 class HSTUAttention(torch.autograd.Function):
     "silu attention over packed sequences, recomputed on the way back."
+
     @staticmethod
     def forward(ctx, q, k, v, distance, elapsed, buckets, offsets, n):
         ctx.save_for_backward(q, k, v, distance, elapsed, offsets)
@@ -71,32 +77,40 @@ class HSTUAttention(torch.autograd.Function):
         for (rows, m, L), bucket in zip(pieces(offsets, q.shape[1]), buckets):
             s = biased_scores(by_head(q[rows], m, L), by_head(k[rows], m, L), distance, elapsed, bucket)
             weights = F.silu(s, inplace=True).tril_()
-            out[rows] = (weights @ by_head(v[rows], m, L)).transpose(1, 2).reshape(m*L, *v.shape[1:])
+            out[rows] = (weights @ by_head(v[rows], m, L)).transpose(1, 2).reshape(m * L, *v.shape[1:])
         return out.div_(n)
 
     @staticmethod
     def backward(ctx, grad):
         q, k, v, distance, elapsed, offsets = ctx.saved_tensors
-        grad, d_q, d_k, d_v = grad.contiguous()/ctx.n, torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        grad, d_q, d_k, d_v = grad.contiguous() / ctx.n, torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         d_distance, d_elapsed = torch.zeros_like(distance), None if elapsed is None else torch.zeros_like(elapsed)
         for (rows, m, L), bucket in zip(pieces(offsets, q.shape[1]), ctx.buckets):
             Q, K, V, G = (by_head(x[rows], m, L) for x in (q, k, v, grad))
             s = biased_scores(Q, K, distance, elapsed, bucket)
             d_s = torch.ops.aten.silu_backward(G @ V.transpose(2, 3), s).tril_()
-            for whole, part in ((d_q, d_s @ K), (d_k, d_s.transpose(2, 3) @ Q), (d_v, F.silu(s, inplace=True).tril_().transpose(2, 3) @ G)):
-                whole[rows] = part.transpose(1, 2).reshape(m*L, *whole.shape[1:])
+            for whole, part in (
+                (d_q, d_s @ K),
+                (d_k, d_s.transpose(2, 3) @ Q),
+                (d_v, F.silu(s, inplace=True).tril_().transpose(2, 3) @ G),
+            ):
+                whole[rows] = part.transpose(1, 2).reshape(m * L, *whole.shape[1:])
             add_bias_gradients(d_s, bucket, d_distance, d_elapsed)
         return d_q, d_k, d_v, d_distance, d_elapsed, None, None, None
 
+
 def add_bias_gradients(d_s, bucket, d_distance, d_elapsed):
     "Sums over diagonals, and over buckets."
-    by_pair, (L, span) = d_s.sum(1), (d_s.shape[2], (len(d_distance) + 1)//2)
+    by_pair, (L, span) = d_s.sum(1), (d_s.shape[2], (len(d_distance) + 1) // 2)
     at = torch.arange(L, device=d_s.device)
     d_distance.index_add_(0, (span - 1 + at[None] - at[:, None]).flatten(), by_pair.sum(0).flatten())
-    if bucket is not None: d_elapsed.index_add_(0, bucket.flatten(), by_pair.flatten())
+    if bucket is not None:
+        d_elapsed.index_add_(0, bucket.flatten(), by_pair.flatten())
 
 # %% ../nbs/03a_hstu.ipynb #3a2b6629
-silu_source = attention_panels + r"""
+silu_source = (
+    attention_panels
+    + r"""
 
 // scores of query i with all up to itself: distance points at the entry of distance 0
 static inline void add_bias(float *s, int64_t i, const float *distance, const float *elapsed, const uint8_t *bucket) {
@@ -125,6 +139,7 @@ void attend_silu(const float *q, const float *k, const float *v, const int64_t *
     }
 }
 """
+)
 
 # %% ../nbs/03a_hstu.ipynb #774c2f70
 silu_back_source = r"""
@@ -184,150 +199,279 @@ void time_buckets(const int64_t *asked, const int64_t *times, const int64_t *off
 
 # %% ../nbs/03a_hstu.ipynb #3a83d310
 @functools.cache
-def silu_library(): return build('hstu', silu_source + silu_back_source + buckets_source)   # None: no compiler, or another processor
+def silu_library():
+    return build('hstu', silu_source + silu_back_source + buckets_source)  # None: no compiler, or another processor
+
 
 class CompiledSilu(torch.autograd.Function):
     "`HSTUAttention` in C."
+
     @staticmethod
     def forward(ctx, q, k, v, distance, elapsed, buckets, cells, offsets, n):
         ctx.save_for_backward(q, k, v, distance, elapsed, offsets, buckets, cells)
         ctx.n, out, longest = n, torch.empty_like(v), int(offsets.diff().max())
-        (h, d), dv, L, center = q.shape[1:], v.shape[2], up(longest), distance[len(distance)//2:]
-        space = torch.empty(torch.get_num_threads(), L*up(d) + d*L + 2*L*up(dv) + 8*L)
-        call_in_parts(silu_library().attend_silu, lambda i, parts: [q, k, v, offsets, len(offsets) - 1, h, d, dv, center, elapsed, buckets, cells, n, i, parts, space[i], longest, out])
+        (h, d), dv, L, center = q.shape[1:], v.shape[2], up(longest), distance[len(distance) // 2 :]
+        space = torch.empty(torch.get_num_threads(), L * up(d) + d * L + 2 * L * up(dv) + 8 * L)
+        call_in_parts(
+            silu_library().attend_silu,
+            lambda i, parts: [
+                q,
+                k,
+                v,
+                offsets,
+                len(offsets) - 1,
+                h,
+                d,
+                dv,
+                center,
+                elapsed,
+                buckets,
+                cells,
+                n,
+                i,
+                parts,
+                space[i],
+                longest,
+                out,
+            ],
+        )
         return out
 
     @staticmethod
     def backward(ctx, grad):
         q, k, v, distance, elapsed, offsets, buckets, cells = ctx.saved_tensors
-        grad, longest, threads, (h, d), dv, zero = grad.contiguous(), int(offsets.diff().max()), torch.get_num_threads(), q.shape[1:], v.shape[2], len(distance)//2
-        d_q, d_k, d_v, d_distance = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.zeros(threads, len(distance))
+        grad, longest, threads, (h, d), dv, zero = (
+            grad.contiguous(),
+            int(offsets.diff().max()),
+            torch.get_num_threads(),
+            q.shape[1:],
+            v.shape[2],
+            len(distance) // 2,
+        )
+        d_q, d_k, d_v, d_distance = (
+            torch.empty_like(q),
+            torch.empty_like(k),
+            torch.empty_like(v),
+            torch.zeros(threads, len(distance)),
+        )
         d_elapsed, L = None if elapsed is None else torch.zeros(threads, len(elapsed)), up(longest)
-        space = torch.empty(threads, 2*L*up(d) + d*L + dv*L + L*up(dv) + L*up(max(d, dv)) + 2*L*L)
-        call_in_parts(silu_library().attend_silu_back, lambda i, parts: [q, k, v, grad, offsets, len(offsets) - 1, h, d, dv, distance[zero:], elapsed, buckets, cells, ctx.n, i, parts, space[i], longest,
-                                                                        d_q, d_k, d_v, d_distance[i, zero:], None if elapsed is None else d_elapsed[i]])
+        space = torch.empty(threads, 2 * L * up(d) + d * L + dv * L + L * up(dv) + L * up(max(d, dv)) + 2 * L * L)
+        call_in_parts(
+            silu_library().attend_silu_back,
+            lambda i, parts: [
+                q,
+                k,
+                v,
+                grad,
+                offsets,
+                len(offsets) - 1,
+                h,
+                d,
+                dv,
+                distance[zero:],
+                elapsed,
+                buckets,
+                cells,
+                ctx.n,
+                i,
+                parts,
+                space[i],
+                longest,
+                d_q,
+                d_k,
+                d_v,
+                d_distance[i, zero:],
+                None if elapsed is None else d_elapsed[i],
+            ],
+        )
         return d_q, d_k, d_v, d_distance.sum(0), None if elapsed is None else d_elapsed.sum(0), None, None, None, None
 
 # %% ../nbs/03a_hstu.ipynb #842e18f1
 class Clock:
     "Borders and times of a batch; buckets when asked for, once for all layers."
+
     def __init__(
         self,
-        offsets:Tensor,             # borders of the sequences, (S+1,), int64
-        times:Tensor|None=None,     # of the events, (T,), int64, seconds; None: no bias by elapsed time
-        asked:Tensor|None=None,     # of the request at each position, (T,), int64, seconds; None: `times`
-    ): self.offsets, self.times, self.asked, self.known = offsets, times, times if asked is None else asked, {}
+        offsets: Tensor,  # borders of the sequences, (S+1,), int64
+        times: Tensor | None = None,  # of the events, (T,), int64, seconds; None: no bias by elapsed time
+        asked: Tensor | None = None,  # of the request at each position, (T,), int64, seconds; None: `times`
+    ):
+        self.offsets, self.times, self.asked, self.known = offsets, times, times if asked is None else asked, {}
 
     def buckets(
         self,
-        n_heads:int,    # h, which decides how many sequences are a piece
-    ) -> list:          # (m, L, L), int32, or None without times, for each of `pieces`
+        n_heads: int,  # h, which decides how many sequences are a piece
+    ) -> list:  # (m, L, L), int32, or None without times, for each of `pieces`
         "Buckets of the batch, for torch."
-        def of(rows, m, L): return None if self.times is None else pair_buckets(self.asked[rows].view(m, L), self.times[rows].view(m, L))
-        if n_heads not in self.known: self.known[n_heads] = [of(*piece) for piece in pieces(self.offsets, n_heads)]
+
+        def of(rows, m, L):
+            return (
+                None if self.times is None else pair_buckets(self.asked[rows].view(m, L), self.times[rows].view(m, L))
+            )
+
+        if n_heads not in self.known:
+            self.known[n_heads] = [of(*piece) for piece in pieces(self.offsets, n_heads)]
         return self.known[n_heads]
 
-    def packed_buckets(self) -> tuple:  # (sum of L^2,), uint8, set on and below the diagonals; where each sequence begins, (S+1,), int64; None, None without times
+    def packed_buckets(
+        self,
+    ) -> tuple:  # (sum of L^2,), uint8, set on and below the diagonals; where each sequence begins, (S+1,), int64; None, None without times
         "Buckets of the batch, for the compiled form."
-        if self.times is None: return None, None
+        if self.times is None:
+            return None, None
         if 'packed' not in self.known:
             cells = F.pad(self.offsets.diff().square().cumsum(0), (1, 0))
             out = torch.empty(int(cells[-1]), dtype=torch.uint8)
-            call_in_parts(silu_library().time_buckets, lambda i, parts: [self.asked, self.times, self.offsets, len(self.offsets) - 1, bucket_starts(), n_buckets, cells, i, parts, out])
+            call_in_parts(
+                silu_library().time_buckets,
+                lambda i, parts: [
+                    self.asked,
+                    self.times,
+                    self.offsets,
+                    len(self.offsets) - 1,
+                    bucket_starts(),
+                    n_buckets,
+                    cells,
+                    i,
+                    parts,
+                    out,
+                ],
+            )
             self.known['packed'] = out, cells
         return self.known['packed']
 
+
 def hstu_attention(
-    q:Tensor,               # (T, h, d_qk)
-    k:Tensor,               # (T, h, d_qk)
-    v:Tensor,               # (T, h, d_v)
-    distance:Tensor,        # bias by distance, (2n-1,)
-    elapsed:Tensor|None,    # bias by elapsed time, (129,); None, or a clock without times: no such bias
-    clock:Clock,            # of the batch
-    n:int,                  # what the sum is divided by
-    impl:str='auto',        # 'torch', 'native' (compiled C), 'triton' (the kernel of page 27), or 'auto': the fastest there is for where q lies
-) -> Tensor:                # (T, h, d_v)
+    q: Tensor,  # (T, h, d_qk)
+    k: Tensor,  # (T, h, d_qk)
+    v: Tensor,  # (T, h, d_v)
+    distance: Tensor,  # bias by distance, (2n-1,)
+    elapsed: Tensor | None,  # bias by elapsed time, (129,); None, or a clock without times: no such bias
+    clock: Clock,  # of the batch
+    n: int,  # what the sum is divided by
+    impl: str = 'auto',  # 'torch', 'native' (compiled C), 'triton' (the kernel of page 27), or 'auto': the fastest there is for where q lies
+) -> Tensor:  # (T, h, d_v)
     "Causal silu attention inside each sequence (ICML'24)."
-    if elapsed is None or clock.times is None: elapsed, clock = None, Clock(clock.offsets)
+    if elapsed is None or clock.times is None:
+        elapsed, clock = None, Clock(clock.offsets)
     way = way_to_attend(impl, q)
-    if way == 'triton': return attention_by_kernel(q, k, v, distance, elapsed, clock, n)
-    if way == 'native': return CompiledSilu.apply(*(t.contiguous() for t in (q, k, v, distance)), elapsed, *clock.packed_buckets(), clock.offsets.contiguous(), n)
+    if way == 'triton':
+        return attention_by_kernel(q, k, v, distance, elapsed, clock, n)
+    if way == 'native':
+        return CompiledSilu.apply(
+            *(t.contiguous() for t in (q, k, v, distance)),
+            elapsed,
+            *clock.packed_buckets(),
+            clock.offsets.contiguous(),
+            n,
+        )
     return HSTUAttention.apply(q, k, v, distance, elapsed, clock.buckets(q.shape[1]), clock.offsets, n)
+
 
 def way_to_attend(impl, q):
     "Triton on a GPU; on a CPU compiled C where q is float32 and there is a compiler, else torch."
-    if impl != 'native' and use_triton(impl, q): return 'triton'
+    if impl != 'native' and use_triton(impl, q):
+        return 'triton'
     return 'native' if compiled_attends(impl, q, silu_library) else 'torch'
+
 
 def attention_by_kernel(q, k, v, distance, elapsed, clock, n):
     "The same without a matrix in memory, on a GPU."
     from molrec.kernels.hstu_attention import hstu_attention as kernel  # late: it needs Triton
+
     return kernel(q, k, v, clock.offsets, distance, elapsed, clock.times, clock.asked, n, impl='triton')
 
 # %% ../nbs/03a_hstu.ipynb #fdd34fbf
 class HSTUBlock(nn.Module):
     "One layer of HSTU."
+
     def __init__(
         self,
-        dim:int,            # D
-        n_heads:int,        # h
-        head_dim:int,       # d_qk and d_v
-        span:int,           # n: distances below it have a bias, and sums are divided by it
-        dropout:float,      # rate before the output matrix
-        use_time:bool,      # with a bias by elapsed time
-        impl:str='auto',    # of attention, see `hstu_attention`
+        dim: int,  # D
+        n_heads: int,  # h
+        head_dim: int,  # d_qk and d_v
+        span: int,  # n: distances below it have a bias, and sums are divided by it
+        dropout: float,  # rate before the output matrix
+        use_time: bool,  # with a bias by elapsed time
+        impl: str = 'auto',  # of attention, see `hstu_attention`
     ):
         super().__init__()
-        self.n_heads, self.head_dim, self.span, self.dropout, self.impl = n_heads, head_dim, span, Dropout(dropout), impl
-        self.split = nn.Parameter(torch.empty(dim, 4*n_heads*head_dim).normal_(std=.02))
-        self.distance = nn.Parameter(torch.empty(2*span - 1).normal_(std=.02))
-        self.elapsed = nn.Parameter(torch.empty(n_buckets).normal_(std=.02)) if use_time else None
-        self.out = nn.Linear(n_heads*head_dim, dim)
+        self.n_heads, self.head_dim, self.span, self.dropout, self.impl = (
+            n_heads,
+            head_dim,
+            span,
+            Dropout(dropout),
+            impl,
+        )
+        self.split = nn.Parameter(torch.empty(dim, 4 * n_heads * head_dim).normal_(std=0.02))
+        self.distance = nn.Parameter(torch.empty(2 * span - 1).normal_(std=0.02))
+        self.elapsed = nn.Parameter(torch.empty(n_buckets).normal_(std=0.02)) if use_time else None
+        self.out = nn.Linear(n_heads * head_dim, dim)
         nn.init.xavier_uniform_(self.out.weight)
 
     def forward(self, x, clock):
         u, v, q, k = F.silu(F.layer_norm(x, x.shape[1:], eps=1e-6) @ self.split).chunk(4, 1)
         q, k, v = (t.unflatten(1, (self.n_heads, self.head_dim)).contiguous() for t in (q, k, v))
         heard = hstu_attention(q, k, v, self.distance, self.elapsed, clock, self.span, self.impl).flatten(1)
-        return x + self.out(self.dropout(u*F.layer_norm(heard, heard.shape[1:], eps=1e-6)))
+        return x + self.out(self.dropout(u * F.layer_norm(heard, heard.shape[1:], eps=1e-6)))
 
 # %% ../nbs/03a_hstu.ipynb #f3a9c345
 class HSTU(nn.Module):
     "Hierarchical sequential transduction unit (Zhai et al. 2024)."
+
     trainable = True
+
     def __init__(
         self,
-        n_items:int,            # N items
-        dim:int=50,             # D
-        max_length:int=200,     # longest sequence
-        n_blocks:int=2,         # layers
-        n_heads:int=1,          # h
-        head_dim:int=50,        # d_qk and d_v
-        dropout:float=.2,       # rate, 0 <= p < 1
-        use_time:bool=True,     # bias by elapsed time, where there are timestamps
-        next_time:bool=True,    # time passes until the next event, not until the present one
-        norm:bool=False,        # LayerNorm without scale on the output, for MoL; the dot product normalises by itself
-        impl:str='auto',        # of attention, see `hstu_attention`
+        n_items: int,  # N items
+        dim: int = 50,  # D
+        max_length: int = 200,  # longest sequence
+        n_blocks: int = 2,  # layers
+        n_heads: int = 1,  # h
+        head_dim: int = 50,  # d_qk and d_v
+        dropout: float = 0.2,  # rate, 0 <= p < 1
+        use_time: bool = True,  # bias by elapsed time, where there are timestamps
+        next_time: bool = True,  # time passes until the next event, not until the present one
+        norm: bool = False,  # LayerNorm without scale on the output, for MoL; the dot product normalises by itself
+        impl: str = 'auto',  # of attention, see `hstu_attention`
     ):
         super().__init__()
-        self.dim, self.max_length, self.dropout, self.use_time, self.next_time, self.norm = dim, max_length, Dropout(dropout), use_time, next_time, norm
+        self.dim, self.max_length, self.dropout, self.use_time, self.next_time, self.norm = (
+            dim,
+            max_length,
+            Dropout(dropout),
+            use_time,
+            next_time,
+            norm,
+        )
         self.item_table, self.position_table = nn.Embedding(n_items, dim), nn.Embedding(max_length, dim)
-        for table in (self.item_table, self.position_table): nn.init.normal_(table.weight, std=.02)
-        self.blocks = nn.ModuleList(HSTUBlock(dim, n_heads, head_dim, max_length + 11, dropout, use_time, impl) for _ in range(n_blocks))
+        for table in (self.item_table, self.position_table):
+            nn.init.normal_(table.weight, std=0.02)
+        self.blocks = nn.ModuleList(
+            HSTUBlock(dim, n_heads, head_dim, max_length + 11, dropout, use_time, impl) for _ in range(n_blocks)
+        )
 
     @property
-    def items(self): return self.item_table.weight
+    def items(self):
+        return self.item_table.weight
 
     def clock(self, batch):
         "Times, as far as this model looks at them."
-        if not self.use_time: return Clock(batch.offsets)
+        if not self.use_time:
+            return Clock(batch.offsets)
         return Clock(batch.offsets, batch.times, batch.next_times if self.next_time else batch.times)
 
-    def forward(self, batch:PackedBatch) -> Tensor:  # query embeddings, (T, D)
-        if len(batch.items) == 0: return self.items[:0]
+    def forward(self, batch: PackedBatch) -> Tensor:  # query embeddings, (T, D)
+        if len(batch.items) == 0:
+            return self.items[:0]
         longest = int(batch.offsets.diff().max())
-        if longest > self.max_length: raise ConfigError(f'max_length: a sequence of {longest} items, wanted at most {self.max_length}')
-        x, clock = self.item_table(batch.items)*self.dim**.5 + self.position_table(positions(batch.offsets)), self.clock(batch)
+        if longest > self.max_length:
+            raise ConfigError(f'max_length: a sequence of {longest} items, wanted at most {self.max_length}')
+        x, clock = (
+            self.item_table(batch.items) * self.dim**0.5 + self.position_table(positions(batch.offsets)),
+            self.clock(batch),
+        )
         x = self.dropout(x)
-        for block in self.blocks: x = block(x, clock)
+        for block in self.blocks:
+            x = block(x, clock)
         return F.layer_norm(x, x.shape[1:], eps=1e-6) if self.norm else x

@@ -26,54 +26,72 @@ from .h_indexer import Candidates
 from .quantize import Rows, is_finite, storages
 from .requests import Best, Request, as_count, as_ids, as_table, as_users, best, exclusions
 from .similarity import Similarity
-from .stored import (Items, Living, appended, content_sha256, copied, raw, read_tensors, removed, rows_of, started,
-                           write_tensors)
+from molrec.stored import (
+    Items,
+    Living,
+    appended,
+    content_sha256,
+    copied,
+    raw,
+    read_tensors,
+    removed,
+    rows_of,
+    started,
+    write_tensors,
+)
 
 # %% ../nbs/13_index.ipynb #eb3d97c5
 def option(
-    default:Any,                # its type is the option's type
-    among:tuple[str, ...]=(),   # what it may be; (): a whole number
-    low:int=1,                  # the least number
-    stored:bool=False,          # does it decide what is stored?
+    default: Any,  # its type is the option's type
+    among: tuple[str, ...] = (),  # what it may be; (): a whole number
+    low: int = 1,  # the least number
+    stored: bool = False,  # does it decide what is stored?
 ) -> Any:
     "A setting of an index, for a dataclass."
     return field(default=default, metadata=dict(among=among, low=low, stored=stored))
 
-def check_option(name:str, value:Any, m:Any) -> None:
+
+def check_option(name: str, value: Any, m: Any) -> None:
     "Refuse a value that a setting cannot have."
     if m['among']:
-        if value not in m['among']: raise ConfigError(f'{name}: got {value!r}, wanted one of {", ".join(m["among"])}')
+        if value not in m['among']:
+            raise ConfigError(f'{name}: got {value!r}, wanted one of {", ".join(m["among"])}')
     elif type(value) is not int or not m['low'] <= value < 2**48:
         raise ConfigError(f'{name}: got {value!r}, wanted a whole number of at least {m["low"]}')
+
 
 @dataclass(frozen=True)
 class IndexSettings:
     "What every index can be told."
-    storage:str = option('bf16', item_storages, stored=True)    # of the item table
-    arithmetic:str = option('fp32', ('fp32', 'bf16'))           # that candidates are scored with
-    impl:str = option('auto', impls)                            # the way to score
-    max_scores:int = option(2**24)                              # that exist at once
+
+    storage: str = option('bf16', item_storages, stored=True)  # of the item table
+    arithmetic: str = option('fp32', ('fp32', 'bf16'))  # that candidates are scored with
+    impl: str = option('auto', impls)  # the way to score
+    max_scores: int = option(2**24)  # that exist at once
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self): check_option(f.name, getattr(self, f.name), f.metadata)
+        for f in dataclasses.fields(self):
+            check_option(f.name, getattr(self, f.name), f.metadata)
+
 
 def changed(
-    settings:IndexSettings,
-    kind:str,           # of index, for the error
-    **given:Any,        # some of its settings
+    settings: IndexSettings,
+    kind: str,  # of index, for the error
+    **given: Any,  # some of its settings
 ) -> IndexSettings:
     "Other values for some settings; an unknown name is an error."
     known = [f.name for f in dataclasses.fields(settings)]
     for name in given:
         near = difflib.get_close_matches(name, known, 1)
         meant = f', did you mean {near[0]!r}?' if near else f', wanted some of {", ".join(known)}'
-        if name not in known: raise ConfigError(f'{name}: no setting of {kind}{meant}')
+        if name not in known:
+            raise ConfigError(f'{name}: no setting of {kind}{meant}')
     return dataclasses.replace(settings, **given)
 
 # %% ../nbs/13_index.ipynb #5f205a22
-def snapshot(module:nn.Module) -> Any:
+def snapshot(module: nn.Module) -> Any:
     "A copy that evaluates and no longer learns."
-    scratch = module.__dict__.get('scratch')                        # buffers of training, not to be copied
+    scratch = module.__dict__.get('scratch')  # buffers of training, not to be copied
     kept = copy.deepcopy(module, {id(scratch): {}} if scratch is not None else {})
     return kept.eval().requires_grad_(False)
 
@@ -81,36 +99,42 @@ def snapshot(module:nn.Module) -> Any:
 @contextlib.contextmanager
 def plain_numbers() -> Iterator[None]:
     "No gradient and no autocast within."
-    with torch.no_grad(), torch.autocast('cpu', enabled=False), torch.autocast('cuda', enabled=False): yield
+    with torch.no_grad(), torch.autocast('cpu', enabled=False), torch.autocast('cuda', enabled=False):
+        yield
 
 # %% ../nbs/13_index.ipynb #252fc21b
 def item_columns(
-    similarity:Similarity,  # in fp64
-    items:Tensor,           # (n, D), float64
-    storage:str,            # of the item table
-) -> dict[str, Tensor]:     # name to (n, ...)
+    similarity: Similarity,  # in fp64
+    items: Tensor,  # (n, D), float64
+    storage: str,  # of the item table
+) -> dict[str, Tensor]:  # name to (n, ...)
     "What is stored of some items for stage 2."
     side = (items,) if storage.startswith('compact-') else similarity.item_side(items)
     parts = [stored(t.float(), storage.removeprefix('compact-')) for t in side]
     return ItemTable(similarity, parts, storage).tensors('item.')
 
+
 def rows_in(
-    columns:dict[str, Tensor],  # name to tensor
-    prefix:str,
+    columns: dict[str, Tensor],  # name to tensor
+    prefix: str,
 ) -> Rows:
     "The rows that `Rows.tensors` took apart."
     values = columns[f'{prefix}values']
-    return Rows(values, columns.get(f'{prefix}scales'), next(name for name, dtype in storages.items() if dtype == values.dtype))
+    return Rows(
+        values, columns.get(f'{prefix}scales'), next(name for name, dtype in storages.items() if dtype == values.dtype)
+    )
+
 
 def query_side_of(
-    similarity:Similarity,  # in fp64
-    queries:Tensor,         # (B, D), float32
-    users:Tensor|None,      # (B,), int64
-    name:str='queries',     # of the argument, for the error
-) -> tuple:                 # tensors (B, ...), float32
+    similarity: Similarity,  # in fp64
+    queries: Tensor,  # (B, D), float32
+    users: Tensor | None,  # (B,), int64
+    name: str = 'queries',  # of the argument, for the error
+) -> tuple:  # tensors (B, ...), float32
     "The query side, refused where it is beyond single precision."
     side = tuple(t.float() for t in similarity.query_side(queries.double(), users))
-    if all(map(is_finite, side)): return side
+    if all(map(is_finite, side)):
+        return side
     bad = ~torch.stack([torch.isfinite(t).unsqueeze(-1).flatten(1).all(1) for t in side]).all(0)
     raise DataError(f'{name}: row {int(bad.nonzero()[0])} is too large for this model, its query side is not finite')
 
@@ -118,89 +142,108 @@ def query_side_of(
 @dataclass(frozen=True, eq=False)
 class State:
     "Stored items, as a search looks at them."
-    items:Items
-    table:ItemTable
-    made:dict = field(default_factory=dict)     # what searches made of it and others can use, by name
 
-    def __len__(self) -> int: return self.items.n   # rows, those that are gone among them
+    items: Items
+    table: ItemTable
+    made: dict = field(default_factory=dict)  # what searches made of it and others can use, by name
+
+    def __len__(self) -> int:
+        return self.items.n  # rows, those that are gone among them
 
     @property
-    def ids(self) -> Tensor: return self.items.row_ids  # of all rows, (N,), int64
+    def ids(self) -> Tensor:
+        return self.items.row_ids  # of all rows, (N,), int64
 
     @cached_property
-    def vectors(self) -> Rows: return rows_in(self.items.columns, 'stage1.')  # of stage 1, (N, w)
+    def vectors(self) -> Rows:
+        return rows_in(self.items.columns, 'stage1.')  # of stage 1, (N, w)
+
 
 def state_of(
-    items:Items,
-    similarity:Similarity,
-    storage:str,            # of the item table
+    items: Items,
+    similarity: Similarity,
+    storage: str,  # of the item table
 ) -> State:
     "A state, with the item table over its columns."
     parts = sorted({name.split('.')[1] for name in items.columns if name.startswith('item.')}, key=int)
     return State(items, ItemTable(similarity, [rows_in(items.columns, f'item.{i}.') for i in parts], storage))
 
+
 @dataclass(frozen=True)
 class Search:
     "All that one search needs and nobody else may touch."
-    state:State
-    request:Request
-    settings:Any    # of the kind of index
 
-    def take(self, which:Tensor) -> 'Search': return dataclasses.replace(self, request=self.request.take(which))  # some queries, (m,)
+    state: State
+    request: Request
+    settings: Any  # of the kind of index
 
-    def blocks(self, n:int) -> Iterator['Search']:
+    def take(self, which: Tensor) -> 'Search':
+        return dataclasses.replace(self, request=self.request.take(which))  # some queries, (m,)
+
+    def blocks(self, n: int) -> Iterator['Search']:
         "The same for at most `n` queries at a time."
         B = len(self.request)
-        for lo in range(0, B, n): yield self if B <= n else dataclasses.replace(self, request=self.request.part(lo, lo + n))
+        for lo in range(0, B, n):
+            yield self if B <= n else dataclasses.replace(self, request=self.request.part(lo, lo + n))
+
 
 @dataclass(frozen=True)
 class Answer:
     "What a search found and what it cost."
-    scores:Tensor           # (B, k), float32, best first; -inf where there is nothing
-    ids:Tensor              # (B, k), int64; -1 where there is nothing
-    costs:dict[str, Tensor] # items that the similarity was asked about, (B,), int64, for each pass
+
+    scores: Tensor  # (B, k), float32, best first; -inf where there is nothing
+    ids: Tensor  # (B, k), int64; -1 where there is nothing
+    costs: dict[str, Tensor]  # items that the similarity was asked about, (B,), int64, for each pass
 
     @property
-    def scored(self) -> Tensor: return torch.stack(list(self.costs.values())).sum(0)  # (B,)
+    def scored(self) -> Tensor:
+        return torch.stack(list(self.costs.values())).sum(0)  # (B,)
 
 # %% ../nbs/13_index.ipynb #3c67e69e
 def allowed_rows(
-    items:Items,
-    allow:Any,          # ids in any form, or a bool mask in the order of `ids`; None: all
-) -> Tensor|None:       # (N,), bool; None: all
+    items: Items,
+    allow: Any,  # ids in any form, or a bool mask in the order of `ids`; None: all
+) -> Tensor | None:  # (N,), bool; None: all
     "Rows that may be returned."
-    if allow is None: return items.alive
+    if allow is None:
+        return items.alive
     flags = torch.as_tensor(allow) if getattr(allow, 'dtype', None) in (bool, torch.bool) else None
-    if flags is None and isinstance(allow, (list, tuple)) and allow and all(type(v) is bool for v in allow): flags = torch.tensor(allow)
+    if flags is None and isinstance(allow, (list, tuple)) and allow and all(type(v) is bool for v in allow):
+        flags = torch.tensor(allow)
     mask = items.row_ids.new_zeros(items.n, dtype=torch.bool)
     if flags is None:
         rows = rows_of(items, as_ids('allow', allow))
         mask[rows[rows >= 0]] = True
         return mask
-    if flags.shape != (len(items),): raise DataError(f'allow: a mask of shape {tuple(flags.shape)}, wanted ({len(items)},), in the order of `ids`')
+    if flags.shape != (len(items),):
+        raise DataError(f'allow: a mask of shape {tuple(flags.shape)}, wanted ({len(items)},), in the order of `ids`')
     mask[slice(None) if items.alive is None else items.alive] = flags.to(mask.device)
     return mask
 
+
 def bans(
-    items:Items,
-    pairs:tuple[Tensor, Tensor],    # query and id, (n,), int64
-    allow:Tensor|None,              # what is forbidden to all is no ban, (N,), bool
-) -> tuple[Tensor, Tensor]:         # query and row, (m,), int64, each pair once, ascending
+    items: Items,
+    pairs: tuple[Tensor, Tensor],  # query and id, (n,), int64
+    allow: Tensor | None,  # what is forbidden to all is no ban, (N,), bool
+) -> tuple[Tensor, Tensor]:  # query and row, (m,), int64, each pair once, ascending
     "Forbidden pairs that exist."
-    if not len(pairs[0]): return items.row_ids[:0], items.row_ids[:0]
+    if not len(pairs[0]):
+        return items.row_ids[:0], items.row_ids[:0]
     query, row = pairs[0].to(items.row_ids.device), rows_of(items, pairs[1])
     there = row >= 0
-    if allow is not None: there[there.clone()] = allow[row[there]]
-    found = (query*items.n + row)[there].unique()
-    return found//max(1, items.n), found % max(1, items.n)
+    if allow is not None:
+        there[there.clone()] = allow[row[there]]
+    found = (query * items.n + row)[there].unique()
+    return found // max(1, items.n), found % max(1, items.n)
+
 
 def request_of(
-    items:Items,
-    similarity:Similarity,  # in fp64
-    queries:Tensor,         # (B, D), float32, finite
-    exclude:Any=None,       # see `exclusions`
-    allow:Any=None,         # see `allowed_rows`
-    users:Any=None,         # see `as_users`
+    items: Items,
+    similarity: Similarity,  # in fp64
+    queries: Tensor,  # (B, D), float32, finite
+    exclude: Any = None,  # see `exclusions`
+    allow: Any = None,  # see `allowed_rows`
+    users: Any = None,  # see `as_users`
 ) -> Request:
     "What is asked, checked."
     users, device = as_users(users, len(queries)), items.row_ids.device
@@ -211,72 +254,79 @@ def request_of(
     return Request(queries, users, side, mask, ban_query, ban_row, available)
 
 # %% ../nbs/13_index.ipynb #19256abb
-def decides_alone(search:Search) -> bool:
+def decides_alone(search: Search) -> bool:
     "Does the compiled loop decide, which sees each pair alone?"
     table = search.state.table
     return not table.compact and chosen(table.similarity, table, 'fp32', search.settings.impl)[0] == 'native'
 
+
 def decided(
-    search:Search,
-    similarity:Similarity,  # in fp64
-    rows:Tensor,            # (b, n), int64
-) -> Tensor:                # (b, n), float32
+    search: Search,
+    similarity: Similarity,  # in fp64
+    rows: Tensor,  # (b, n), int64
+) -> Tensor:  # (b, n), float32
     "Scores, each a function of its pair."
     table, request = search.state.table, search.request
     if decides_alone(search):
         count = torch.full((len(rows),), rows.shape[1])
         return score_rows(table.similarity, request.side, table, rows.int(), count, search.settings.impl)
     out, query = [], similarity.query_side(request.queries.double(), request.users)
-    for part in rows.split(max(1, similarity.tile_pairs//max(1, len(rows))), 1):
+    for part in rows.split(max(1, similarity.tile_pairs // max(1, len(rows))), 1):
         own = tuple(p.dequantize(part.flatten()).double() for p in table.parts)
         own = similarity.item_side(*own) if table.compact else own
         out.append(similarity.scores(query, tuple(t.unflatten(0, part.shape) for t in own)).float())
     return torch.cat(out, 1) if out else rows.float()
 
+
 def left_open(
-    picked:Tensor,      # scores that picked, (b, n), best first
-    final:Tensor,       # scores that decide about the same, (b, n)
-    k:int,
+    picked: Tensor,  # scores that picked, (b, n), best first
+    final: Tensor,  # scores that decide about the same, (b, n)
+    k: int,
 ) -> bool:
     "May an item that was not picked belong to the best `k` of some query?"
     real = picked > -torch.inf
-    error = torch.where(real, (picked - final).abs(), 0.).amax(1)
+    error = torch.where(real, (picked - final).abs(), 0.0).amax(1)
     last, least = final.topk(k, 1).values[:, -1], picked[:, -1]
-    near = least + 4*error + 1e-5*last.abs().clamp(min=1) >= last
+    near = least + 4 * error + 1e-5 * last.abs().clamp(min=1) >= last
     return bool((real[:, -1] & near).any())
 
 # %% ../nbs/13_index.ipynb #abca1a40
 class Index:
     "Top k of a similarity over a set of items, shared by any number of threads. By itself, its candidates are everything."
-    Settings:ClassVar[type] = IndexSettings
-    n_block:ClassVar[int] = 64  # queries that are searched together
+
+    Settings: ClassVar[type] = IndexSettings
+    n_block: ClassVar[int] = 64  # queries that are searched together
 
     def __init__(
         self,
-        model:Any,          # a recommender, or a similarity
-        **settings:Any,     # some of `Settings`
+        model: Any,  # a recommender, or a similarity
+        **settings: Any,  # some of `Settings`
     ) -> None:
-        self.settings:Any = changed(self.Settings(), type(self).__name__, **settings)
-        self.similarity:Any = snapshot(getattr(model, 'similarity', model))
-        self.precise:Any = snapshot(self.similarity).double()    # the same in fp64
-        self.head:Any = None
-        self.dim:int = 0                                                # D
-        self.lock = threading.RLock()                                   # held by who changes the index
-        self.state:State
+        self.settings: Any = changed(self.Settings(), type(self).__name__, **settings)
+        self.similarity: Any = snapshot(getattr(model, 'similarity', model))
+        self.precise: Any = snapshot(self.similarity).double()  # the same in fp64
+        self.head: Any = None
+        self.dim: int = 0  # D
+        self.lock = threading.RLock()  # held by who changes the index
+        self.state: State
 
     # what a kind of index may replace
 
-    def columns_of(self, items:Tensor) -> dict[str, Tensor]:
+    def columns_of(self, items: Tensor) -> dict[str, Tensor]:
         "What is stored of some items (n, D), float64: name to (n, ...)."
         return item_columns(self.precise, items, self.settings.storage)
 
-    def candidates(self, search:Search, k:int) -> Candidates:
+    def candidates(self, search: Search, k: int) -> Candidates:
         "At least min(k, available) rows per query, ascending; a few forbidden ones may be among them."
         allow, n = search.request.allow, len(search.request)
-        rows = torch.arange(len(search.state), device=search.state.ids.device) if allow is None else allow.nonzero().squeeze(1)
+        rows = (
+            torch.arange(len(search.state), device=search.state.ids.device)
+            if allow is None
+            else allow.nonzero().squeeze(1)
+        )
         return Candidates(rows.int().repeat(n, 1), torch.full((n,), len(rows), device=rows.device))
 
-    def picked(self, search:Search, k:int, width:int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def picked(self, search: Search, k: int, width: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         "The best `width` >= k by the arithmetic of the settings: scores (b, <=width), rows, and items scored for each pass."
         found, s = self.candidates(search, k), search.settings
         table, request = search.state.table, search.request
@@ -284,7 +334,7 @@ class Index:
         return *best(request.forbid(scores, found.rows), found.rows, search.state.ids, width), dict(scored=found.count)
 
     @classmethod
-    def beside(cls, model:Any, head:Any, kept:bool) -> dict:
+    def beside(cls, model: Any, head: Any, kept: bool) -> dict:
         "What `load` builds an index with beside its settings; `kept`: was it saved with a head?"
         return {}
 
@@ -292,100 +342,122 @@ class Index:
 
     def answer(
         self,
-        queries:Any,        # (B, D), finite floating point numbers
-        k:int,              # results per query, at least 1
-        exclude:Any=None,   # ids that nobody must get, or a list of ids for each query, or histories; None: nothing
-        allow:Any=None,     # ids that may be returned, or a bool mask in the order of `ids`; None: all
-        users:Any=None,     # dense user ids, (B,), for a similarity with a user table; None: unknown
+        queries: Any,  # (B, D), finite floating point numbers
+        k: int,  # results per query, at least 1
+        exclude: Any = None,  # ids that nobody must get, or a list of ids for each query, or histories; None: nothing
+        allow: Any = None,  # ids that may be returned, or a bool mask in the order of `ids`; None: all
+        users: Any = None,  # dense user ids, (B,), for a similarity with a user table; None: unknown
     ) -> Answer:
         "The k best items of each query, and what it cost to find them."
         k = as_count('k', k)
-        with plain_numbers(): return answered(self, search_of(self, queries, exclude, allow, users), k)
+        with plain_numbers():
+            return answered(self, search_of(self, queries, exclude, allow, users), k)
 
-    def search(self, queries:Any, k:int, exclude:Any=None, allow:Any=None, users:Any=None) -> tuple[Tensor, Tensor]:
+    def search(
+        self, queries: Any, k: int, exclude: Any = None, allow: Any = None, users: Any = None
+    ) -> tuple[Tensor, Tensor]:
         "The k best items of each query, arguments as in `answer`: scores (B, k), best first, and ids (B, k)."
         found = self.answer(queries, k, exclude, allow, users)
         return found.scores, found.ids
 
-    def change(self, **settings:Any) -> 'Index':
+    def change(self, **settings: Any) -> 'Index':
         "Search in another way from now on; returns itself."
         with self.lock:
             new = changed(self.settings, type(self).__name__, **settings)
-            fixed = [f.name for f in dataclasses.fields(new) if f.metadata['stored'] and getattr(new, f.name) != getattr(self.settings, f.name)]
-            if fixed: raise ConfigError(f'{fixed[0]}: decides what is stored; build the index again')
+            fixed = [
+                f.name
+                for f in dataclasses.fields(new)
+                if f.metadata['stored'] and getattr(new, f.name) != getattr(self.settings, f.name)
+            ]
+            if fixed:
+                raise ConfigError(f'{fixed[0]}: decides what is stored; build the index again')
             self.settings = new
         return self
 
     # what is stored
 
-    def __len__(self) -> int: return len(self.state.items)
+    def __len__(self) -> int:
+        return len(self.state.items)
 
     @property
-    def ids(self) -> Tensor: return self.state.items.ids    # of the items, in the order of a mask, (N,), int64
+    def ids(self) -> Tensor:
+        return self.state.items.ids  # of the items, in the order of a mask, (N,), int64
 
     @classmethod
     def build(
         cls,
-        model:Any,          # a recommender, or a similarity
-        items:Any=None,     # embeddings, (N, D), finite; None: those of the recommender's encoder
-        ids:Any=None,       # of the items, (N,), distinct whole numbers from 0 on; None: 0 to N - 1
-        **settings:Any,     # see `Settings`
-    ) -> Any:               # an index of this kind
+        model: Any,  # a recommender, or a similarity
+        items: Any = None,  # embeddings, (N, D), finite; None: those of the recommender's encoder
+        ids: Any = None,  # of the items, (N,), distinct whole numbers from 0 on; None: 0 to N - 1
+        **settings: Any,  # see `Settings`
+    ) -> Any:  # an index of this kind
         "An index over some items."
         self = cls(model, **settings)
         if items is None:
-            if not hasattr(model, 'encoder'): raise DataError(f'items: None, wanted embeddings, for a {type(model).__name__} has none of its own')
+            if not hasattr(model, 'encoder'):
+                raise DataError(f'items: None, wanted embeddings, for a {type(model).__name__} has none of its own')
             items = model.encoder.items
         items = as_table('items', items)
         ids = torch.arange(len(items)) if ids is None else new_ids(ids, len(items))
-        with plain_numbers(): self.start(started(block_of(self, ids[:0], items[:0])), items.shape[1])
+        with plain_numbers():
+            self.start(started(block_of(self, ids[:0], items[:0])), items.shape[1])
         self.put(ids, items)
         return self
 
-    def start(self, items:Items, dim:int) -> None:
+    def start(self, items: Items, dim: int) -> None:
         "Point to a state of the stored items."
         self.dim, self.state = dim, state_of(items, self.similarity, self.settings.storage)
 
-    def put(self, ids:Tensor, items:Tensor, gone:Tensor|None=None) -> None:
+    def put(self, ids: Tensor, items: Tensor, gone: Tensor | None = None) -> None:
         "Store checked items, all or none, and drop the rows that are `gone`."
         old = self.state.items if gone is None else removed(self.state.items, gone)
-        with plain_numbers(): self.start(appended(old, blocks_of(self, ids, items), len(ids)), self.dim)
+        with plain_numbers():
+            self.start(appended(old, blocks_of(self, ids, items), len(ids)), self.dim)
 
-    def add(self, ids:Any, items:Any) -> None:
+    def add(self, ids: Any, items: Any) -> None:
         "More items: new ids (n,) and their embeddings (n, D)."
         with self.lock:
             items = as_table('items', items, self.dim)
             ids = new_ids(ids, len(items))
             there = (rows_of(self.state.items, ids) >= 0).cpu()
-            if there.any(): raise DataError(f'ids: {int(ids[there][0])} is in the index already; `update` changes it')
+            if there.any():
+                raise DataError(f'ids: {int(ids[there][0])} is in the index already; `update` changes it')
             self.put(ids, items)
 
-    def remove(self, ids:Any) -> None:
+    def remove(self, ids: Any) -> None:
         "Fewer items: ids (n,), all of them in the index."
-        with self.lock: self.start(removed(self.state.items, known_rows(self.state.items, ids)), self.dim)
+        with self.lock:
+            self.start(removed(self.state.items, known_rows(self.state.items, ids)), self.dim)
 
-    def update(self, ids:Any, items:Any) -> None:
+    def update(self, ids: Any, items: Any) -> None:
         "Other embeddings (n, D) for ids (n,) that are in the index."
         with self.lock:
             rows, items = known_rows(self.state.items, ids), as_table('items', items, self.dim)
-            if len(rows) != len(items): raise DataError(f'items: {len(items)} rows, wanted one for each of {len(rows)} ids')
+            if len(rows) != len(items):
+                raise DataError(f'items: {len(items)} rows, wanted one for each of {len(rows)} ids')
             self.put(self.state.ids[rows], items, rows)
 
-    def reserve(self, room:int) -> None:
+    def reserve(self, room: int) -> None:
         "Take address space for so many items, so that adding copies nothing."
         with self.lock:
-            if self.state.items.buffer.room < room: self.start(copied(self.state.items, room), self.dim)
+            if self.state.items.buffer.room < room:
+                self.start(copied(self.state.items, room), self.dim)
 
     @classmethod
     def over(
         cls,
-        index:'Index',      # whose items and model
-        **settings:Any,     # see `Settings`; stored as that index stores
-    ) -> Any:               # an index of this kind
+        index: 'Index',  # whose items and model
+        **settings: Any,  # see `Settings`; stored as that index stores
+    ) -> Any:  # an index of this kind
         "Another index over what one holds, without a copy; from then on each changes by itself."
         self, items = cls(index, storage=index.settings.storage, **settings), index.state.items
-        lacks = block_of(self, index.ids[:0], torch.zeros(0, index.dim, dtype=torch.float32)).keys() - items.columns.keys()
-        if lacks: raise ConfigError(f'index: a {type(index).__name__} stores no {min(lacks).split(".")[0]}, which a {cls.__name__} needs')
+        lacks = (
+            block_of(self, index.ids[:0], torch.zeros(0, index.dim, dtype=torch.float32)).keys() - items.columns.keys()
+        )
+        if lacks:
+            raise ConfigError(
+                f'index: a {type(index).__name__} stores no {min(lacks).split(".")[0]}, which a {cls.__name__} needs'
+            )
         self.start(items, index.dim)
         return self
 
@@ -396,11 +468,13 @@ class Index:
         return self.state.items.nbytes
 
     @property
-    def bytes_per_item(self) -> float: return self.memory_bytes()/max(1, len(self))
+    def bytes_per_item(self) -> float:
+        return self.memory_bytes() / max(1, len(self))
 
-    def __repr__(self) -> str: return f'{type(self).__name__} of {len(self):,} items, {self.bytes_per_item:.0f} bytes each'
+    def __repr__(self) -> str:
+        return f'{type(self).__name__} of {len(self):,} items, {self.bytes_per_item:.0f} bytes each'
 
-    def save(self, path:str|Path) -> None:
+    def save(self, path: str | Path) -> None:
         "One file, whole or not at all."
         items = self.state.items
         write_tensors(path, Living(items), about_index(self, items))
@@ -408,165 +482,208 @@ class Index:
     @classmethod
     def load(
         cls,
-        path:str|Path,      # file that `save` wrote
-        model:Any,          # the recommender or similarity that it was built with
-        head:Any=None,      # the head, where one was given to `build`
-        impl:str='auto',    # as in the settings; not part of the file
-        verify:bool=True,   # compare the checksum, which reads the whole file
-        memory:str='map',   # 'map': pages come from the disk when they are looked at; 'ram': all is read now
-    ) -> Any:               # of the class that was saved; `Index.load` takes any
+        path: str | Path,  # file that `save` wrote
+        model: Any,  # the recommender or similarity that it was built with
+        head: Any = None,  # the head, where one was given to `build`
+        impl: str = 'auto',  # as in the settings; not part of the file
+        verify: bool = True,  # compare the checksum, which reads the whole file
+        memory: str = 'map',  # 'map': pages come from the disk when they are looked at; 'ram': all is read now
+    ) -> Any:  # of the class that was saved; `Index.load` takes any
         "An index from its file."
-        if memory not in ('map', 'ram'): raise ConfigError(f"memory: got {memory!r}, wanted 'map' or 'ram'")
+        if memory not in ('map', 'ram'):
+            raise ConfigError(f"memory: got {memory!r}, wanted 'map' or 'ram'")
         about, tensors, opened = read_tensors(path, memory)
         self = index_for(path, about, cls, model, head, impl)
         check_stored(self, path, about, tensors)
-        if verify: check_contents(path, about, tensors)
+        if verify:
+            check_contents(path, about, tensors)
         device = next((p.device for p in self.similarity.parameters()), torch.device('cpu'))
-        self.start(started({name: t.to(device) for name, t in tensors.items()}, opened if device.type == 'cpu' else None), about['dim'])
+        self.start(
+            started({name: t.to(device) for name, t in tensors.items()}, opened if device.type == 'cpu' else None),
+            about['dim'],
+        )
         return self
 
     def __getstate__(self) -> dict:
         kept = {name: value for name, value in self.__dict__.items() if name not in ('lock', 'state')}
         return kept | dict(columns={name: t.clone() for name, t in Living(self.state.items).items()})
 
-    def __setstate__(self, kept:dict) -> None:
+    def __setstate__(self, kept: dict) -> None:
         columns = kept.pop('columns')
         self.__dict__.update(kept, lock=threading.RLock())
         self.start(started(columns), self.dim)
 
 # %% ../nbs/13_index.ipynb #b7ea19a9
 def block_of(
-    index:Index,
-    ids:Tensor,     # (n,), int64
-    items:Tensor,   # (n, D)
-) -> dict[str, Tensor]:     # name to (n, ...)
+    index: Index,
+    ids: Tensor,  # (n,), int64
+    items: Tensor,  # (n, D)
+) -> dict[str, Tensor]:  # name to (n, ...)
     "Columns of some items."
-    try: return dict(ids=ids.to(items.device)) | index.columns_of(items.double())
+    try:
+        return dict(ids=ids.to(items.device)) | index.columns_of(items.double())
     except DataError:
-        raise DataError(f'items: the item side of one of the ids {ids[0]} to {ids[-1]} is not finite; its embedding is too large for this model') from None
+        raise DataError(
+            f'items: the item side of one of the ids {ids[0]} to {ids[-1]} is not finite; its embedding is too large for this model'
+        ) from None
+
 
 def blocks_of(
-    index:Index,
-    ids:Tensor,     # (n,), int64
-    items:Tensor,   # (n, D)
+    index: Index,
+    ids: Tensor,  # (n,), int64
+    items: Tensor,  # (n, D)
 ) -> Iterator[dict[str, Tensor]]:
     "Items in blocks whose fp64 side stays in a CPU's cache, or fills a GPU."
     step = 512 if items.device.type == 'cpu' else 2**16
-    for lo in range(0, len(ids), step): yield block_of(index, ids[lo:lo + step], items[lo:lo + step])
+    for lo in range(0, len(ids), step):
+        yield block_of(index, ids[lo : lo + step], items[lo : lo + step])
+
 
 def new_ids(
-    ids:Any,        # (n,)
-    n:int,          # items
-) -> Tensor:        # (n,), int64
+    ids: Any,  # (n,)
+    n: int,  # items
+) -> Tensor:  # (n,), int64
     "Distinct ids from 0 on; that they ascend, the usual case, is seen without sorting."
     ids = as_ids('ids', ids)
-    if len(ids) != n: raise DataError(f'ids: got {len(ids)}, wanted one for each of {n} items')
-    if n and ids.min() < 0: raise DataError(f'ids: got {int(ids.min())}, wanted none below 0')
+    if len(ids) != n:
+        raise DataError(f'ids: got {len(ids)}, wanted one for each of {n} items')
+    if n and ids.min() < 0:
+        raise DataError(f'ids: got {int(ids.min())}, wanted none below 0')
     ordered = ids if (ids.diff() > 0).all() else ids.sort().values
-    if (twice := ordered[1:][ordered.diff() == 0]).numel(): raise DataError(f'ids: {int(twice[0])} occurs twice')
+    if (twice := ordered[1:][ordered.diff() == 0]).numel():
+        raise DataError(f'ids: {int(twice[0])} occurs twice')
     return ids
 
+
 def known_rows(
-    items:Items,
-    ids:Any,        # (n,), each once, all in the index
-) -> Tensor:        # (n,), int64
+    items: Items,
+    ids: Any,  # (n,), each once, all in the index
+) -> Tensor:  # (n,), int64
     "Rows of ids that must be there."
     ids = as_ids('ids', ids)
     ids = new_ids(ids, len(ids))
     rows = rows_of(items, ids)
-    if (rows < 0).any(): raise DataError(f'ids: {int(ids[(rows < 0).cpu()][0])} is not in the index')
+    if (rows < 0).any():
+        raise DataError(f'ids: {int(ids[(rows < 0).cpu()][0])} is not in the index')
     return rows
 
 # %% ../nbs/13_index.ipynb #7b11f2ee
 def search_of(
-    index:Index,
-    queries:Any,        # this and the rest as for `Index.answer`
-    exclude:Any=None,
-    allow:Any=None,
-    users:Any=None,
+    index: Index,
+    queries: Any,  # this and the rest as for `Index.answer`
+    exclude: Any = None,
+    allow: Any = None,
+    users: Any = None,
 ) -> Search:
     "What is asked of the state and the settings of this moment."
     state, settings, queries = index.state, index.settings, as_table('queries', queries, index.dim)
-    if state.items.file is not None: state.items.file.check()
+    if state.items.file is not None:
+        state.items.file.check()
     return Search(state, request_of(state.items, index.precise, queries, exclude, allow, users), settings)
 
+
 def final(
-    index:Index,
-    search:Search,
-    k:int,          # results per query
+    index: Index,
+    search: Search,
+    k: int,  # results per query
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # scores (b, <=k), best first, rows, and items scored for each pass
     "The best, by scores that depend on the pair alone."
-    if decides_alone(search) and search.settings.arithmetic == 'fp32': return index.picked(search, k, k)
-    width = max(2*k, k + 64)
+    if decides_alone(search) and search.settings.arithmetic == 'fp32':
+        return index.picked(search, k, k)
+    width = max(2 * k, k + 64)
     while True:
         picked, rows, costs = index.picked(search, k, width)
         scores = decided(search, index.precise, rows).masked_fill_(picked == -torch.inf, -torch.inf)
-        if picked.shape[1] < width or not left_open(picked, scores, k): break
+        if picked.shape[1] < width or not left_open(picked, scores, k):
+            break
         width *= 4
     return *best(scores, rows, search.state.ids, k), costs
 
+
 def answered(
-    index:Index,
-    search:Search,
-    k:int,          # results per query
+    index: Index,
+    search: Search,
+    k: int,  # results per query
 ) -> Answer:
     "A search, block by block."
     B, ids, all_costs = len(search.request), search.state.ids, []
-    try: scores, rows = (ids.new_full((B, k), fill, dtype=dtype) for fill, dtype in ((-torch.inf, torch.float32), (-1, torch.int64)))
-    except RuntimeError: raise ConfigError(f'k: {k:,} results for each of {B:,} queries do not fit into memory') from None
+    try:
+        scores, rows = (
+            ids.new_full((B, k), fill, dtype=dtype) for fill, dtype in ((-torch.inf, torch.float32), (-1, torch.int64))
+        )
+    except RuntimeError:
+        raise ConfigError(f'k: {k:,} results for each of {B:,} queries do not fit into memory') from None
     for i, block in enumerate(search.blocks(index.n_block) if len(search.state) else ()):
         values, found, costs = final(index, block, k)
-        place = slice(i*index.n_block, (i + 1)*index.n_block), slice(values.shape[1])
+        place = slice(i * index.n_block, (i + 1) * index.n_block), slice(values.shape[1])
         scores[place], rows[place] = values, found
         all_costs.append(costs)
-    if (scores == torch.inf).any(): raise DataError(f'queries: row {int((scores == torch.inf).any(1).nonzero()[0])} scores beyond single precision with this model')
+    if (scores == torch.inf).any():
+        raise DataError(
+            f'queries: row {int((scores == torch.inf).any(1).nonzero()[0])} scores beyond single precision with this model'
+        )
     found = ids[rows].masked_fill_(scores == -torch.inf, -1) if len(search.state) else rows
     names = all_costs[0] if all_costs else ('scored',)
-    return Answer(scores, found, {name: torch.cat([c[name] for c in all_costs]) if all_costs else rows.new_zeros(B) for name in names})
+    return Answer(
+        scores,
+        found,
+        {name: torch.cat([c[name] for c in all_costs]) if all_costs else rows.new_zeros(B) for name in names},
+    )
 
 # %% ../nbs/13_index.ipynb #daa0e175
 class BruteForce(Index):
     "Scores everything."
-    def picked(self, search:Search, k:int, width:int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+
+    def picked(self, search: Search, k: int, width: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         state, request, s = search.state, search.request, search.settings
-        step, kept = max(1, s.max_scores//len(request)), Best(state.ids, width)
+        step, kept = max(1, s.max_scores // len(request)), Best(state.ids, width)
         for lo in range(0, len(state), step):
-            scores = score_range(self.similarity, request.side, state.table, lo, min(len(state), lo + step), s.impl, s.arithmetic)
+            scores = score_range(
+                self.similarity, request.side, state.table, lo, min(len(state), lo + step), s.impl, s.arithmetic
+            )
             kept.add(request.mask(scores, lo), lo)
         return kept.scores, kept.rows, dict(scored=torch.full((len(request),), len(self), device=state.ids.device))
 
 # %% ../nbs/13_index.ipynb #23caa5c8
 def relative_recall(
-    scores:Tensor,  # of an index, (B, k)
-    truth:Tensor,   # of brute force, (B, k)
-    slack:float=1e-5,
-) -> float:         # 0 to 1
+    scores: Tensor,  # of an index, (B, k)
+    truth: Tensor,  # of brute force, (B, k)
+    slack: float = 1e-5,
+) -> float:  # 0 to 1
     "Share of the true top k that was found."
     real = (truth > -torch.inf).sum(1)
     scores, truth, real = scores[real > 0], truth[real > 0], real[real > 0]
-    if not len(real): return 1.
+    if not len(real):
+        return 1.0
     reached = scores >= truth.gather(1, real[:, None] - 1) - slack
-    return float((reached.sum(1).double()/real).clamp(max=1).mean())
+    return float((reached.sum(1).double() / real).clamp(max=1).mean())
 
 # %% ../nbs/13_index.ipynb #30179e06
 def measured(
-    index:Index,
-    queries:Any,    # (B, D)
-    truth:Tensor,   # scores of brute force, (B, k)
-) -> dict:          # recall: 0 to 1; scored: items for which the similarity was asked, per query
+    index: Index,
+    queries: Any,  # (B, D)
+    truth: Tensor,  # scores of brute force, (B, k)
+) -> dict:  # recall: 0 to 1; scored: items for which the similarity was asked, per query
     "What an index finds, and what it pays for it."
     found = index.answer(queries, truth.shape[1])
     return dict(recall=relative_recall(found.scores, truth), scored=found.scored.float().mean().item())
 
 # %% ../nbs/13_index.ipynb #01a26dde
 def fingerprint(
-    *modules:nn.Module|None,    # similarity, head; None: not there
-) -> str:                   # 64 hexadecimal digits
+    *modules: nn.Module | None,  # similarity, head; None: not there
+) -> str:  # 64 hexadecimal digits
     "sha256 of weights and settings."
     h = hashlib.sha256()
     for module in modules:
         for name, part in module.named_modules() if module is not None else ():
-            def counts(k, v): return k[0] != '_' and k != 'training' and (isinstance(v, (int, float, str)) or callable(v) and hasattr(v, '__name__'))
+
+            def counts(k, v):
+                return (
+                    k[0] != '_'
+                    and k != 'training'
+                    and (isinstance(v, (int, float, str)) or callable(v) and hasattr(v, '__name__'))
+                )
+
             plain = {k: getattr(v, '__name__', v) for k, v in vars(part).items() if counts(k, v)}
             h.update(json.dumps([name, type(part).__name__, sorted(plain.items())]).encode())
         for name, t in module.state_dict().items() if module is not None else ():
@@ -576,78 +693,120 @@ def fingerprint(
     return h.hexdigest()
 
 # %% ../nbs/13_index.ipynb #892831a9
-homes = dict(PerComponent='per_component', ComponentMean='component_mean', Combined='component_mean', HIndexer='two_stages', Exact='exact')  # kind of index to module
+homes = dict(
+    PerComponent='per_component',
+    ComponentMean='component_mean',
+    Combined='component_mean',
+    HIndexer='two_stages',
+    Exact='exact',
+)  # kind of index to module
 
-def __getattr__(name:str) -> Any:
+
+def __getattr__(name: str) -> Any:
     "A kind of index that a later page defines, imported when it is first asked for."
-    if name not in homes: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if name not in homes:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(importlib.import_module(f'molrec.{homes[name]}'), name)
 
 # %% ../nbs/13_index.ipynb #b6871aa6
 def about_index(
-    index:Index,
-    items:Items,    # the state that is saved
+    index: Index,
+    items: Items,  # the state that is saved
 ) -> dict:
     "What a file says of an index."
     kept = {name: value for name, value in dataclasses.asdict(index.settings).items() if name != 'impl'}
-    return dict(index=type(index).__name__, settings=kept, dim=index.dim, n_items=len(items), head=index.head is not None and index.head is not index.similarity,
-                model=fingerprint(index.similarity, index.head), sha256=content_sha256(Living(items)))
+    return dict(
+        index=type(index).__name__,
+        settings=kept,
+        dim=index.dim,
+        n_items=len(items),
+        head=index.head is not None and index.head is not index.similarity,
+        model=fingerprint(index.similarity, index.head),
+        sha256=content_sha256(Living(items)),
+    )
 
-def kinds_of(kind:type) -> dict[str, type]:
+
+def kinds_of(kind: type) -> dict[str, type]:
     "A kind of index and all that derive from it, by name."
     out = {kind.__name__: kind}
-    derived:type
-    for derived in kind.__subclasses__(): out |= kinds_of(derived)
+    derived: type
+    for derived in kind.__subclasses__():
+        out |= kinds_of(derived)
     return out
 
-def kind_called(name:str, cls:type) -> type|None:
+
+def kind_called(name: str, cls: type) -> type | None:
     "The kind of that name, if it is `cls` or derives from it; its page is read where it was not."
-    if name in homes: importlib.import_module(f'molrec.{homes[name]}')
+    if name in homes:
+        importlib.import_module(f'molrec.{homes[name]}')
     return kinds_of(cls).get(name)
 
+
 def index_for(
-    path:str|Path,      # for the error
-    about:dict,         # what the file says
-    cls:type,           # what was wanted
-    model:Any,          # as for `load`
-    head:Any,           # as for `load`
-    impl:str,           # as for `load`
-) -> Any:               # an index without items
+    path: str | Path,  # for the error
+    about: dict,  # what the file says
+    cls: type,  # what was wanted
+    model: Any,  # as for `load`
+    head: Any,  # as for `load`
+    impl: str,  # as for `load`
+) -> Any:  # an index without items
     "The index that a file is about, refused if it is another one or of another model."
     wanted = dict(index=str, settings=dict, dim=int, n_items=int, head=bool, model=str, sha256=str)
     wrong = [name for name, t in wanted.items() if type(about.get(name)) is not t]
-    if wrong: raise DataError(f'{path}: altered, its header has no {wrong[0]} that could be meant')
+    if wrong:
+        raise DataError(f'{path}: altered, its header has no {wrong[0]} that could be meant')
     kind = kind_called(about['index'], cls)
-    if kind is None: raise DataError(f'{path}: holds {about["index"]}, wanted {cls.__name__}')
-    if 'impl' in about['settings']: raise DataError(f'{path}: altered, its header sets impl')
-    try: self = kind(model, **about['settings'], **kind.beside(model, head, about['head']), impl=impl)
-    except (ConfigError, TypeError) as e: raise DataError(f'{path}: its settings do not fit: {e}') from None
-    if fingerprint(self.similarity, self.head) != about['model']: raise DataError(f'{path}: of another model than the one given')
+    if kind is None:
+        raise DataError(f'{path}: holds {about["index"]}, wanted {cls.__name__}')
+    if 'impl' in about['settings']:
+        raise DataError(f'{path}: altered, its header sets impl')
+    try:
+        self = kind(model, **about['settings'], **kind.beside(model, head, about['head']), impl=impl)
+    except (ConfigError, TypeError) as e:
+        raise DataError(f'{path}: its settings do not fit: {e}') from None
+    if fingerprint(self.similarity, self.head) != about['model']:
+        raise DataError(f'{path}: of another model than the one given')
     return self
 
+
 def check_stored(
-    index:Index,                    # without items
-    path:str|Path,                  # for the error
-    about:dict,                     # what the file says
-    tensors:dict[str, Tensor],      # of the file
+    index: Index,  # without items
+    path: str | Path,  # for the error
+    about: dict,  # what the file says
+    tensors: dict[str, Tensor],  # of the file
 ) -> None:
     "Refuse columns that the model would not have made, before anything reads them."
-    if not 1 <= about['dim'] <= 2**20: raise DataError(f'{path}: altered, items of width {about["dim"]}')
+    if not 1 <= about['dim'] <= 2**20:
+        raise DataError(f'{path}: altered, items of width {about["dim"]}')
     try:
-        with plain_numbers(): like = block_of(index, torch.arange(0), torch.zeros(0, about['dim'], dtype=torch.float32))
-    except RuntimeError: raise DataError(f'{path}: items of width {about["dim"]}, which this model does not take') from None
-    def form(t): return t.dtype, tuple(t.shape[1:])
-    if {name: form(t) for name, t in tensors.items()} != {name: form(t) for name, t in like.items()} or any(t.dim() == 0 for t in tensors.values()):
+        with plain_numbers():
+            like = block_of(index, torch.arange(0), torch.zeros(0, about['dim'], dtype=torch.float32))
+    except RuntimeError:
+        raise DataError(f'{path}: items of width {about["dim"]}, which this model does not take') from None
+
+    def form(t):
+        return t.dtype, tuple(t.shape[1:])
+
+    if {name: form(t) for name, t in tensors.items()} != {name: form(t) for name, t in like.items()} or any(
+        t.dim() == 0 for t in tensors.values()
+    ):
         raise DataError(f'{path}: altered, its columns are not those of a {type(index).__name__} of this model')
     lengths = {len(t) for t in tensors.values()}
-    if lengths != {about['n_items']}: raise DataError(f'{path}: altered, columns of {sorted(lengths)} rows, wanted {about["n_items"]}')
-    if about['n_items'] >= 2**31: raise DataError(f'{path}: {about["n_items"]:,} items, wanted fewer than 2^31')
+    if lengths != {about['n_items']}:
+        raise DataError(f'{path}: altered, columns of {sorted(lengths)} rows, wanted {about["n_items"]}')
+    if about['n_items'] >= 2**31:
+        raise DataError(f'{path}: {about["n_items"]:,} items, wanted fewer than 2^31')
 
-def check_contents(path:str|Path, about:dict, tensors:dict[str, Tensor]) -> None:
+
+def check_contents(path: str | Path, about: dict, tensors: dict[str, Tensor]) -> None:
     "Compare the checksum, and refuse ids and numbers that no index holds."
-    if content_sha256(tensors) != about['sha256']: raise DataError(f'{path}: altered, its contents do not match their checksum')
-    try: new_ids(tensors['ids'], about['n_items'])
-    except DataError as e: raise DataError(f'{path}: {e}') from None
+    if content_sha256(tensors) != about['sha256']:
+        raise DataError(f'{path}: altered, its contents do not match their checksum')
+    try:
+        new_ids(tensors['ids'], about['n_items'])
+    except DataError as e:
+        raise DataError(f'{path}: {e}') from None
     for name, t in tensors.items():
         for part in t.split(2**16) if t.is_floating_point() else ():
-            if not torch.isfinite(part.float()).all(): raise DataError(f'{path}: {name} has NaN or infinity')
+            if not torch.isfinite(part.float()).all():
+                raise DataError(f'{path}: {name} has NaN or infinity')

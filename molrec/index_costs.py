@@ -18,46 +18,55 @@ from .quantize import quantize
 from .similarity import Similarity
 
 # %% ../nbs/13e_index_costs.ipynb #01224efa
-def input_width(similarity:Similarity) -> int:  # D
+def input_width(similarity: Similarity) -> int:  # D
     "Width of the items that a similarity takes, as its first linear layer tells it."
     width = next((part.in_features for part in similarity.modules() if isinstance(part, nn.Linear)), None)
-    if width is None: raise ConfigError(f'dim: None, wanted the width of the items; a {type(similarity).__name__} does not tell')
+    if width is None:
+        raise ConfigError(f'dim: None, wanted the width of the items; a {type(similarity).__name__} does not tell')
     return width
 
+
 def plan(
-    n_items:int,                # N
-    similarity:Similarity,
-    storage:str='bf16',         # of the item table
-    stage1:str|None='int8',     # storage of stage-1 vectors; None: an index without any
-    head_width:int=0,           # w; 0: that of the similarity's own components
-    dim:int|None=None,          # D; None: what the similarity's first linear layer takes
-    sampled:bool=True,          # does stage 1 keep a sample? HIndexer does, ComponentMean does not
-    threshold:str='exact',      # of stage 1: 'exact', as on a CPU, or 'sampled', as on a GPU
-) -> dict:                      # part to bytes per item
+    n_items: int,  # N
+    similarity: Similarity,
+    storage: str = 'bf16',  # of the item table
+    stage1: str | None = 'int8',  # storage of stage-1 vectors; None: an index without any
+    head_width: int = 0,  # w; 0: that of the similarity's own components
+    dim: int | None = None,  # D; None: what the similarity's first linear layer takes
+    sampled: bool = True,  # does stage 1 keep a sample? HIndexer does, ComponentMean does not
+    threshold: str = 'exact',  # of stage 1: 'exact', as on a CPU, or 'sampled', as on a GPU
+) -> dict:  # part to bytes per item
     "Memory per item of an index, before it is built."
     dim = dim or input_width(similarity)
     parts = dict(ids=8, items=ItemTable.build(snapshot(similarity), torch.zeros(1, dim), storage).bytes_per_item)
-    if stage1 is None: return parts
+    if stage1 is None:
+        return parts
     width = head_width or (similarity.width if isinstance(similarity, MoL) else dim)
     parts['stage 1'] = quantize(torch.zeros(1, width), stage1).bytes_per_row
     n = sample_size(n_items, threshold)
-    return parts | ({'sample': n/max(1, n_items)*(parts['stage 1'] + 8)} if sampled else {})
+    return parts | ({'sample': n / max(1, n_items) * (parts['stage 1'] + 8)} if sampled else {})
 
 # %% ../nbs/13e_index_costs.ipynb #938780d4
 def peaks(
-    n_items:int,                # N
-    similarity:Similarity,
-    storage:str='bf16',         # of the item table
-    stage1:str|None='int8',     # storage of stage-1 vectors; None: an index without any
-    head_width:int=0,           # w; 0: that of the similarity's own components
-    dim:int|None=None,          # D; None: what the similarity's first linear layer takes
-    k_prime:int=10_000,         # candidates of a query
-    batch:int=1,                # queries that are searched together, at most 64
-) -> dict:                      # operation to bytes on top of the index
+    n_items: int,  # N
+    similarity: Similarity,
+    storage: str = 'bf16',  # of the item table
+    stage1: str | None = 'int8',  # storage of stage-1 vectors; None: an index without any
+    head_width: int = 0,  # w; 0: that of the similarity's own components
+    dim: int | None = None,  # D; None: what the similarity's first linear layer takes
+    k_prime: int = 10_000,  # candidates of a query
+    batch: int = 1,  # queries that are searched together, at most 64
+) -> dict:  # operation to bytes on top of the index
     "What operations need for a while, at most."
     parts = plan(n_items, similarity, storage, stage1, head_width, dim, sampled=False)
     item = ItemTable.build(snapshot(similarity), torch.zeros(1, dim or input_width(similarity)), 'fp32').bytes_per_item
-    block, widest = 512*2*item, max(parts.values())
-    search = min(batch, 64)*min(k_prime, n_items)*item if storage.startswith('compact-') else 0
-    return dict(build=block, add=block, **{'add, once in eight': n_items*sum(parts.values())}, remove=.75*n_items*sum(parts.values()),
-                save=n_items*widest, search=search + min(batch, 64)*min(k_prime, n_items)*12)
+    block, widest = 512 * 2 * item, max(parts.values())
+    search = min(batch, 64) * min(k_prime, n_items) * item if storage.startswith('compact-') else 0
+    return dict(
+        build=block,
+        add=block,
+        **{'add, once in eight': n_items * sum(parts.values())},
+        remove=0.75 * n_items * sum(parts.values()),
+        save=n_items * widest,
+        search=search + min(batch, 64) * min(k_prime, n_items) * 12,
+    )

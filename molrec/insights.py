@@ -25,337 +25,601 @@ from .metrics import bootstrap_ci, paired_test
 from .pages import Markup, literal, slug, template, unique
 from .plots import black, blue, green, method_style, nice_log, orange, purple, save_figure, sky, theme, vermillion
 from .records import Run, hardware, metric_values
-from .report import block_of, blocks, figure_html, in_tables, markdown_table, method_of, negatives_text, published_name, read_runs, section_title, set_table, sig, signed, values, write
+from molrec.report import (
+    block_of,
+    blocks,
+    figure_html,
+    in_tables,
+    markdown_table,
+    method_of,
+    negatives_text,
+    published_name,
+    read_runs,
+    section_title,
+    set_table,
+    sig,
+    signed,
+    values,
+    write,
+)
 
 # %% ../nbs/34b_insights.ipynb #b6bfa508
 def curves_table(
-    runs:list[Run],     # of one block
-    least:int=4,        # validations; runs with fewer are left out
-) -> pd.DataFrame:      # row, encoder, similarity, seed, epoch, valid, kept, warm (epochs of the embedder alone), every (epochs between validations)
+    runs: list[Run],  # of one block
+    least: int = 4,  # validations; runs with fewer are left out
+) -> pd.DataFrame:  # row, encoder, similarity, seed, epoch, valid, kept, warm (epochs of the embedder alone), every (epochs between validations)
     "Validation HR@10 by epoch, of every seed."
     lines = []
     for run in runs:
         for r in run.each:
             curve = [e for e in r.record.get('history', ()) if e.get('valid_hr@10') is not None]
             encoder, similarity = published_name(r.config)
-            of = dict(row=run.label, encoder=encoder, similarity=similarity, seed=r.record['seed'], warm=r.config.get('warm_epochs', 0), every=r.config.get('eval_every', 1))
-            if len(curve) >= least: lines += [of | dict(epoch=e['epoch'], valid=e['valid_hr@10'], kept=e['epoch'] == r.record['best_epoch']) for e in curve]
-    return pd.DataFrame(lines, columns=['row', 'encoder', 'similarity', 'seed', 'epoch', 'valid', 'kept', 'warm', 'every'])
+            of = dict(
+                row=run.label,
+                encoder=encoder,
+                similarity=similarity,
+                seed=r.record['seed'],
+                warm=r.config.get('warm_epochs', 0),
+                every=r.config.get('eval_every', 1),
+            )
+            if len(curve) >= least:
+                lines += [
+                    of | dict(epoch=e['epoch'], valid=e['valid_hr@10'], kept=e['epoch'] == r.record['best_epoch'])
+                    for e in curve
+                ]
+    return pd.DataFrame(
+        lines, columns=['row', 'encoder', 'similarity', 'seed', 'epoch', 'valid', 'kept', 'warm', 'every']
+    )
 
 # %% ../nbs/34b_insights.ipynb #1c45edb5
-encoder_colors = {'popularity': black, 'svd': '#777777', 'gru4rec': green, 'bert4rec': purple, 'sasrec': blue, 'hstu': orange, 'hstu-large': vermillion}
-dashes = {'dot': '-', 'mol': (0, (5, 1.5)), 'mlp': (0, (1, 1)), 'fm': (0, (3, 1, 1, 1)), 'neuralfm': (0, (6, 1, 1, 1, 1, 1))}
+encoder_colors = {
+    'popularity': black,
+    'svd': '#777777',
+    'gru4rec': green,
+    'bert4rec': purple,
+    'sasrec': blue,
+    'hstu': orange,
+    'hstu-large': vermillion,
+}
+dashes = {
+    'dot': '-',
+    'mol': (0, (5, 1.5)),
+    'mlp': (0, (1, 1)),
+    'fm': (0, (3, 1, 1, 1)),
+    'neuralfm': (0, (6, 1, 1, 1, 1, 1)),
+}
 row_colors = blue, vermillion, green, purple, orange, sky, black, '#777777'
 
+
 def row_looks(
-    curves:pd.DataFrame,    # as `curves_table` gives it
-) -> dict:                  # row: color and ls, for matplotlib
+    curves: pd.DataFrame,  # as `curves_table` gives it
+) -> dict:  # row: color and ls, for matplotlib
     "The look of every row's lines."
     rows = curves.drop_duplicates('row')
-    looks = {r.row: dict(color=encoder_colors.get(r.encoder, '#777777'), ls=dashes.get(r.similarity, '-')) for r in rows.itertuples()}
+    looks = {
+        r.row: dict(color=encoder_colors.get(r.encoder, '#777777'), ls=dashes.get(r.similarity, '-'))
+        for r in rows.itertuples()
+    }
     apart = rows.encoder.nunique() > 1 and len(set(map(str, looks.values()))) == len(looks)
-    if apart or len(looks) == 1: return looks
-    again = itertools.chain([{}]*len(row_colors), itertools.repeat(dict(ls=':')))  # past eight rows the colours come again, dotted
-    return {row: look | dict(color=color) | more for (row, look), color, more in zip(looks.items(), itertools.cycle(row_colors), again)}
+    if apart or len(looks) == 1:
+        return looks
+    again = itertools.chain(
+        [{}] * len(row_colors), itertools.repeat(dict(ls=':'))
+    )  # past eight rows the colours come again, dotted
+    return {
+        row: look | dict(color=color) | more
+        for (row, look), color, more in zip(looks.items(), itertools.cycle(row_colors), again)
+    }
 
 # %% ../nbs/34b_insights.ipynb #89ebced0
 def curves_figure(
-    curves:pd.DataFrame,    # as `curves_table` gives it
+    curves: pd.DataFrame,  # as `curves_table` gives it
 ) -> Figure:
     "Validation HR@10 against epochs; rings are the epochs that were kept."
     looks, best, key = row_looks(curves), curves.groupby('row').valid.max().sort_values(ascending=False), {}
     with mpl.rc_context(theme):
-        fig = Figure(figsize=(7.2, 3.1 + .18*math.ceil(len(best)/2)), layout='constrained')
+        fig = Figure(figsize=(7.2, 3.1 + 0.18 * math.ceil(len(best) / 2)), layout='constrained')
         ax = fig.subplots()
         for row in best.index:
             for _, part in curves[curves.row == row].groupby('seed'):
-                key[row], = ax.plot(part.epoch, part.valid, lw=1.3, alpha=.9, **looks[row])
+                (key[row],) = ax.plot(part.epoch, part.valid, lw=1.3, alpha=0.9, **looks[row])
                 kept = part[part.kept]
                 ax.plot(kept.epoch, kept.valid, 'o', mfc='none', ms=7, color=looks[row]['color'])
-        ax.set(xlabel='epoch', ylabel='HR@10, validation', xlim=(0, None), ylim=(max(0, curves.valid.quantile(.1) - .02), None))
+        ax.set(
+            xlabel='epoch',
+            ylabel='HR@10, validation',
+            xlim=(0, None),
+            ylim=(max(0, curves.valid.quantile(0.1) - 0.02), None),
+        )
         last = curves.groupby('row').epoch.max()
-        if last.max() > 2*last.median():    # one row that trains far longer would squeeze the others
+        if last.max() > 2 * last.median():  # one row that trains far longer would squeeze the others
             ax.set(xscale='log', xlim=(curves[curves.valid > ax.get_ylim()[0]].epoch.min(), None))
             nice_log(ax.xaxis)
-        else: ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.grid(color='#E4E4E4', lw=.7); ax.set_axisbelow(True)
-        fig.legend(key.values(), [literal(row, 54) for row in key], loc='outside lower center', ncols=2,
-                   frameon=False, handlelength=2.6, labelspacing=.4, columnspacing=1.5, fontsize=8)
+        else:
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(color='#E4E4E4', lw=0.7)
+        ax.set_axisbelow(True)
+        fig.legend(
+            key.values(),
+            [literal(row, 54) for row in key],
+            loc='outside lower center',
+            ncols=2,
+            frameon=False,
+            handlelength=2.6,
+            labelspacing=0.4,
+            columnspacing=1.5,
+            fontsize=8,
+        )
     return fig
 
 # %% ../nbs/34b_insights.ipynb #a2af1a1a
 def curves_caption(
-    curves:pd.DataFrame,    # as `curves_table` gives it
+    curves: pd.DataFrame,  # as `curves_table` gives it
 ) -> str:
     "Which row led, which were still rising, and why a line starts late."
-    last, best = curves.epoch.groupby([curves.row, curves.seed]).max(), curves[curves.kept].set_index(['row', 'seed']).epoch
-    late = sorted({row for (row, seed), epoch in best.items() if epoch > .9*last[row, seed]})
+    last, best = (
+        curves.epoch.groupby([curves.row, curves.seed]).max(),
+        curves[curves.kept].set_index(['row', 'seed']).epoch,
+    )
+    late = sorted({row for (row, seed), epoch in best.items() if epoch > 0.9 * last[row, seed]})
     first, top = curves.loc[curves.groupby(['row', 'seed']).epoch.idxmin()], curves.loc[curves.valid.idxmax()]
-    alone = bool(((first.warm > 0) & (first.epoch > 2*first.every)).any())
-    return (f'{top.row} is highest on validation, {top.valid:.3f} at epoch {top.epoch}. '
-            + (f'Kept within the last tenth of their epochs, so perhaps not at their end: {"; ".join(late)}.' if late else 'No row was kept within the last tenth of its epochs.') + ' Rings: the epochs that were kept.'
-            + ' A line that starts late belongs to a row whose embedder was first trained alone, unvalidated.'*alone)
+    alone = bool(((first.warm > 0) & (first.epoch > 2 * first.every)).any())
+    return (
+        f'{top.row} is highest on validation, {top.valid:.3f} at epoch {top.epoch}. '
+        + (
+            f'Kept within the last tenth of their epochs, so perhaps not at their end: {"; ".join(late)}.'
+            if late
+            else 'No row was kept within the last tenth of its epochs.'
+        )
+        + ' Rings: the epochs that were kept.'
+        + ' A line that starts late belongs to a row whose embedder was first trained alone, unvalidated.' * alone
+    )
 
 # %% ../nbs/34b_insights.ipynb #0e45614d
-def validation(run:Run) -> float:
+def validation(run: Run) -> float:
     "The best HR@10 on validation, the mean over seeds."
-    return float(np.mean([max((e.get('valid_hr@10') or 0. for e in r.record.get('history', ())), default=0.) for r in run.each]))
+    return float(
+        np.mean(
+            [max((e.get('valid_hr@10') or 0.0 for e in r.record.get('history', ())), default=0.0) for r in run.each]
+        )
+    )
 
-def planned(run:Run) -> int: return run.config.get('epochs', 0) + run.config.get('warm_epochs', 0)    # epochs
+
+def planned(run: Run) -> int:
+    return run.config.get('epochs', 0) + run.config.get('warm_epochs', 0)  # epochs
+
 
 def similarity_pairs(
-    runs:list[Run],     # of one block
-) -> list:              # of (the dot product's `Run`, MoL's)
+    runs: list[Run],  # of one block
+) -> list:  # of (the dot product's `Run`, MoL's)
     "Every row with MoL and its dot product; a row that has none is left out."
-    def alike(r): return published_name(r.config)[0], planned(r)
-    def partner(mol): return max((r for r in runs if r.config['similarity'] == 'dot' and alike(r) == alike(mol)), key=validation, default=None)
+
+    def alike(r):
+        return published_name(r.config)[0], planned(r)
+
+    def partner(mol):
+        return max(
+            (r for r in runs if r.config['similarity'] == 'dot' and alike(r) == alike(mol)),
+            key=validation,
+            default=None,
+        )
+
     return [(dot, mol) for mol in runs if mol.config['similarity'] == 'mol' and (dot := partner(mol))]
 
 # %% ../nbs/34b_insights.ipynb #7ef44b72
 def seeds_half(
-    of_a:list,      # means of a metric, one per seed
-    of_b:list,
-) -> float:         # 0 where either has a single seed
+    of_a: list,  # means of a metric, one per seed
+    of_b: list,
+) -> float:  # 0 where either has a single seed
     "Half of Welch's 95 % interval for the difference of the means over seeds."
-    if min(len(of_a), len(of_b)) < 2: return 0.
-    a, b = (np.var(x, ddof=1)/len(x) for x in (of_a, of_b))
-    if a + b == 0: return 0.
-    return float(student_t.ppf(.975, (a + b)**2/(a**2/(len(of_a) - 1) + b**2/(len(of_b) - 1)))*math.sqrt(a + b))
+    if min(len(of_a), len(of_b)) < 2:
+        return 0.0
+    a, b = (np.var(x, ddof=1) / len(x) for x in (of_a, of_b))
+    if a + b == 0:
+        return 0.0
+    return float(
+        student_t.ppf(0.975, (a + b) ** 2 / (a**2 / (len(of_a) - 1) + b**2 / (len(of_b) - 1))) * math.sqrt(a + b)
+    )
+
 
 def gain(
-    pair:tuple,     # of `Run` with the same test users
-) -> dict:          # difference, low, high, p
+    pair: tuple,  # of `Run` with the same test users
+) -> dict:  # difference, low, high, p
     "What the second row gains in HR@10 over the first; p: paired over users, the mean over seeds."
     a, b = (values(r, 'hr@10') for r in pair)
-    mean, (low, high), half = float((b - a).mean()), bootstrap_ci(b - a), seeds_half(*([metric_values(r.ranks, 'hr@10').mean() for r in run.each] for run in pair))
-    return dict(difference=mean, low=mean - math.hypot(mean - low, half), high=mean + math.hypot(high - mean, half), p=float(paired_test(b, a)))
+    mean, (low, high), half = (
+        float((b - a).mean()),
+        bootstrap_ci(b - a),
+        seeds_half(*([metric_values(r.ranks, 'hr@10').mean() for r in run.each] for run in pair)),
+    )
+    return dict(
+        difference=mean,
+        low=mean - math.hypot(mean - low, half),
+        high=mean + math.hypot(high - mean, half),
+        p=float(paired_test(b, a)),
+    )
 
 # %% ../nbs/34b_insights.ipynb #e2536892
 def told_apart(
-    low:float, high:float,  # of the difference
-    seeds:int,              # the fewer of the two rows
+    low: float,
+    high: float,  # of the difference
+    seeds: int,  # the fewer of the two rows
 ) -> str:
     "What may be said of a difference."
     side = 'MoL higher' if low > 0 else 'MoL lower' if high < 0 else 'not told apart'
-    return side + ', one seed'*(seeds == 1)
+    return side + ', one seed' * (seeds == 1)
+
 
 def against_dot(
-    groups:list,        # blocks, as `blocks` gives them
-) -> pd.DataFrame:      # data, dot, mol, epochs, seeds, validation and HR@10 of both, difference, low, high, p, verdict
+    groups: list,  # blocks, as `blocks` gives them
+) -> pd.DataFrame:  # data, dot, mol, epochs, seeds, validation and HR@10 of both, difference, low, high, p, verdict
     "MoL against the dot product, wherever both were trained on one encoder under leave-last-one-out."
     lines = []
     for block in groups:
-        for pair in similarity_pairs(block)*(block_of(block[0])[1] == 'leave-last-one-out'):
+        for pair in similarity_pairs(block) * (block_of(block[0])[1] == 'leave-last-one-out'):
             (a, b), found, seeds = pair, gain(pair), min(len(r.each) for r in pair)
-            lines.append(dict(data=section_title(block), dot=f'{a.label}, {negatives_text(a.config)}', mol=f'{b.label}, {negatives_text(b.config)}', epochs=planned(b), seeds=seeds, dot_validation=validation(a), mol_validation=validation(b),
-                              dot_hr=values(a, 'hr@10').mean(), mol_hr=values(b, 'hr@10').mean(), **found, verdict=told_apart(found['low'], found['high'], seeds)))
-    return pd.DataFrame(lines, columns=['data', 'dot', 'mol', 'epochs', 'seeds', 'dot_validation', 'mol_validation', 'dot_hr', 'mol_hr', 'difference', 'low', 'high', 'p', 'verdict'])
+            lines.append(
+                dict(
+                    data=section_title(block),
+                    dot=f'{a.label}, {negatives_text(a.config)}',
+                    mol=f'{b.label}, {negatives_text(b.config)}',
+                    epochs=planned(b),
+                    seeds=seeds,
+                    dot_validation=validation(a),
+                    mol_validation=validation(b),
+                    dot_hr=values(a, 'hr@10').mean(),
+                    mol_hr=values(b, 'hr@10').mean(),
+                    **found,
+                    verdict=told_apart(found['low'], found['high'], seeds),
+                )
+            )
+    return pd.DataFrame(
+        lines,
+        columns=[
+            'data',
+            'dot',
+            'mol',
+            'epochs',
+            'seeds',
+            'dot_validation',
+            'mol_validation',
+            'dot_hr',
+            'mol_hr',
+            'difference',
+            'low',
+            'high',
+            'p',
+            'verdict',
+        ],
+    )
+
 
 def against_dot_text(
-    pairs:pd.DataFrame,     # as `against_dot` gives it
-) -> pd.DataFrame:          # of text
+    pairs: pd.DataFrame,  # as `against_dot` gives it
+) -> pd.DataFrame:  # of text
     "The pairs as they are printed: validation in brackets beside the test."
-    def hr(test, valid): return f'{sig(test)} ({sig(valid)})'
-    return pd.DataFrame({'data': [r.data.replace(', leave-last-one-out', '') for r in pairs.itertuples()], 'row with MoL': list(pairs.mol), 'epochs': [str(n) for n in pairs.epochs],
-        'dot product, test (validation)': [hr(r.dot_hr, r.dot_validation) for r in pairs.itertuples()], 'MoL, test (validation)': [hr(r.mol_hr, r.mol_validation) for r in pairs.itertuples()],
-        'difference [95 %]': [f'{signed(r.difference)} [{signed(r.low)},\u00a0{signed(r.high)}]' for r in pairs.itertuples()], 'p': [f'{r.p:.4f}' for r in pairs.itertuples()], 'verdict': list(pairs.verdict)})
+
+    def hr(test, valid):
+        return f'{sig(test)} ({sig(valid)})'
+
+    return pd.DataFrame(
+        {
+            'data': [r.data.replace(', leave-last-one-out', '') for r in pairs.itertuples()],
+            'row with MoL': list(pairs.mol),
+            'epochs': [str(n) for n in pairs.epochs],
+            'dot product, test (validation)': [hr(r.dot_hr, r.dot_validation) for r in pairs.itertuples()],
+            'MoL, test (validation)': [hr(r.mol_hr, r.mol_validation) for r in pairs.itertuples()],
+            'difference [95 %]': [
+                f'{signed(r.difference)} [{signed(r.low)},\u00a0{signed(r.high)}]' for r in pairs.itertuples()
+            ],
+            'p': [f'{r.p:.4f}' for r in pairs.itertuples()],
+            'verdict': list(pairs.verdict),
+        }
+    )
 
 # %% ../nbs/34b_insights.ipynb #205e6803
 def popular_first(
-    items:pd.DataFrame,     # of a run: item_id, trained, shown
-) -> pd.DataFrame:          # the same rows, the most trained first
+    items: pd.DataFrame,  # of a run: item_id, trained, shown
+) -> pd.DataFrame:  # the same rows, the most trained first
     "Items in the order of how often they were trained on."
     return items.sort_values(['trained', 'item_id'], ascending=[False, True], ignore_index=True)
 
+
 def gini(
-    counts,     # (N,), not negative
-) -> float:     # 0: all equal; towards 1: one has all
+    counts,  # (N,), not negative
+) -> float:  # 0: all equal; towards 1: one has all
     "How unevenly something is spread."
     x = np.sort(np.asarray(counts, dtype=float))
-    return float(2*np.dot(np.arange(1, len(x) + 1), x)/(len(x)*x.sum()) - (len(x) + 1)/len(x)) if x.sum() else 0.
+    return (
+        float(2 * np.dot(np.arange(1, len(x) + 1), x) / (len(x) * x.sum()) - (len(x) + 1) / len(x)) if x.sum() else 0.0
+    )
 
 # %% ../nbs/34b_insights.ipynb #66e37697
 def exposure_facts(
-    items:pd.DataFrame,     # as `popular_first` gives it
-) -> dict:                  # shares from 0 to 1
+    items: pd.DataFrame,  # as `popular_first` gives it
+) -> dict:  # shares from 0 to 1
     "Who gets the places."
-    tenth = max(1, len(items)//10)
-    return dict(coverage=float((items.shown > 0).mean()), head_shown=float(items.shown[:tenth].sum()/items.shown.sum()), head_trained=float(items.trained[:tenth].sum()/items.trained.sum()), gini=gini(items.shown))
+    tenth = max(1, len(items) // 10)
+    return dict(
+        coverage=float((items.shown > 0).mean()),
+        head_shown=float(items.shown[:tenth].sum() / items.shown.sum()),
+        head_trained=float(items.trained[:tenth].sum() / items.trained.sum()),
+        gini=gini(items.shown),
+    )
 
-def seed_items(
-    run:Run,
-) -> list:              # of what `popular_first` gives, one per seed whose record has items
+
+def seed_items(run: Run) -> list:  # of what `popular_first` gives, one per seed whose record has items
     "Items as each seed showed them."
     return [popular_first(r.items) for r in run.each if r.items is not None]
 
+
 def exposure_table(
-    runs:list[Run],     # of one block
-) -> pd.DataFrame:      # row, method and the facts, the mean over seeds; rows whose records say nothing are left out
+    runs: list[Run],  # of one block
+) -> pd.DataFrame:  # row, method and the facts, the mean over seeds; rows whose records say nothing are left out
     "Exposure by row."
     known = [(run, each) for run in runs if (each := seed_items(run))]
-    return pd.DataFrame([dict(row=run.label, method=method_of(run.config)) | pd.DataFrame(map(exposure_facts, each)).mean().to_dict() for run, each in known])
+    return pd.DataFrame(
+        [
+            dict(row=run.label, method=method_of(run.config)) | pd.DataFrame(map(exposure_facts, each)).mean().to_dict()
+            for run, each in known
+        ]
+    )
 
 # %% ../nbs/34b_insights.ipynb #4d5378c9
 def popularity_groups(
-    item_ids:np.ndarray,    # of the test targets, (B,)
-    items:pd.DataFrame,     # of the same run: item_id, trained
-    n:int=5,                # groups
-) -> tuple:                 # group of each target, 0 is the rarest, (B,); the median training count of each group
+    item_ids: np.ndarray,  # of the test targets, (B,)
+    items: pd.DataFrame,  # of the same run: item_id, trained
+    n: int = 5,  # groups
+) -> tuple:  # group of each target, 0 is the rarest, (B,); the median training count of each group
     "Targets in groups of equal size by how often they were trained on."
     trained = pd.Series(items.trained.to_numpy(), index=items.item_id)[item_ids].to_numpy()
     group = np.empty(len(trained), dtype=np.int64)
-    group[np.lexsort((pd.factorize(item_ids, sort=True)[0], trained))] = np.arange(len(trained))*n//len(trained)
+    group[np.lexsort((pd.factorize(item_ids, sort=True)[0], trained))] = np.arange(len(trained)) * n // len(trained)
     return group, [float(np.median(trained[group == g])) for g in range(n)]
 
+
 def target_groups(
-    run:Run,                # with one target per user
-    n:int=5,                # groups
-) -> tuple:                 # as `popularity_groups` gives them
+    run: Run,  # with one target per user
+    n: int = 5,  # groups
+) -> tuple:  # as `popularity_groups` gives them
     "The groups of a run's test targets."
     return popularity_groups(run.targets.item_id.to_numpy(), run.items, n)
 
+
 def hits_by_popularity(
-    run:Run,                # with one target per user
-    n:int=5,                # groups
-) -> pd.DataFrame:          # row, method, group, trained (median), hr, low, high
+    run: Run,  # with one target per user
+    n: int = 5,  # groups
+) -> pd.DataFrame:  # row, method, group, trained (median), hr, low, high
     "HR@10 where the target is rare, and where it is popular."
     (group, medians), hits = target_groups(run, n), values(run, 'hr@10')
-    return pd.DataFrame([dict(row=run.label, method=method_of(run.config), group=g, trained=medians[g], hr=(part := hits[group == g]).mean(), **dict(zip(('low', 'high'), bootstrap_ci(part)))) for g in range(n)])
+    return pd.DataFrame(
+        [
+            dict(
+                row=run.label,
+                method=method_of(run.config),
+                group=g,
+                trained=medians[g],
+                hr=(part := hits[group == g]).mean(),
+                **dict(zip(('low', 'high'), bootstrap_ci(part))),
+            )
+            for g in range(n)
+        ]
+    )
 
 # %% ../nbs/34b_insights.ipynb #c20fe297
 def similarity_pair(
-    runs:list[Run],     # of one block
-) -> tuple|None:        # the dot product's `Run` and MoL's; None: no such pair
+    runs: list[Run],  # of one block
+) -> tuple | None:  # the dot product's `Run` and MoL's; None: no such pair
     "The pair that is drawn."
     known = [r for r in runs if r.items is not None]
     return max(similarity_pairs(known), key=lambda pair: validation(pair[1]), default=None)
 
+
 def also_differs(
-    pair:tuple,         # of `Run`, as `similarity_pair` gives it
-) -> str:               # a sentence; '': the same
+    pair: tuple,  # of `Run`, as `similarity_pair` gives it
+) -> str:  # a sentence; '': the same
     "The negatives, positions and head of both rows, where those differ."
+
     def trained(c):
         share = c.get('loss_share', 1)
-        return negatives_text(c) + f' at {100*share:.0f} % of the positions'*(share < 1) + ' + a head'*bool(c.get('head_width'))
+        return (
+            negatives_text(c)
+            + f' at {100 * share:.0f} % of the positions' * (share < 1)
+            + ' + a head' * bool(c.get('head_width'))
+        )
+
     dot, mol = (trained(r.config) for r in pair)
-    return '' if dot == mol else f'The rows differ in training too; negatives: {dot} for the dot product, {mol} for MoL.'
+    return (
+        '' if dot == mol else f'The rows differ in training too; negatives: {dot} for the dot product, {mol} for MoL.'
+    )
 
 # %% ../nbs/34b_insights.ipynb #ddc2ccbc
 def gain_by_popularity(
-    pair:tuple,             # of `Run` with the same test users
-    n:int=5,                # groups
-) -> pd.DataFrame:          # group, gain (of the second over the first, in HR@10), low, high
+    pair: tuple,  # of `Run` with the same test users
+    n: int = 5,  # groups
+) -> pd.DataFrame:  # group, gain (of the second over the first, in HR@10), low, high
     "What the second row gains where targets are rare, and where popular."
     (group, _), more = target_groups(pair[0], n), values(pair[1], 'hr@10') - values(pair[0], 'hr@10')
-    return pd.DataFrame([dict(group=g, gain=(part := more[group == g]).mean(), **dict(zip(('low', 'high'), bootstrap_ci(part)))) for g in range(n)])
+    return pd.DataFrame(
+        [
+            dict(group=g, gain=(part := more[group == g]).mean(), **dict(zip(('low', 'high'), bootstrap_ci(part))))
+            for g in range(n)
+        ]
+    )
 
 # %% ../nbs/34b_insights.ipynb #08f7a8ae
 def popularity_figure(
-    pair:tuple,         # of `Run`, as `similarity_pair` gives it
+    pair: tuple,  # of `Run`, as `similarity_pair` gives it
 ) -> tuple[Figure, pd.DataFrame]:  # the drawing, and hits by group
     "Left: places in top tens against items in the order of popularity. Right: hit rate by how popular the target is."
     hits, key = pd.concat([hits_by_popularity(r) for r in pair]), {}
     with mpl.rc_context(theme):
         fig = Figure(figsize=(7.2, 2.9), layout='constrained')
         left, right = fig.subplots(1, 2)
-        for shift, run in zip((-.08, .08), pair):
+        for shift, run in zip((-0.08, 0.08), pair):
             each, style = seed_items(run), method_style(method_of(run.config))
             trained, shown = each[0].trained, sum(items.shown for items in each)
-            share = np.arange(1, len(shown) + 1)/len(shown)
-            key[run.label], = left.plot(share, shown.cumsum()/shown.sum(), color=style['color'], lw=1.6)
+            share = np.arange(1, len(shown) + 1) / len(shown)
+            (key[run.label],) = left.plot(share, shown.cumsum() / shown.sum(), color=style['color'], lw=1.6)
             part = hits[hits.row == run.label]
-            right.errorbar(part.group + shift, part.hr, [part.hr - part.low, part.high - part.hr], **style, ms=5, lw=1.2)
+            right.errorbar(
+                part.group + shift, part.hr, [part.hr - part.low, part.high - part.hr], **style, ms=5, lw=1.2
+            )
         grey = dict(color='#888888', lw=1.2, ls=':')
-        key['training interactions'], = left.plot(share, trained.cumsum()/trained.sum(), **grey)
-        left.set(xlabel='items, the most popular first', ylabel='share of all', xscale='log', xlim=(share[0], 1), ylim=(0, 1.02))
-        left.xaxis.set_major_formatter(lambda share, _: f'{100*share:g} %')
-        right.set(xlabel='training count of the target (median of a fifth)', ylabel='HR@10', ylim=(0, None), xticks=range(5), xticklabels=[f'{t:,.0f}' for t in part.trained])
-        for ax in (left, right): ax.grid(color='#E4E4E4', lw=.7); ax.set_axisbelow(True)
+        (key['training interactions'],) = left.plot(share, trained.cumsum() / trained.sum(), **grey)
+        left.set(
+            xlabel='items, the most popular first',
+            ylabel='share of all',
+            xscale='log',
+            xlim=(share[0], 1),
+            ylim=(0, 1.02),
+        )
+        left.xaxis.set_major_formatter(lambda share, _: f'{100 * share:g} %')
+        right.set(
+            xlabel='training count of the target (median of a fifth)',
+            ylabel='HR@10',
+            ylim=(0, None),
+            xticks=range(5),
+            xticklabels=[f'{t:,.0f}' for t in part.trained],
+        )
+        for ax in (left, right):
+            ax.grid(color='#E4E4E4', lw=0.7)
+            ax.set_axisbelow(True)
         fig.legend(key.values(), [literal(name, 54) for name in key], loc='outside upper right', ncols=3, frameon=False)
     return fig, hits
 
 # %% ../nbs/34b_insights.ipynb #2c49b120
-def signed_interval(
-    gain:float,
-    low:float,
-    high:float,
-) -> str:
+def signed_interval(gain: float, low: float, high: float) -> str:
     "A difference with its interval, three decimals, always with a sign."
     return f'{gain:+.3f} [{low:+.3f}, {high:+.3f}]'.replace('-', '−')
 
+
 def head_text(
-    shares:list[float],     # of the places that go to the head, one per seed, 0 to 1
+    shares: list[float],  # of the places that go to the head, one per seed, 0 to 1
 ) -> str:
     "The mean, and the seeds where they differ by a percent."
-    by_seed = [f'{100*s:.0f}' for s in shares]
-    return f'{100*np.mean(shares):.0f} %' + f' ({", ".join(by_seed)} by seed)'*(len(set(by_seed)) > 1)
+    by_seed = [f'{100 * s:.0f}' for s in shares]
+    return f'{100 * np.mean(shares):.0f} %' + f' ({", ".join(by_seed)} by seed)' * (len(set(by_seed)) > 1)
+
 
 def popularity_caption(
-    pair:tuple,             # of `Run`
-    hits:pd.DataFrame,      # as `popularity_figure` gives it
+    pair: tuple,  # of `Run`
+    hits: pd.DataFrame,  # as `popularity_figure` gives it
 ) -> str:
     "What MoL changes, and where."
-    (a, b), gains = (hits[hits.row == r.label].set_index('group').hr for r in pair), gain_by_popularity(pair).set_index('group')
+    (a, b), gains = (
+        (hits[hits.row == r.label].set_index('group').hr for r in pair),
+        gain_by_popularity(pair).set_index('group'),
+    )
     facts = [list(map(exposure_facts, seed_items(r))) for r in pair]
     dot, mol = (head_text([f['head_shown'] for f in each]) for each in facts)
-    rare, popular = (f'{signed_interval(**gains.loc[g])} in HR@10 where the target is {where} ({a[g]:.3f} to {b[g]:.3f})' for g, where in ((0, 'rarest'), (gains.index[-1], 'most popular')))
-    return (f'{pair[1].label} against {pair[0].label}: {rare}, {popular.replace(" in HR@10", "")}; in brackets, paired 95 % bootstrap intervals over users. '
-            f'The most popular tenth of the catalogue gets {dot} of the places from the dot product and {mol} from MoL; it has {100*facts[0][0]["head_trained"]:.0f} % of the training interactions. {also_differs(pair)}').strip()
+    rare, popular = (
+        f'{signed_interval(**gains.loc[g])} in HR@10 where the target is {where} ({a[g]:.3f} to {b[g]:.3f})'
+        for g, where in ((0, 'rarest'), (gains.index[-1], 'most popular'))
+    )
+    return (
+        f'{pair[1].label} against {pair[0].label}: {rare}, {popular.replace(" in HR@10", "")}; in brackets, paired 95 % bootstrap intervals over users. '
+        f'The most popular tenth of the catalogue gets {dot} of the places from the dot product and {mol} from MoL; it has {100 * facts[0][0]["head_trained"]:.0f} % of the training interactions. {also_differs(pair)}'
+    ).strip()
 
 # %% ../nbs/34b_insights.ipynb #463a6e2b
 def selection_rule(
-    record:dict,    # content of record.json
+    record: dict,  # content of record.json
 ) -> str:
     "How the reported epoch was chosen, and why training ended."
     c, ran, best = record['config'], record.get('epochs') or 0, record.get('best_epoch')
-    if not ran: return 'nothing to train'
-    every, planned = c.get('eval_every', 1), c.get('epochs', 0)*(1 + (c.get('local_epochs', 1) if c.get('schedule') == 'alternate' and c['similarity'] != 'dot' else 0)) + c.get('warm_epochs', 0)
+    if not ran:
+        return 'nothing to train'
+    every, planned = (
+        c.get('eval_every', 1),
+        c.get('epochs', 0)
+        * (1 + (c.get('local_epochs', 1) if c.get('schedule') == 'alternate' and c['similarity'] != 'dot' else 0))
+        + c.get('warm_epochs', 0),
+    )
     how = f'best HR@10 of {record["split"].get("n_valid_users", 0):,} validation users, read every {f"{every} epochs" if every > 1 else "epoch"}: epoch {best}'
-    return how + (f' of {ran}, as planned' if ran >= planned else f'; stopped after {ran} of {planned}: no better in {c.get("patience")} validations')
+    return how + (
+        f' of {ran}, as planned'
+        if ran >= planned
+        else f'; stopped after {ran} of {planned}: no better in {c.get("patience")} validations'
+    )
+
 
 def checklist(
-    runs:list[Run],     # of any blocks
-) -> pd.DataFrame:      # a line per record
+    runs: list[Run],  # of any blocks
+) -> pd.DataFrame:  # a line per record
     "What it takes to repeat each result."
-    return pd.DataFrame([dict(data=section_title([r]), row=r.config['row'], seed=r.record['seed'], runs=len(run.each), selection=selection_rule(r.record), negatives=negatives_text(r.config),
-        parameters=r.record['n_parameters'], wall_time_s=r.record['wall_time_s'], positions_per_s=r.record.get('positions_per_s'), peak_memory_mib=r.record['peak_memory_mib'],
-        hardware=hardware(r), threads=r.record['environment'].get('threads'), torch=r.record['environment'].get('torch'), split=r.record['split']['fingerprint'], commit=r.record['code'].get('commit'),
-        clean=r.record['code'].get('dirty') is False, record=r.record['id']) for run in runs for r in run.each])
+    return pd.DataFrame(
+        [
+            dict(
+                data=section_title([r]),
+                row=r.config['row'],
+                seed=r.record['seed'],
+                runs=len(run.each),
+                selection=selection_rule(r.record),
+                negatives=negatives_text(r.config),
+                parameters=r.record['n_parameters'],
+                wall_time_s=r.record['wall_time_s'],
+                positions_per_s=r.record.get('positions_per_s'),
+                peak_memory_mib=r.record['peak_memory_mib'],
+                hardware=hardware(r),
+                threads=r.record['environment'].get('threads'),
+                torch=r.record['environment'].get('torch'),
+                split=r.record['split']['fingerprint'],
+                commit=r.record['code'].get('commit'),
+                clean=r.record['code'].get('dirty') is False,
+                record=r.record['id'],
+            )
+            for run in runs
+            for r in run.each
+        ]
+    )
 
 # %% ../nbs/34b_insights.ipynb #90479a77
 def file_name(
-    config:dict,    # of a run
-) -> str:           # the same for a data set and another of that name
+    config: dict,  # of a run
+) -> str:  # the same for a data set and another of that name
     "Data set, and what sets a block of it apart."
     stable = config['dataset'] == 'ml-1m' and config['tie_order'] == 'stable'
-    return slug(Path(config['dataset']).stem, 40) + '-stable'*stable + '-drawn'*bool(config.get('holdout_users'))
+    return slug(Path(config['dataset']).stem, 40) + '-stable' * stable + '-drawn' * bool(config.get('holdout_users'))
+
 
 def file_names(
-    groups:list[list[Run]],     # blocks
-) -> list[str]:                 # one each
+    groups: list[list[Run]],  # blocks
+) -> list[str]:  # one each
     "What the figures and tables of every block are called."
     return unique([file_name(g[0].config) for g in groups])
 
 # %% ../nbs/34b_insights.ipynb #a1abd8bf
 def short(
-    lines:pd.DataFrame,     # as `checklist` gives it
-) -> pd.DataFrame:          # of text
+    lines: pd.DataFrame,  # as `checklist` gives it
+) -> pd.DataFrame:  # of text
     "The checklist as it is printed: the columns that a page has room for, and of the rule what differs between rows."
     text = lambda column, f: [f(v) for v in lines[column]]
     rows = [f'{r.row}, seed {r.seed}' if r.runs > 1 else r.row for r in lines.itertuples()]
     epochs = [s.split('epoch ')[-1].replace(', as planned', '') for s in lines.selection]
-    return pd.DataFrame({'row': rows, 'data': text('data', str), 'epoch': epochs, 'negatives': text('negatives', str),
-        'parameters': text('parameters', '{:,}'.format),
-        'time': text('wall_time_s', lambda s: f'{s/60:,.0f} min' if s >= 60 else f'{s:.0f} s'), 'memory': text('peak_memory_mib', lambda m: f'{m/1024:.1f} GiB'),
-        'split': text('split', lambda s: s[:8]), 'code': [f'{(r.commit or "–")[:7]}{"" if r.clean else ", changed"}' for r in lines.itertuples()]})
+    return pd.DataFrame(
+        {
+            'row': rows,
+            'data': text('data', str),
+            'epoch': epochs,
+            'negatives': text('negatives', str),
+            'parameters': text('parameters', '{:,}'.format),
+            'time': text('wall_time_s', lambda s: f'{s / 60:,.0f} min' if s >= 60 else f'{s:.0f} s'),
+            'memory': text('peak_memory_mib', lambda m: f'{m / 1024:.1f} GiB'),
+            'split': text('split', lambda s: s[:8]),
+            'code': [f'{(r.commit or "–")[:7]}{"" if r.clean else ", changed"}' for r in lines.itertuples()],
+        }
+    )
 
 # %% ../nbs/34b_insights.ipynb #bf248198
-against_dot_words = ('HR@10, both rows with the same encoder and as many epochs; of several dot products the one that is best on validation. The difference is taken user by user; its interval is over users, and over seeds where both rows have several. '
-                     'p is a paired test over users. With one seed another training run may move a difference by as much again, and where validation and test disagree such a pair decides nothing.')
+against_dot_words = (
+    'HR@10, both rows with the same encoder and as many epochs; of several dot products the one that is best on validation. The difference is taken user by user; its interval is over users, and over seeds where both rows have several. '
+    'p is a paired test over users. With one seed another training run may move a difference by as much again, and where validation and test disagree such a pair decides nothing.'
+)
 
 section = template('<h3>{{ title }}</h3>{% for figure in figures %}{{ figure }}{% endfor %}')
 
-told = template('''
+told = template("""
 {% if pairs %}<h2>MoL against the dot product</h2>{{ pairs }}<p class="small">{{ words }}</p>{% endif %}
 {% if sections %}<h2>How training went, and what is recommended</h2>
 {%- for section in sections %}{{ section }}{% endfor %}{% endif %}
@@ -365,60 +629,71 @@ Every epoch is the one with the best HR@10 on the validation part; where no reas
 The rule in full, versions, threads, fingerprints and commits are in tables/checklist.csv.
 Times are those of a machine that did other work beside; none is a benchmark.</p>
 <details><summary>All records</summary>{{ checklist }}</details>
-''')
+""")
+
 
 def told_html(
-    pairs:pd.DataFrame,     # as `against_dot` gives it
-    sections:list,          # of `Markup`
-    lines:pd.DataFrame,     # as `checklist` gives it
+    pairs: pd.DataFrame,  # as `against_dot` gives it
+    sections: list,  # of `Markup`
+    lines: pd.DataFrame,  # as `checklist` gives it
 ) -> Markup:
     "Sections of the page."
     of_pairs = set_table(against_dot_text(pairs), 'mol-against-dot', ('row with MoL', 'verdict')) if len(pairs) else ''
-    machines, printed = '; '.join(sorted(set(lines.hardware))), set_table(short(lines), 'checklist', ('data', 'epoch', 'negatives'))
-    return told(pairs=of_pairs, words=against_dot_words, sections=sections, n=len(lines), machines=machines, checklist=printed)
+    machines, printed = (
+        '; '.join(sorted(set(lines.hardware))),
+        set_table(short(lines), 'checklist', ('data', 'epoch', 'negatives')),
+    )
+    return told(
+        pairs=of_pairs, words=against_dot_words, sections=sections, n=len(lines), machines=machines, checklist=printed
+    )
 
 # %% ../nbs/34b_insights.ipynb #70c7dc4e
 def block_files(
-    block:list[Run],    # under leave-last-one-out
-    name:str,           # as `file_names` gives it
-    out:Path,           # gets tables/ and figures/
-) -> tuple[dict, list]: # name: Path of each file written; figures for the page
+    block: list[Run],  # under leave-last-one-out
+    name: str,  # as `file_names` gives it
+    out: Path,  # gets tables/ and figures/
+) -> tuple[dict, list]:  # name: Path of each file written; figures for the page
     "Figures of a block, and its table of exposure."
     files, figures, curves = {}, [], curves_table(block)
     pair, facts = similarity_pair(block), exposure_table(block)
+
     def keep(fig, data, name, caption):
-        files.update({f'{name} {f.suffix[1:]}': f for f in save_figure(fig, out/'figures'/name, data)})
-        figures.append(figure_html(out/'figures'/f'{name}.svg', name, caption))
-    if len(curves): keep(curves_figure(curves), curves, f'curves-{name}', curves_caption(curves))
+        files.update({f'{name} {f.suffix[1:]}': f for f in save_figure(fig, out / 'figures' / name, data)})
+        figures.append(figure_html(out / 'figures' / f'{name}.svg', name, caption))
+
+    if len(curves):
+        keep(curves_figure(curves), curves, f'curves-{name}', curves_caption(curves))
     if pair:
         fig, hits = popularity_figure(pair)
         keep(fig, hits, f'popularity-{name}', popularity_caption(pair, hits))
     if len(facts):
         text = facts.to_csv(index=False, float_format='%.6g', lineterminator='\n')
-        files[f'exposure-{name}'] = write(out/'tables'/f'exposure-{name}.csv', text)
+        files[f'exposure-{name}'] = write(out / 'tables' / f'exposure-{name}.csv', text)
     return files, figures
 
 # %% ../nbs/34b_insights.ipynb #0ad3b5a8
 def build_insights(
-    runs_dir:str|Path,          # folder of run folders
-    out_dir:str|Path,           # gets tables/ and figures/
-    scale:str='quick',          # whose runs: smoke or quick
-    rows:set|None=None,         # `config_hash` of every row to be reported; `None`: every run is a row
-) -> tuple[dict, Markup|str]:   # name: Path of each file written; sections of the page, '' without records
+    runs_dir: str | Path,  # folder of run folders
+    out_dir: str | Path,  # gets tables/ and figures/
+    scale: str = 'quick',  # whose runs: smoke or quick
+    rows: set | None = None,  # `config_hash` of every row to be reported; `None`: every run is a row
+) -> tuple[dict, Markup | str]:  # name: Path of each file written; sections of the page, '' without records
     "Curves, popularity and checklist of every block."
     out, files, sections = Path(out_dir), {}, []
     runs = [r for block in blocks(list(filter(in_tables, read_runs(runs_dir, scale, rows)))) for r in block]
-    if not runs: return files, ''
+    if not runs:
+        return files, ''
     last_out = [block for block in blocks(runs) if block_of(block[0])[1] == 'leave-last-one-out']
     for block, name in zip(last_out, file_names(last_out)):
         written, figures = block_files(block, name, out)
         files |= written
-        if figures: sections.append(section(title=section_title(block), figures=figures))
+        if figures:
+            sections.append(section(title=section_title(block), figures=figures))
     pairs, lines = against_dot(last_out), checklist(runs)
     if len(pairs):
         numbers = pairs.to_csv(index=False, float_format='%.6g', lineterminator='\n')
-        files['against dot'] = write(out/'tables'/'mol-against-dot.csv', numbers)
+        files['against dot'] = write(out / 'tables' / 'mol-against-dot.csv', numbers)
         text = markdown_table(against_dot_text(pairs)) + '\n'
-        files['against dot markdown'] = write(out/'tables'/'mol-against-dot.md', text)
-    files['checklist'] = write(out/'tables'/'checklist.csv', lines.to_csv(index=False, lineterminator='\n'))
+        files['against dot markdown'] = write(out / 'tables' / 'mol-against-dot.md', text)
+    files['checklist'] = write(out / 'tables' / 'checklist.csv', lines.to_csv(index=False, lineterminator='\n'))
     return files, told_html(pairs, sections, lines)

@@ -14,212 +14,246 @@ import numpy as np
 import pandas as pd
 
 from .core import DataError
-from .metrics import (Ranks, as_ids, bootstrap_ci, check_k, hits, in_order, metric, per_user, per_user_metric,
-                            registered, whole_numbers)
+from molrec.metrics import (
+    Ranks,
+    as_ids,
+    bootstrap_ci,
+    check_k,
+    hits,
+    in_order,
+    metric,
+    per_user,
+    per_user_metric,
+    registered,
+    whole_numbers,
+)
 
 # %% ../nbs/02a_list_metrics.ipynb #ed84fdfa
 def check_lists(
-    lists:np.ndarray,   # items of each user, best first, (B, K), integers; -1 fills the end of a short list
-) -> np.ndarray:        # the same, int64
+    lists: np.ndarray,  # items of each user, best first, (B, K), integers; -1 fills the end of a short list
+) -> np.ndarray:  # the same, int64
     "Refuse gaps and repetitions."
     lists = np.asarray(lists)
     if lists.ndim != 2 or lists.dtype.kind not in 'iu' or (lists.size and lists.min() < -1):
         raise DataError(f'lists must be whole numbers from -1, users by places, got {lists.dtype} {lists.shape}')
     filled, ordered = lists >= 0, np.sort(lists, axis=1)
     gap = (filled[:, 1:] & ~filled[:, :-1]).any(1)
-    if gap.any(): raise DataError(f'lists, row {gap.argmax()}: an item after the end of the list')
+    if gap.any():
+        raise DataError(f'lists, row {gap.argmax()}: an item after the end of the list')
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-    if twice.any(): raise DataError(f'lists, row {twice.any(1).argmax()}: item {ordered[:, 1:][twice][0]} stands twice')
+    if twice.any():
+        raise DataError(f'lists, row {twice.any(1).argmax()}: item {ordered[:, 1:][twice][0]} stands twice')
     return lists.astype(np.int64)
 
 # %% ../nbs/02a_list_metrics.ipynb #58cf58db
 def ranks_in(
-    lists:np.ndarray,     # (B, K), int64, -1 fills the end
-    targets:np.ndarray,   # items asked of the users, end to end, (M,), int64
-    offsets:np.ndarray,   # targets of user b are targets[offsets[b]:offsets[b+1]], (B+1,), int64
-    users:np.ndarray|None=None,   # ids of the users, (B,); `None`: 0..B-1
-) -> Ranks:               # of the targets; rank K + 1: not in the list
+    lists: np.ndarray,  # (B, K), int64, -1 fills the end
+    targets: np.ndarray,  # items asked of the users, end to end, (M,), int64
+    offsets: np.ndarray,  # targets of user b are targets[offsets[b]:offsets[b+1]], (B+1,), int64
+    users: np.ndarray | None = None,  # ids of the users, (B,); `None`: 0..B-1
+) -> Ranks:  # of the targets; rank K + 1: not in the list
     "Where the targets stand in the lists."
     B, K = lists.shape
     V = 1 + max(lists.max(initial=0), targets.max(initial=0))
     row, place = np.nonzero(lists >= 0)
-    at = pd.Index(row*V + lists[row, place]).get_indexer(np.repeat(np.arange(B), np.diff(offsets))*V + targets)
+    at = pd.Index(row * V + lists[row, place]).get_indexer(np.repeat(np.arange(B), np.diff(offsets)) * V + targets)
     ranks = np.full(len(targets), max(1, K) + 1)
     ranks[at >= 0] = place[at[at >= 0]] + 1
     return Ranks(np.arange(B) if users is None else users, offsets, ranks, max(1, K))
 
 # %% ../nbs/02a_list_metrics.ipynb #14232562
 def graded_ndcg(
-    ranks:Ranks,         # of M targets
-    gains:np.ndarray,    # G of each target, (M,), float64, at least 0 and above 0 for one target of each user
-    k:int,               # length of the list, >= 1
-) -> np.ndarray:         # 0 to 1 per user, (B,), float64
+    ranks: Ranks,  # of M targets
+    gains: np.ndarray,  # G of each target, (M,), float64, at least 0 and above 0 for one target of each user
+    k: int,  # length of the list, >= 1
+) -> np.ndarray:  # 0 to 1 per user, (B,), float64
     "NDCG of targets that are worth more or less."
     user = np.repeat(np.arange(len(ranks)), ranks.counts)
     ideal, place = gains[np.lexsort((-gains, user))], in_order(ranks)[1]
-    earned = np.where(hits(ranks, k), gains/np.log2(ranks.ranks + 1.), 0)
-    best = np.where(place <= k, ideal/np.log2(place + 1.), 0)
-    return per_user(earned, ranks)/per_user(best, ranks)
+    earned = np.where(hits(ranks, k), gains / np.log2(ranks.ranks + 1.0), 0)
+    best = np.where(place <= k, ideal / np.log2(place + 1.0), 0)
+    return per_user(earned, ranks) / per_user(best, ranks)
+
 
 def check_relevance(
-    relevance:np.ndarray,   # of each target, (M,)
-    ranks:Ranks,            # of the same targets
-) -> np.ndarray:            # float64
+    relevance: np.ndarray,  # of each target, (M,)
+    ranks: Ranks,  # of the same targets
+) -> np.ndarray:  # float64
     "Refuse what is no relevance of a target."
     relevance = np.asarray(relevance, dtype=np.float64)
     if relevance.shape != ranks.ranks.shape:
         raise DataError(f'relevance: got {relevance.shape} for {len(ranks.ranks)} targets')
     wrong = ~((relevance > 0) & (relevance < np.inf))
-    if wrong.any(): raise DataError(f'relevance: got {relevance[wrong][0]} for a target, wanted a number above 0')
+    if wrong.any():
+        raise DataError(f'relevance: got {relevance[wrong][0]} for a target, wanted a number above 0')
     return relevance
 
 # %% ../nbs/02a_list_metrics.ipynb #87b99e58
 @metric('ndcg-graded@k')
 def graded_ndcg_at_k(
-    ranks:Ranks,             # of M targets
-    relevance:np.ndarray,    # of each target, (M,), above 0
-    k:int,                   # length of the list, >= 1
-) -> np.ndarray:             # 0 to 1 per user, (B,), float64
+    ranks: Ranks,  # of M targets
+    relevance: np.ndarray,  # of each target, (M,), above 0
+    k: int,  # length of the list, >= 1
+) -> np.ndarray:  # 0 to 1 per user, (B,), float64
     "NDCG with linear gain (Järvelin and Kekäläinen 2002)."
     return graded_ndcg(ranks, check_relevance(relevance, ranks), k)
 
 # %% ../nbs/02a_list_metrics.ipynb #d1f06d8d
 @metric('ndcg-burges@k')
 def burges_ndcg_at_k(
-    ranks:Ranks,             # of M targets
-    relevance:np.ndarray,    # of each target, (M,), above 0
-    k:int,                   # length of the list, >= 1
-) -> np.ndarray:             # 0 to 1 per user, (B,), float64
+    ranks: Ranks,  # of M targets
+    relevance: np.ndarray,  # of each target, (M,), above 0
+    k: int,  # length of the list, >= 1
+) -> np.ndarray:  # 0 to 1 per user, (B,), float64
     "NDCG with exponential gain (Burges et al. 2005)."
     relevance = check_relevance(relevance, ranks)
     highest = np.repeat(np.maximum.reduceat(relevance, ranks.offsets[:-1]), ranks.counts)
-    return graded_ndcg(ranks, 2**(relevance - highest) - 2**-highest, k)
+    return graded_ndcg(ranks, 2 ** (relevance - highest) - 2**-highest, k)
 
 # %% ../nbs/02a_list_metrics.ipynb #478e932f
-def top(lists, k): return lists[:, :check_k(k)]   # (B, min(k, K))
+def top(lists, k):
+    return lists[:, : check_k(k)]  # (B, min(k, K))
+
 
 @metric('coverage@k')
 def coverage_at_k(
-    lists:np.ndarray,       # (B, K), int64, -1 fills the end
-    catalogue:np.ndarray,   # which items can be shown, (V,), bool, at least one
-    k:int,                  # length of the list, >= 1
-) -> float:                 # 0 to 1
+    lists: np.ndarray,  # (B, K), int64, -1 fills the end
+    catalogue: np.ndarray,  # which items can be shown, (V,), bool, at least one
+    k: int,  # length of the list, >= 1
+) -> float:  # 0 to 1
     "Share of the catalogue that is in any list."
     shown = np.unique(top(lists, k))
-    return float(catalogue[shown[shown >= 0]].sum()/catalogue.sum())
+    return float(catalogue[shown[shown >= 0]].sum() / catalogue.sum())
 
 # %% ../nbs/02a_list_metrics.ipynb #1a9dc165
 def met_by(
-    users:np.ndarray,   # user of each training interaction, (T,), ids
-    items:np.ndarray,   # its item, (T,), row numbers below `n_items`
-    n_items:int,        # V
-) -> np.ndarray:        # users who met each item, (V,), int64
+    users: np.ndarray,  # user of each training interaction, (T,), ids
+    items: np.ndarray,  # its item, (T,), row numbers below `n_items`
+    n_items: int,  # V
+) -> np.ndarray:  # users who met each item, (V,), int64
     "How many users met each item; meeting it again adds nothing."
     pairs = pd.DataFrame(dict(user=users, item=items)).drop_duplicates()
     return np.bincount(pairs.item, minlength=n_items)
 
+
 @metric('novelty@k')
 def novelty_at_k(
-    lists:np.ndarray,        # (B, K), int64, -1 fills the end
-    popularity:np.ndarray,   # training users who met each item, (V,), int64
-    n_training_users:int,    # n, above 0
-    k:int,                   # length of the list, >= 1
-) -> np.ndarray:             # bits per user, 0 or more, (B,), float64; NaN for an empty list
+    lists: np.ndarray,  # (B, K), int64, -1 fills the end
+    popularity: np.ndarray,  # training users who met each item, (V,), int64
+    n_training_users: int,  # n, above 0
+    k: int,  # length of the list, >= 1
+) -> np.ndarray:  # bits per user, 0 or more, (B,), float64; NaN for an empty list
     "Mean self-information of the first `k` items (Zhou et al. 2010)."
     shown = top(lists, k)
-    bits = np.where(shown >= 0, -np.log2(np.maximum(popularity, 1)/n_training_users)[shown], 0)
+    bits = np.where(shown >= 0, -np.log2(np.maximum(popularity, 1) / n_training_users)[shown], 0)
     n = (shown >= 0).sum(1)
     return np.divide(bits.sum(1), n, out=np.full(len(lists), np.nan), where=n > 0)
 
 # %% ../nbs/02a_list_metrics.ipynb #9c543807
 def popularity_places(
-    popularity:np.ndarray,   # training users who met each item, (V,), int64
-) -> np.ndarray:             # 1 for the most popular, (V,), int64; equally popular items share a place
+    popularity: np.ndarray,  # training users who met each item, (V,), int64
+) -> np.ndarray:  # 1 for the most popular, (V,), int64; equally popular items share a place
     "Places by popularity, without gaps."
     levels, level = np.unique(popularity, return_inverse=True)
     return len(levels) - level
 
+
 @metric('serendipity@k')
 def serendipity_at_k(
-    ranks:Ranks,              # of M targets
-    targets:np.ndarray,       # item of each target, (M,), int64
-    popularity:np.ndarray,    # training users who met each item, (V,), int64
-    catalogue:np.ndarray,     # which items can be shown, (V,), bool
-    k:int,                    # length of the list, >= 1
-) -> np.ndarray:              # 0 to 1 per user, (B,), float64
+    ranks: Ranks,  # of M targets
+    targets: np.ndarray,  # item of each target, (M,), int64
+    popularity: np.ndarray,  # training users who met each item, (V,), int64
+    catalogue: np.ndarray,  # which items can be shown, (V,), bool
+    k: int,  # length of the list, >= 1
+) -> np.ndarray:  # 0 to 1 per user, (B,), float64
     "Hits, by how much higher they stand than by popularity."
     N = catalogue.sum()
-    expected = np.where(popularity > 0, (N + 1 - popularity_places(popularity))/N, 0)
-    above = (N + 1 - ranks.ranks)/N - expected[targets]
-    return per_user(np.where(hits(ranks, k), np.maximum(above, 0), 0), ranks)/k
+    expected = np.where(popularity > 0, (N + 1 - popularity_places(popularity)) / N, 0)
+    above = (N + 1 - ranks.ranks) / N - expected[targets]
+    return per_user(np.where(hits(ranks, k), np.maximum(above, 0), 0), ranks) / k
 
 # %% ../nbs/02a_list_metrics.ipynb #116a27f0
 def similarities(
-    features:np.ndarray,   # of the items of some lists, (b, K, F), bool (sets) or float64 (vectors)
-) -> np.ndarray:           # of all pairs of a list, (b, K, K), float64; NaN where an item has no features
+    features: np.ndarray,  # of the items of some lists, (b, K, F), bool (sets) or float64 (vectors)
+) -> np.ndarray:  # of all pairs of a list, (b, K, K), float64; NaN where an item has no features
     "Jaccard's index of sets, the cosine of vectors."
     sets, plain = features.dtype == bool, features.astype(np.float64)
     inner = plain @ plain.swapaxes(1, 2)
     own = np.diagonal(inner, axis1=1, axis2=2)
     with np.errstate(invalid='ignore', divide='ignore'):
-        if sets: known = inner/(own[:, :, None] + own[:, None, :] - inner)
-        else: known = inner/np.sqrt(own[:, :, None]*own[:, None, :])
+        if sets:
+            known = inner / (own[:, :, None] + own[:, None, :] - inner)
+        else:
+            known = inner / np.sqrt(own[:, :, None] * own[:, None, :])
     return np.where((own[:, :, None] > 0) & (own[:, None, :] > 0), known, np.nan)
 
+
 def pair_distances(
-    features:np.ndarray,   # of the items of some lists, (b, K, F); rows of zeros have none
-) -> np.ndarray:           # mean over the known pairs of each list, (b,), float64; NaN where there is none
+    features: np.ndarray,  # of the items of some lists, (b, K, F); rows of zeros have none
+) -> np.ndarray:  # mean over the known pairs of each list, (b,), float64; NaN where there is none
     "Mean distance between two items of a list."
     i, j = np.triu_indices(features.shape[1], 1)
     distance = 1 - similarities(features)[:, i, j]
     known = ~np.isnan(distance)
-    return np.divide(np.where(known, distance, 0).sum(1), known.sum(1), out=np.full(len(features), np.nan),
-                     where=known.any(1))
+    return np.divide(
+        np.where(known, distance, 0).sum(1), known.sum(1), out=np.full(len(features), np.nan), where=known.any(1)
+    )
 
 # %% ../nbs/02a_list_metrics.ipynb #e9084423
 @metric('diversity@k')
 def diversity_at_k(
-    lists:np.ndarray,      # (B, K), int64, -1 fills the end
-    features:np.ndarray,   # of each item, (V, F), bool (sets) or float (vectors); a row of zeros: none
-    k:int,                 # length of the list, >= 1
-) -> np.ndarray:           # per user, 0 to 1 (sets) or 2 (vectors), (B,), float64; NaN where no pair is known
+    lists: np.ndarray,  # (B, K), int64, -1 fills the end
+    features: np.ndarray,  # of each item, (V, F), bool (sets) or float (vectors); a row of zeros: none
+    k: int,  # length of the list, >= 1
+) -> np.ndarray:  # per user, 0 to 1 (sets) or 2 (vectors), (B,), float64; NaN where no pair is known
     "Mean distance between two of the first `k` items (Ziegler et al. 2005)."
     shown, features = top(lists, k), np.asarray(features)
-    if not np.isfinite(features).all(): raise DataError('features must be finite')
-    padded = np.concatenate([features, np.zeros_like(features[:1], shape=(1, features.shape[1]))])   # the row of -1
-    step = max(1, 2**22//max(1, shown.shape[1]*max(features.shape[1], shown.shape[1])))
-    found = [pair_distances(padded[shown[i:i + step]]) for i in range(0, len(shown), step)]
+    if not np.isfinite(features).all():
+        raise DataError('features must be finite')
+    padded = np.concatenate([features, np.zeros_like(features[:1], shape=(1, features.shape[1]))])  # the row of -1
+    step = max(1, 2**22 // max(1, shown.shape[1] * max(features.shape[1], shown.shape[1])))
+    found = [pair_distances(padded[shown[i : i + step]]) for i in range(0, len(shown), step)]
     return np.concatenate(found) if found else np.empty(0)
 
 # %% ../nbs/02a_list_metrics.ipynb #ab531d6a
 def one_kind(
-    columns:dict,    # name of a table: its ids, of users or of items
-    what:str,        # name of the column, for errors
-) -> dict:           # the same: int64 in all, or text in all
+    columns: dict,  # name of a table: its ids, of users or of items
+    what: str,  # name of the column, for errors
+) -> dict:  # the same: int64 in all, or text in all
     "Ids of several tables, made comparable without changing what any of them says."
     columns = {name: as_ids(ids, f'{name}, {what}') for name, ids in columns.items()}
-    if all(ids.dtype.kind == 'i' for ids in columns.values()): return columns
+    if all(ids.dtype.kind == 'i' for ids in columns.values()):
+        return columns
     return {name: ids.astype(str).astype(object) for name, ids in columns.items()}
+
 
 def written(id) -> str:
     "An id as an error shows it: text in quotes, a number without."
     return repr(str(id)) if isinstance(id, str) else str(id)
+
 
 def some(ids) -> str:
     "The first few ids."
     return ', '.join(map(written, pd.unique(pd.Series(ids))[:3]))
 
 # %% ../nbs/02a_list_metrics.ipynb #2b14d8f4
-needed = dict(lists=('user_id', 'item_id'), truth=('user_id', 'item_id'), train=('user_id', 'item_id'),
-              features=('item_id',), catalogue=('item_id',))   # columns of each table
+needed = dict(
+    lists=('user_id', 'item_id'),
+    truth=('user_id', 'item_id'),
+    train=('user_id', 'item_id'),
+    features=('item_id',),
+    catalogue=('item_id',),
+)  # columns of each table
+
 
 def comparable(
-    tables:dict,     # name, as in `needed`: DataFrame
-) -> tuple:          # the tables with comparable ids and the item's number as a column `row`; how many items, V
+    tables: dict,  # name, as in `needed`: DataFrame
+) -> tuple:  # the tables with comparable ids and the item's number as a column `row`; how many items, V
     "Ids of one kind, and a number for every item."
     for name, t in tables.items():
         missing = [c for c in needed[name] if c not in t]
-        if missing: raise DataError(f'{name}: no column {missing[0]}; there are {", ".join(map(str, t.columns))}')
+        if missing:
+            raise DataError(f'{name}: no column {missing[0]}; there are {", ".join(map(str, t.columns))}')
     users = one_kind({name: t.user_id for name, t in tables.items() if 'user_id' in needed[name]}, 'user_id')
     items = one_kind({name: t.item_id for name, t in tables.items()}, 'item_id')
     codes, known = pd.factorize(np.concatenate(list(items.values())))
@@ -229,86 +263,103 @@ def comparable(
 
 # %% ../nbs/02a_list_metrics.ipynb #8da25537
 def finite(
-    values:pd.Series,   # (n,), of any numeric dtype
-    name:str,           # for the error
-) -> np.ndarray:        # (n,), float64
+    values: pd.Series,  # (n,), of any numeric dtype
+    name: str,  # for the error
+) -> np.ndarray:  # (n,), float64
     "Numbers, all of them finite."
-    if not pd.api.types.is_numeric_dtype(values): raise DataError(f'{name}: got {values.dtype}, wanted numbers')
+    if not pd.api.types.is_numeric_dtype(values):
+        raise DataError(f'{name}: got {values.dtype}, wanted numbers')
     values = values.to_numpy(dtype=np.float64, na_value=np.nan)
     odd = values[~np.isfinite(values)]
-    if len(odd): raise DataError(f'{name}: got {odd[0]}, wanted finite numbers')
+    if len(odd):
+        raise DataError(f'{name}: got {odd[0]}, wanted finite numbers')
     return values
 
 # %% ../nbs/02a_list_metrics.ipynb #90a4919c
 def rank_text(
-    rows:pd.DataFrame,   # of one user, in order of rank
+    rows: pd.DataFrame,  # of one user, in order of rank
 ) -> str:
     "What is wrong with the ranks of a list."
-    first = ', '.join(map(str, rows.key[:5])) + ', ...'*(len(rows) > 5)
-    return (f'lists: ranks of user {written(rows.user_id.iloc[0])} are {first}; a list counts 1, 2, ..., n '
-            '(ranks of targets are evaluated without truth)')
+    first = ', '.join(map(str, rows.key[:5])) + ', ...' * (len(rows) > 5)
+    return (
+        f'lists: ranks of user {written(rows.user_id.iloc[0])} are {first}; a list counts 1, 2, ..., n '
+        '(ranks of targets are evaluated without truth)'
+    )
+
 
 def in_list_order(
-    lists:pd.DataFrame,   # user_id, item_id, and rank or score or neither; rank goes before score
-) -> pd.DataFrame:        # the same rows with place (from 1): those of a user together, best first
+    lists: pd.DataFrame,  # user_id, item_id, and rank or score or neither; rank goes before score
+) -> pd.DataFrame:  # the same rows with place (from 1): those of a user together, best first
     "Every list in order."
     twice = lists.duplicated(['user_id', 'item_id'])
     if twice.any():
         row = lists[twice].iloc[0]
         raise DataError(f'lists: user {written(row.user_id)} has item {written(row.item_id)} twice')
-    if 'rank' in lists: key = whole_numbers(lists['rank'], 'lists, rank')
-    elif 'score' in lists: key = -finite(lists.score, 'lists, score')
-    else: key = np.arange(len(lists))
+    if 'rank' in lists:
+        key = whole_numbers(lists['rank'], 'lists, rank')
+    elif 'score' in lists:
+        key = -finite(lists.score, 'lists, score')
+    else:
+        key = np.arange(len(lists))
     ordered = lists.assign(key=key).sort_values('key', kind='stable').sort_values('user_id', kind='stable')
     ordered = ordered.assign(place=ordered.groupby('user_id').cumcount() + 1)
     wrong = ordered.key != ordered.place if 'rank' in lists else np.zeros(len(lists), dtype=bool)
-    if wrong.any(): raise DataError(rank_text(ordered[ordered.user_id == ordered.user_id[wrong].iloc[0]]))
+    if wrong.any():
+        raise DataError(rank_text(ordered[ordered.user_id == ordered.user_id[wrong].iloc[0]]))
     return ordered.drop(columns='key')
 
 # %% ../nbs/02a_list_metrics.ipynb #8fc7edfe
 def targets_of(
-    truth:pd.DataFrame,   # user_id, item_id, and perhaps rating (0 or more); other columns are carried along
-    notes:list,           # sentences are added of what was left out
-) -> pd.DataFrame:        # the rows that ask something, with relevance (above 0): each pair once
+    truth: pd.DataFrame,  # user_id, item_id, and perhaps rating (0 or more); other columns are carried along
+    notes: list,  # sentences are added of what was left out
+) -> pd.DataFrame:  # the rows that ask something, with relevance (above 0): each pair once
     "What is asked, each item of a user once."
     rating = finite(truth.rating, 'truth, rating') if 'rating' in truth else np.ones(len(truth))
-    if (rating < 0).any(): raise DataError(f'truth, rating: got {rating.min()}, wanted 0 or more')
+    if (rating < 0).any():
+        raise DataError(f'truth, rating: got {rating.min()}, wanted 0 or more')
     once = truth.assign(relevance=rating).drop_duplicates(['user_id', 'item_id', 'relevance'])
     more = len(truth) - len(once)
-    if more: notes.append(f'rows of the truth that repeat another, counted once: {more:,}')
+    if more:
+        notes.append(f'rows of the truth that repeat another, counted once: {more:,}')
     twice = once.duplicated(['user_id', 'item_id'])
     if twice.any():
         row = once[twice].iloc[0]
         raise DataError(f'truth: user {written(row.user_id)} rates item {written(row.item_id)} twice, differently')
     asked = once[once.relevance > 0]
     left = once.user_id.nunique() - asked.user_id.nunique()
-    if left: notes.append(f'users of the truth with no item rated above 0, left out: {left:,}')
-    if not len(asked): raise DataError('truth: no item is rated above 0; there is nothing to evaluate')
+    if left:
+        notes.append(f'users of the truth with no item rated above 0, left out: {left:,}')
+    if not len(asked):
+        raise DataError('truth: no item is rated above 0; there is nothing to evaluate')
     return asked
 
 # %% ../nbs/02a_list_metrics.ipynb #5119a9aa
 def list_matrix(
-    ordered:pd.DataFrame,   # user_id, row (number of the item), place, as in `in_list_order`
-    users:np.ndarray,       # ids of the users wanted, (B,), each once
-    notes:list,             # sentences are added of who has no list and of who is not wanted
-) -> np.ndarray:            # (B, K), int64, -1 fills the end
+    ordered: pd.DataFrame,  # user_id, row (number of the item), place, as in `in_list_order`
+    users: np.ndarray,  # ids of the users wanted, (B,), each once
+    notes: list,  # sentences are added of who has no list and of who is not wanted
+) -> np.ndarray:  # (B, K), int64, -1 fills the end
     "Lists side by side, one row per user."
     row = pd.Index(users).get_indexer(ordered.user_id)
     if not (row >= 0).any():
-        raise DataError('lists: no user of the truth has a list; '
-                        f'lists are of {some(ordered.user_id) or "nobody"}, the truth of {some(users)}')
+        raise DataError(
+            'lists: no user of the truth has a list; '
+            f'lists are of {some(ordered.user_id) or "nobody"}, the truth of {some(users)}'
+        )
     known, listed = ordered[row >= 0], row[row >= 0]
     without, extra = len(users) - len(np.unique(listed)), ordered.user_id[row < 0].nunique()
-    if without: notes.append(f'users of the truth without a list, every target missed: {without:,} of {len(users):,}')
-    if extra: notes.append(f'users of the lists who are not in the truth, left out: {extra:,}')
+    if without:
+        notes.append(f'users of the truth without a list, every target missed: {without:,} of {len(users):,}')
+    if extra:
+        notes.append(f'users of the lists who are not in the truth, left out: {extra:,}')
     lists = np.full((len(users), known.place.max()), -1)
     lists[listed, known.place - 1] = known.row
     return lists
 
 # %% ../nbs/02a_list_metrics.ipynb #aa7be364
 def part_sets(
-    text:pd.Series,   # parts between bars, (n,), text; empty or missing: none
-) -> np.ndarray:      # (n, F), bool: which of the F parts found are in each
+    text: pd.Series,  # parts between bars, (n,), text; empty or missing: none
+) -> np.ndarray:  # (n, F), bool: which of the F parts found are in each
     "Sets from text."
     parts = pd.Series(text.to_numpy(dtype=object)).dropna().astype(str).str.split('|').explode().str.strip()
     parts = parts[parts != '']
@@ -319,37 +370,44 @@ def part_sets(
 
 # %% ../nbs/02a_list_metrics.ipynb #46bdb2fb
 def feature_matrix(
-    features:pd.DataFrame,   # item_id, and one column of text (parts between bars) or columns of numbers
-    rows:np.ndarray,         # row number of each line's item, (n,), each once
-    n_items:int,             # V
-) -> np.ndarray:             # (V, F), bool or float64; items that are not in the table have zeros
+    features: pd.DataFrame,  # item_id, and one column of text (parts between bars) or columns of numbers
+    rows: np.ndarray,  # row number of each line's item, (n,), each once
+    n_items: int,  # V
+) -> np.ndarray:  # (V, F), bool or float64; items that are not in the table have zeros
     "Features as sets or vectors, one row per item."
     columns = features.drop(columns=['item_id', 'row'], errors='ignore')
-    if len(np.unique(rows)) < len(rows): raise DataError('features: an item has two lines')
+    if len(np.unique(rows)) < len(rows):
+        raise DataError('features: an item has two lines')
     numeric = [pd.api.types.is_numeric_dtype(columns[c]) for c in columns]
-    if all(numeric) and numeric: values = np.stack([finite(columns[c], f'features, {c}') for c in columns], axis=1)
-    elif len(numeric) == 1: values = part_sets(columns.iloc[:, 0])
-    else: raise DataError(f'features: got {", ".join(columns) or "no column"}, '
-                          'wanted one column of text or columns of numbers')
+    if all(numeric) and numeric:
+        values = np.stack([finite(columns[c], f'features, {c}') for c in columns], axis=1)
+    elif len(numeric) == 1:
+        values = part_sets(columns.iloc[:, 0])
+    else:
+        raise DataError(
+            f'features: got {", ".join(columns) or "no column"}, wanted one column of text or columns of numbers'
+        )
     matrix = np.zeros((n_items, values.shape[1]), dtype=values.dtype)
     matrix[rows] = values
     return matrix
 
 # %% ../nbs/02a_list_metrics.ipynb #320c45a4
 def with_interval(
-    name:str,              # of the metric
-    values:np.ndarray,     # per user, (B,), NaN where it is not defined; or a single number of all users together
-    n_users:int,           # B
-) -> dict:                 # metric, value, low, high (95 % interval; NaN: none), users
+    name: str,  # of the metric
+    values: np.ndarray,  # per user, (B,), NaN where it is not defined; or a single number of all users together
+    n_users: int,  # B
+) -> dict:  # metric, value, low, high (95 % interval; NaN: none), users
     "A line of the table."
-    if np.ndim(values) == 0: return dict(metric=name, value=float(values), low=np.nan, high=np.nan, users=n_users)
+    if np.ndim(values) == 0:
+        return dict(metric=name, value=float(values), low=np.nan, high=np.nan, users=n_users)
     defined = values[~np.isnan(values)]
     low, high = bootstrap_ci(defined) if len(defined) else (np.nan, np.nan)
     return dict(metric=name, value=defined.mean() if len(defined) else np.nan, low=low, high=high, users=len(defined))
 
+
 def metric_table(
-    ks:tuple,       # lengths of lists
-    **given,        # what there is: ranks, and perhaps lists, popularity, ...; `None`: not there
+    ks: tuple,  # lengths of lists
+    **given,  # what there is: ranks, and perhaps lists, popularity, ...; `None`: not there
 ) -> pd.DataFrame:  # metric, value, low, high, users
     "Every registered metric that can be computed from what is given."
     possible = [m for m in registered.values() if all(given.get(need) is not None for need in m.needs)]
@@ -359,26 +417,29 @@ def metric_table(
 
 # %% ../nbs/02a_list_metrics.ipynb #c1de0165
 def evaluate_ranks(
-    ranks:Ranks,            # of the targets of a record
-    ks:tuple=(10,),         # lengths of lists
-) -> tuple[pd.DataFrame, list]:   # (metric, value, low, high, users), and sentences on what is odd
+    ranks: Ranks,  # of the targets of a record
+    ks: tuple = (10,),  # lengths of lists
+) -> tuple[pd.DataFrame, list]:  # (metric, value, low, high, users), and sentences on what is odd
     "Every metric that can be computed from ranks."
-    if not len(ranks): raise DataError('no users: there is nothing to evaluate')
+    if not len(ranks):
+        raise DataError('no users: there is nothing to evaluate')
     perfect = np.array_equal(*in_order(ranks))
     if perfect and ranks.counts.max() > 1:
-        raise DataError('ranks count 1, 2, ..., n for every user: these are lists, not ranks of targets; '
-                        'give the truth')
-    notes = ['every rank is 1: if these are lists, not ranks of targets, give the truth']*perfect
+        raise DataError(
+            'ranks count 1, 2, ..., n for every user: these are lists, not ranks of targets; give the truth'
+        )
+    notes = ['every rank is 1: if these are lists, not ranks of targets, give the truth'] * perfect
     return metric_table(ks, ranks=ranks), notes
 
 # %% ../nbs/02a_list_metrics.ipynb #79bd138d
 def known_of_items(
-    tables:dict,    # as `comparable` gives them
-    n_items:int,    # V
-) -> dict:          # popularity, n_training_users, catalogue, features; those that there are
+    tables: dict,  # as `comparable` gives them
+    n_items: int,  # V
+) -> dict:  # popularity, n_training_users, catalogue, features; those that there are
     "What the tables say of items, as arrays."
     given, shown = {}, tables.get('catalogue', tables.get('train'))
-    if shown is not None and len(shown): given['catalogue'] = np.bincount(shown.row, minlength=n_items) > 0
+    if shown is not None and len(shown):
+        given['catalogue'] = np.bincount(shown.row, minlength=n_items) > 0
     if 'train' in tables and len(tables['train']):
         train = tables['train']
         given |= dict(popularity=met_by(train.user_id, train.row, n_items), n_training_users=train.user_id.nunique())
@@ -388,28 +449,31 @@ def known_of_items(
 
 # %% ../nbs/02a_list_metrics.ipynb #c378373b
 def list_notes(
-    lists:np.ndarray,   # (B, K), int64, -1 fills the end
-    ks:tuple,           # lengths of lists
-    given:dict,         # as `known_of_items` gives it
-) -> list:              # sentences
+    lists: np.ndarray,  # (B, K), int64, -1 fills the end
+    ks: tuple,  # lengths of lists
+    given: dict,  # as `known_of_items` gives it
+) -> list:  # sentences
     "What one might not expect of these lists."
     K, listed = lists.shape[1], np.unique(lists[lists >= 0])
     notes = [f'no list is longer than {K}: at {k} the missing places count as wrong' for k in ks if k > K]
     without = {}
-    if 'catalogue' in given: without['that are not in the catalogue and not in coverage'] = ~given['catalogue'][listed]
-    if 'popularity' in given: without['that nobody met in training'] = given['popularity'][listed] == 0
-    if 'features' in given: without['without features'] = ~given['features'][listed].any(1)
+    if 'catalogue' in given:
+        without['that are not in the catalogue and not in coverage'] = ~given['catalogue'][listed]
+    if 'popularity' in given:
+        without['that nobody met in training'] = given['popularity'][listed] == 0
+    if 'features' in given:
+        without['without features'] = ~given['features'][listed].any(1)
     return notes + [f'listed items {what}: {which.sum():,}' for what, which in without.items() if which.any()]
 
 # %% ../nbs/02a_list_metrics.ipynb #e710b7ea
 def evaluate_lists(
-    lists:pd.DataFrame,                 # user_id, item_id, and rank (1..n) or score (higher is better) or neither
-    truth:pd.DataFrame,                 # user_id, item_id, and perhaps rating: relevance, 0 or more
-    ks:tuple=(10,),                     # lengths of lists
-    train:pd.DataFrame|None=None,       # user_id, item_id: what popularity is counted from; `None`: no novelty
-    features:pd.DataFrame|None=None,    # item_id and features, see `feature_matrix`; `None`: no diversity
-    catalogue:pd.DataFrame|None=None,   # item_id of all that can be shown; `None`: the items of `train`
-) -> tuple[pd.DataFrame, list]:         # (metric, value, low, high, users), and sentences on what was left out
+    lists: pd.DataFrame,  # user_id, item_id, and rank (1..n) or score (higher is better) or neither
+    truth: pd.DataFrame,  # user_id, item_id, and perhaps rating: relevance, 0 or more
+    ks: tuple = (10,),  # lengths of lists
+    train: pd.DataFrame | None = None,  # user_id, item_id: what popularity is counted from; `None`: no novelty
+    features: pd.DataFrame | None = None,  # item_id and features, see `feature_matrix`; `None`: no diversity
+    catalogue: pd.DataFrame | None = None,  # item_id of all that can be shown; `None`: the items of `train`
+) -> tuple[pd.DataFrame, list]:  # (metric, value, low, high, users), and sentences on what was left out
     "Every metric that can be computed of lists that any system made."
     tables = dict(lists=lists, truth=truth, train=train, features=features, catalogue=catalogue)
     tables, n_items = comparable({name: t for name, t in tables.items() if t is not None})
@@ -420,6 +484,7 @@ def evaluate_lists(
     matrix = check_lists(list_matrix(in_list_order(tables['lists']), users, notes))
     ranks = ranks_in(matrix, asked.row.to_numpy(), np.r_[0, counts.cumsum()], np.asarray(users))
     given = known_of_items(tables, n_items)
-    if 'rating' in truth: given['relevance'] = asked.relevance.to_numpy()
+    if 'rating' in truth:
+        given['relevance'] = asked.relevance.to_numpy()
     table = metric_table(ks, ranks=ranks, lists=matrix, targets=asked.row.to_numpy(), **given)
     return table, notes + list_notes(matrix, ks, given)

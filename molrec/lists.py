@@ -30,13 +30,23 @@ from .exact import Exact
 from .index import BruteForce
 from .per_component import PerComponent
 from .records import has_items, read_items, read_record
-from .train import RetrievalModel, described, encode, filtered, interactions_of, load_model, load_run, median_gap_s, prepare
+from molrec.train import (
+    RetrievalModel,
+    described,
+    encode,
+    filtered,
+    interactions_of,
+    load_model,
+    load_run,
+    median_gap_s,
+    prepare,
+)
 from .two_stages import HIndexer
 
 # %% ../nbs/15_lists.ipynb #6f429122
 def plain(
-    text:str,   # a title, or what somebody typed for one
-) -> str:       # lower-case words with one blank between
+    text: str,  # a title, or what somebody typed for one
+) -> str:  # lower-case words with one blank between
     "Text without what people leave out when they type."
     text = unicodedata.normalize('NFKD', text.casefold().replace('&', ' and '))
     text = re.sub(r"['’`.]", '', ''.join(c for c in text if not unicodedata.combining(c)))
@@ -45,17 +55,19 @@ def plain(
 # %% ../nbs/15_lists.ipynb #69a8145c
 last_article = re.compile(r"^(.+), (the|an?|l'|le|la|les|il|lo|gli|el|los|las|der|die|das|den|det|het|une?)$", re.I)
 
+
 def year_of(
-    title:str,          # 'Matrix, The (1999)'
-) -> tuple[str, int|None]:  # 'Matrix, The' and 1999
+    title: str,  # 'Matrix, The (1999)'
+) -> tuple[str, int | None]:  # 'Matrix, The' and 1999
     "A title without its year, and the year."
     found = re.match(r'^(.*\S)\s*\((\d{4})\)\s*$', title.strip())
     return (found[1], int(found[2])) if found else (title.strip(), None)
 
+
 @functools.cache
 def names(
-    title:str,      # without its year
-) -> frozenset[str]:    # in plain form
+    title: str,  # without its year
+) -> frozenset[str]:  # in plain form
     "All that a title may be called."
     bracketed = [re.sub(r'^a\.?k\.?a\.? ', '', part, flags=re.I) for part in re.findall(r'\(([^()]*)\)', title)]
     out = set()
@@ -68,35 +80,47 @@ def names(
 
 # %% ../nbs/15_lists.ipynb #f60061d1
 def titled(
-    c:Config,               # of a run
-    items:pd.DataFrame,     # of the same run, in the order of dense ids: item_id, trained, and title where known
-    say:Callable=lambda remark: None,   # is told why there are no titles
-) -> pd.DataFrame:          # the same rows: item_id, title and more where known, count
+    c: Config,  # of a run
+    items: pd.DataFrame,  # of the same run, in the order of dense ids: item_id, trained, and title where known
+    say: Callable = lambda remark: None,  # is told why there are no titles
+) -> pd.DataFrame:  # the same rows: item_id, title and more where known, count
     "What is known of the items that a model knows."
     known = None
     if 'title' not in items and (c.items or c.dataset in catalogue or own_folder(c.dataset, None)):
-        try: known = load_items(c.dataset, items=c.items, item_ids=items.item_id)
-        except DataError as e: say(f'titles cannot be looked up: {e}')
+        try:
+            known = load_items(c.dataset, items=c.items, item_ids=items.item_id)
+        except DataError as e:
+            say(f'titles cannot be looked up: {e}')
     table = items if known is None else described(items, known)
     return table.drop(columns=['trained', 'shown'], errors='ignore').assign(count=items.trained)
 
+
 def item_table(
-    c:Config,   # of a run
-    s:Split,    # of the same run
+    c: Config,  # of a run
+    s: Split,  # of the same run
 ) -> pd.DataFrame:  # N rows in the order of dense ids, as `titled` gives them
     "The items of a run whose data are at hand."
     return titled(c, pd.DataFrame(dict(item_id=s.item_ids, trained=np.bincount(s.train.items, minlength=s.n_items))))
 
 # %% ../nbs/15_lists.ipynb #668f6cd8
 def fitting(
-    wanted:str,             # as typed
-    items:pd.DataFrame,     # as `item_table` gives it
-) -> np.ndarray:            # dense ids, the most popular first; empty: nothing fits
+    wanted: str,  # as typed
+    items: pd.DataFrame,  # as `item_table` gives it
+) -> np.ndarray:  # dense ids, the most popular first; empty: nothing fits
     "All items that a typed title may mean."
     titles = [year_of(t) if isinstance(t, str) else ('', None) for t in items.title]
     called = [names(t) for t, _ in titles]
-    def sharing(name, year): return [i for i, (t, y) in enumerate(titles) if name & called[i] and year in (None, y)]
-    def holding(name, year): return [i for i, (t, y) in enumerate(titles) if year in (None, y) and any(f' {n} ' in f' {c} ' for n in name for c in called[i])]
+
+    def sharing(name, year):
+        return [i for i, (t, y) in enumerate(titles) if name & called[i] and year in (None, y)]
+
+    def holding(name, year):
+        return [
+            i
+            for i, (t, y) in enumerate(titles)
+            if year in (None, y) and any(f' {n} ' in f' {c} ' for n in name for c in called[i])
+        ]
+
     name, year = year_of(wanted)
     bare = re.match(r'^(.*\S),? (\d{4})$', name)  # 'the matrix 1999'
     asked = [(names(name), year)] + ([(names(bare[1]), int(bare[2]))] if bare and year is None else [])
@@ -105,68 +129,81 @@ def fitting(
 
 # %% ../nbs/15_lists.ipynb #6f5b284a
 def nearest_titles(
-    wanted:str,             # as typed
-    items:pd.DataFrame,     # as `item_table` gives it
-    n:int=3,                # how many
-) -> list[str]:             # titles as the data set writes them
+    wanted: str,  # as typed
+    items: pd.DataFrame,  # as `item_table` gives it
+    n: int = 3,  # how many
+) -> list[str]:  # titles as the data set writes them
     "Titles that are spelled most like it."
     whose = {name: t for t in items.title.dropna() for name in names(year_of(t)[0])}
-    near = difflib.get_close_matches(plain(year_of(wanted)[0]), whose, 4*n, .3)
+    near = difflib.get_close_matches(plain(year_of(wanted)[0]), whose, 4 * n, 0.3)
     return list(dict.fromkeys(whose[name] for name in near))[:n]
 
+
 def no_titles(
-    missing:Sequence[str],  # as typed, none of them a title
-    items:pd.DataFrame,     # as `item_table` gives it
+    missing: Sequence[str],  # as typed, none of them a title
+    items: pd.DataFrame,  # as `item_table` gives it
 ) -> str:
     "All that is no title, each with those nearest to it."
-    def said(typed): return f'{typed!r}: no such title; the nearest are {"; ".join(nearest_titles(typed, items)) or "none"}'
+
+    def said(typed):
+        return f'{typed!r}: no such title; the nearest are {"; ".join(nearest_titles(typed, items)) or "none"}'
+
     return '; '.join(map(said, missing))
 
+
 def title_row(
-    typed:str,              # a title
-    items:pd.DataFrame,     # as `item_table` gives it
-    say:Callable=lambda remark: None,   # is told which of several titles was taken
-) -> int:                   # dense id; -1: no such title
+    typed: str,  # a title
+    items: pd.DataFrame,  # as `item_table` gives it
+    say: Callable = lambda remark: None,  # is told which of several titles was taken
+) -> int:  # dense id; -1: no such title
     "The item that a title stands for."
     found = fitting(typed, items)
-    others = '; '.join(items.title[found[1:4]]) + ', ...'*(len(found) > 4)
-    if others: say(f'{typed!r} fits {len(found)} titles; taken: {items.title[found[0]]}, the most popular; not: {others}')
+    others = '; '.join(items.title[found[1:4]]) + ', ...' * (len(found) > 4)
+    if others:
+        say(f'{typed!r} fits {len(found)} titles; taken: {items.title[found[0]]}, the most popular; not: {others}')
     return int(found[0]) if len(found) else -1
 
+
 def find_titles(
-    wanted:Sequence[str],   # as typed
-    items:pd.DataFrame,     # as `item_table` gives it
-    say:Callable=lambda remark: None,   # is told which of several titles was taken
-) -> list[int]:             # dense ids, one for each
+    wanted: Sequence[str],  # as typed
+    items: pd.DataFrame,  # as `item_table` gives it
+    say: Callable = lambda remark: None,  # is told which of several titles was taken
+) -> list[int]:  # dense ids, one for each
     "The items that titles stand for."
-    if 'title' not in items: raise DataError('this data set has no titles; name items by their ids')
+    if 'title' not in items:
+        raise DataError('this data set has no titles; name items by their ids')
     rows = [title_row(typed, items, say) for typed in wanted]
-    if missing := [typed for typed, row in zip(wanted, rows) if row < 0]: raise DataError(no_titles(missing, items))
+    if missing := [typed for typed, row in zip(wanted, rows) if row < 0]:
+        raise DataError(no_titles(missing, items))
     return rows
 
 # %% ../nbs/15_lists.ipynb #9f747c76
-def is_many(x) -> bool: return hasattr(x, '__iter__') and not isinstance(x, (str, bytes, dict)) and getattr(x, 'ndim', 1) > 0
+def is_many(x) -> bool:
+    return hasattr(x, '__iter__') and not isinstance(x, (str, bytes, dict)) and getattr(x, 'ndim', 1) > 0
+
 
 def as_listed(
-    x,          # one id, or a list, tuple, set, array, tensor or Series of them
+    x,  # one id, or a list, tuple, set, array, tensor or Series of them
 ) -> list:
     "One id or many, as a list."
-    if not is_many(x): return [x]
+    if not is_many(x):
+        return [x]
     return x.tolist() if hasattr(x, 'tolist') else list(x)
 
+
 def rows_of(
-    wanted:Iterable,    # ids
-    ids:Iterable,       # of the source, in the order of dense ids
-) -> np.ndarray:        # dense ids, (n,), int64; -1: not among them
+    wanted: Iterable,  # ids
+    ids: Iterable,  # of the source, in the order of dense ids
+) -> np.ndarray:  # dense ids, (n,), int64; -1: not among them
     "Where ids stand."
     by_id = {str(known): row for row, known in enumerate(ids)}
     return np.array([by_id.get(str(w), -1) for w in wanted], dtype=np.int64)
 
 # %% ../nbs/15_lists.ipynb #dc168901
 def nearest_id(
-    wanted,             # an id that is not known
-    ids:np.ndarray,     # those that are
-):                      # one of them; None: nothing is near
+    wanted,  # an id that is not known
+    ids: np.ndarray,  # those that are
+):  # one of them; None: nothing is near
     "The id that is most like it."
     if isinstance(ids[0], (int, np.integer)):
         return ids[np.abs(ids - int(wanted)).argmin()] if re.fullmatch(r'-?\d{1,18}', str(wanted)) else None
@@ -174,149 +211,187 @@ def nearest_id(
     near = difflib.get_close_matches(str(wanted), alike, 1)
     return alike[near[0]] if near else None
 
+
 def unknown_text(
-    what:str,           # user or item
-    missing:Sequence,   # ids that are not known
-    ids:Iterable,       # those that are
+    what: str,  # user or item
+    missing: Sequence,  # ids that are not known
+    ids: Iterable,  # those that are
 ) -> str:
     "All that is not known."
     ids = np.asarray(ids)
-    called = f'{what}{"s"*(len(missing) > 1)} {", ".join(map(str, missing))}'
+    called = f'{what}{"s" * (len(missing) > 1)} {", ".join(map(str, missing))}'
     text = f'{called}: not among the {len(ids):,} {what}s of this run, whose ids go from {ids.min()} to {ids.max()}'
     near = nearest_id(missing[0], ids) if len(missing) == 1 else None
-    return text + f'; the nearest is {near}'*(near is not None)
+    return text + f'; the nearest is {near}' * (near is not None)
 
 # %% ../nbs/15_lists.ipynb #34b68c16
-def check_choice(name:str, got, *wanted) -> None:
+def check_choice(name: str, got, *wanted) -> None:
     "Refuse a word that is none of a few."
-    if got not in wanted: raise ConfigError(f'{name}: got {got!r}, wanted {" or ".join(map(repr, wanted))}')
+    if got not in wanted:
+        raise ConfigError(f'{name}: got {got!r}, wanted {" or ".join(map(repr, wanted))}')
+
 
 def item_rows(
-    wanted:Sequence,        # titles, or the source's item ids
-    items:pd.DataFrame,     # as `item_table` gives it
-    say:Callable=lambda remark: None,   # is told what was doubtful
-) -> np.ndarray:            # dense ids, (n,), int64; -1: not known
+    wanted: Sequence,  # titles, or the source's item ids
+    items: pd.DataFrame,  # as `item_table` gives it
+    say: Callable = lambda remark: None,  # is told what was doubtful
+) -> np.ndarray:  # dense ids, (n,), int64; -1: not known
     "The items that titles or ids stand for, as far as they are known."
     rows, numbers = rows_of(wanted, items.item_id), items.item_id.dtype == np.int64
     typed_ones = {w for w, row in zip(wanted, rows) if isinstance(w, str) and (numbers or row < 0)}
     for typed in typed_ones if 'title' in items else ():
-        if (row := title_row(typed, items, say)) >= 0: rows[[w == typed for w in wanted]] = row
+        if (row := title_row(typed, items, say)) >= 0:
+            rows[[w == typed for w in wanted]] = row
     return rows
 
+
 def find_items(
-    wanted:Sequence,        # titles, or the source's item ids
-    items:pd.DataFrame,     # as `item_table` gives it
-    say:Callable=lambda remark: None,   # is told what was doubtful or left out
-    unknown:str='refuse',   # what to do about those that are not known: refuse, or skip
-) -> np.ndarray:            # dense ids, (n,), int64; -1: skipped
+    wanted: Sequence,  # titles, or the source's item ids
+    items: pd.DataFrame,  # as `item_table` gives it
+    say: Callable = lambda remark: None,  # is told what was doubtful or left out
+    unknown: str = 'refuse',  # what to do about those that are not known: refuse, or skip
+) -> np.ndarray:  # dense ids, (n,), int64; -1: skipped
     "The items that titles or ids stand for."
     check_choice('unknown', unknown, 'refuse', 'skip')
     rows = item_rows(wanted, items, say)
     missing = list(dict.fromkeys(w for w, row in zip(wanted, rows) if row < 0))
     typed = [w for w in missing if isinstance(w, str) and 'title' in items]
     ids = [w for w in missing if w not in typed]
-    said = '; '.join([no_titles(typed, items)]*bool(typed) + [unknown_text('item', ids, items.item_id)]*bool(ids))
-    if missing and unknown == 'refuse': raise DataError(said)
-    if missing: say(f'left out: {said}')
+    said = '; '.join([no_titles(typed, items)] * bool(typed) + [unknown_text('item', ids, items.item_id)] * bool(ids))
+    if missing and unknown == 'refuse':
+        raise DataError(said)
+    if missing:
+        say(f'left out: {said}')
     return rows
 
 # %% ../nbs/15_lists.ipynb #34c859e7
 def as_sequences(
-    lists:Sequence,         # one list of dense item ids for each query, oldest first
-    times:Sequence|None=None,   # one list of seconds for each; None: not known
+    lists: Sequence,  # one list of dense item ids for each query, oldest first
+    times: Sequence | None = None,  # one list of seconds for each; None: not known
 ) -> Sequences:
     "Lists of items end to end."
-    def flat(parts): return np.concatenate([np.asarray(p, dtype=np.int64) for p in parts]) if len(parts) else np.empty(0, dtype=np.int64)
+
+    def flat(parts):
+        return (
+            np.concatenate([np.asarray(p, dtype=np.int64) for p in parts])
+            if len(parts)
+            else np.empty(0, dtype=np.int64)
+        )
+
     offsets = np.cumsum([0] + [len(l) for l in lists], dtype=np.int64)
     return Sequences(np.arange(len(lists)), offsets, flat(lists), None if times is None else flat(times))
 
+
 def history_query(
-    model:RetrievalModel,       # in evaluation mode
-    asked:Query|Sequence,       # a query, or one list of dense item ids for each person, oldest first
-    max_length:int|None=None,   # items of each, the latest; None: what the encoder takes, 200 if it takes any number
-) -> Tensor:                    # (B, D)
+    model: RetrievalModel,  # in evaluation mode
+    asked: Query | Sequence,  # a query, or one list of dense item ids for each person, oldest first
+    max_length: int
+    | None = None,  # items of each, the latest; None: what the encoder takes, 200 if it takes any number
+) -> Tensor:  # (B, D)
     "The queries of people who did this, encoded as in an evaluation."
     query = asked if isinstance(asked, Query) else Query(as_sequences(asked))
     return encode(model, query, max_length or getattr(model.encoder, 'max_length', 200))
 
 # %% ../nbs/15_lists.ipynb #82c9bc9e
 def full_histories(
-    c:Config,                               # of a run
-    interactions:pd.DataFrame|None=None,    # its data; None: they are read
+    c: Config,  # of a run
+    interactions: pd.DataFrame | None = None,  # its data; None: they are read
 ) -> tuple[Sequences, np.ndarray]:  # all that each user did, and the source's user ids
     "Every user's whole history, as the run's data have it."
     df = interactions_of(c) if interactions is None else interactions
     everything, _, user_ids, _ = histories(filtered(df, c), c.tie_order, c.tie_seed)
     return everything, user_ids
 
+
 def find_users(
-    wanted:Sequence,        # ids as the source has them, or their digits
-    user_ids:np.ndarray,    # of the source, in the order of dense ids
-    cold:str='error',       # what to do about users that are not known: error, or popular
-) -> np.ndarray:            # dense ids, (n,), int64; -1: not known
+    wanted: Sequence,  # ids as the source has them, or their digits
+    user_ids: np.ndarray,  # of the source, in the order of dense ids
+    cold: str = 'error',  # what to do about users that are not known: error, or popular
+) -> np.ndarray:  # dense ids, (n,), int64; -1: not known
     "The users that ids stand for."
     check_choice('cold', cold, 'error', 'popular')
     rows = rows_of(wanted, user_ids)
     missing = [u for u, row in zip(wanted, rows) if row < 0]
-    if missing and cold == 'error': raise DataError(unknown_text('user', missing, user_ids))
+    if missing and cold == 'error':
+        raise DataError(unknown_text('user', missing, user_ids))
     return rows
 
 # %% ../nbs/15_lists.ipynb #628ba985
-kinds = {'brute-force': BruteForce, 'per-component': PerComponent, 'component-mean': ComponentMean, 'combined': Combined, 'exact': Exact, 'h-indexer': HIndexer}
+kinds = {
+    'brute-force': BruteForce,
+    'per-component': PerComponent,
+    'component-mean': ComponentMean,
+    'combined': Combined,
+    'exact': Exact,
+    'h-indexer': HIndexer,
+}
+
 
 def make_index(
-    model:RetrievalModel,   # in evaluation mode
-    name:str='auto',        # one of `kinds`, or auto
-    **settings,             # of that kind, such as k_prime
-):                          # over all items, by dense ids
+    model: RetrievalModel,  # in evaluation mode
+    name: str = 'auto',  # one of `kinds`, or auto
+    **settings,  # of that kind, such as k_prime
+):  # over all items, by dense ids
     "The index of that name over a model's items."
     check_index(name)
-    if name == 'auto': name = 'brute-force' if model.head is None else 'h-indexer'
+    if name == 'auto':
+        name = 'brute-force' if model.head is None else 'h-indexer'
     return kinds[name].build(model, **{'storage': 'fp32'} | settings)
+
 
 def check_index(name):
     "Refuse a name that no index has."
-    if name not in ('auto', *kinds): raise ConfigError(f'index: got {name!r}, wanted auto or one of {", ".join(kinds)}')
+    if name not in ('auto', *kinds):
+        raise ConfigError(f'index: got {name!r}, wanted auto or one of {", ".join(kinds)}')
 
 # %% ../nbs/15_lists.ipynb #a5d4618e
 def one_type(
-    whose:Sequence,     # ids
-) -> np.ndarray:        # int64, or text
+    whose: Sequence,  # ids
+) -> np.ndarray:  # int64, or text
     "Ids of one type."
     ids = pd.Series(list(whose), dtype=object).infer_objects()
     return (ids if ids.dtype == np.int64 else ids.astype(str)).to_numpy()
 
+
 def as_lists(
-    scores:Tensor,          # (B, k), best first
-    ids:Tensor,             # dense item ids, (B, k); -1: nothing
-    items:pd.DataFrame,     # as `item_table` gives it
-    whose:np.ndarray,       # what to call each query, (B,)
-) -> pd.DataFrame:          # user_id, item_id, score, rank, and title where known
+    scores: Tensor,  # (B, k), best first
+    ids: Tensor,  # dense item ids, (B, k); -1: nothing
+    items: pd.DataFrame,  # as `item_table` gives it
+    whose: np.ndarray,  # what to call each query, (B,)
+) -> pd.DataFrame:  # user_id, item_id, score, rank, and title where known
     "Search results with what is known of the items."
     kept = (ids >= 0).numpy()
     query, place = kept.nonzero()
-    shown = items[[name for name in ('item_id', 'title') if name in items]].iloc[ids.numpy()[kept]].reset_index(drop=True)
+    shown = (
+        items[[name for name in ('item_id', 'title') if name in items]].iloc[ids.numpy()[kept]].reset_index(drop=True)
+    )
     lists = pd.DataFrame(dict(user_id=whose[query], item_id=shown.item_id, score=scores.numpy()[kept], rank=place + 1))
     return lists.join(shown.drop(columns='item_id'))
 
 # %% ../nbs/15_lists.ipynb #6ccae4d7
 def moment(
-    text,               # seconds since 1970, or a date as in 2024-01-31T12:00; None: not said
-) -> int|None:          # seconds
+    text,  # seconds since 1970, or a date as in 2024-01-31T12:00; None: not said
+) -> int | None:  # seconds
     "A time of asking as it is typed."
-    if text is None or isinstance(text, (int, np.integer)): return text
-    if isinstance(text, str) and re.fullmatch(r'\d{1,12}', text.strip()): return int(text)
-    try: return int(pd.Timestamp(text).timestamp())
-    except (ValueError, TypeError): raise ConfigError(f'at: got {text!r}, wanted seconds since 1970 or a date as in 2024-01-31T12:00') from None
+    if text is None or isinstance(text, (int, np.integer)):
+        return text
+    if isinstance(text, str) and re.fullmatch(r'\d{1,12}', text.strip()):
+        return int(text)
+    try:
+        return int(pd.Timestamp(text).timestamp())
+    except (ValueError, TypeError):
+        raise ConfigError(f'at: got {text!r}, wanted seconds since 1970 or a date as in 2024-01-31T12:00') from None
 
-def asking(history:Sequences, at:int|None) -> np.ndarray|None:
+
+def asking(history: Sequences, at: int | None) -> np.ndarray | None:
     "When each person asks: as said, or at their usual time."
     return usual_time(history) if at is None or history.times is None else np.full(len(history), at)
 
+
 def asked_by_users(
-    everything:Sequences,   # all that each user of the data did
-    rows:np.ndarray,        # dense ids of those who ask, (B,)
-    at:int|None=None,       # when they ask, seconds; None: at their `usual_time`
+    everything: Sequences,  # all that each user of the data did
+    rows: np.ndarray,  # dense ids of those who ask, (B,)
+    at: int | None = None,  # when they ask, seconds; None: at their `usual_time`
 ) -> Query:
     "The query of users of the data."
     history = everything.select(rows)
@@ -324,63 +399,81 @@ def asked_by_users(
 
 # %% ../nbs/15_lists.ipynb #c73f1887
 def events_of(
-    history:Sequence,   # items, or tuples (item, time)
-) -> tuple:             # items, oldest first, and their times in seconds, or None
+    history: Sequence,  # items, or tuples (item, time)
+) -> tuple:  # items, oldest first, and their times in seconds, or None
     "What somebody did, and when, where it is said."
     history = as_listed(history)
     timed = [isinstance(event, tuple) and len(event) == 2 for event in history]
-    if not any(timed): return history, None
+    if not any(timed):
+        return history, None
     if not all(timed):
-        raise DataError(f'histories: event {history[timed.index(False)]!r} has no time and others have; wanted (item, time) for all or for none')
+        raise DataError(
+            f'histories: event {history[timed.index(False)]!r} has no time and others have; wanted (item, time) for all or for none'
+        )
     dated = sorted(((item, moment(time)) for item, time in history), key=lambda event: event[1])
     return [item for item, _ in dated], [time for _, time in dated]
 
+
 def histories_in(
-    frame:pd.DataFrame,     # user_id, item_id and maybe timestamp
-) -> list:                  # as `read_histories` gives it
+    frame: pd.DataFrame,  # user_id, item_id and maybe timestamp
+) -> list:  # as `read_histories` gives it
     "The histories of a frame, users in the order in which they come first."
     rows = read_interactions(frame, duplicates='keep', frame='histories').interactions
-    if 'timestamp' in rows: rows = rows.sort_values('timestamp', kind='stable')
+    if 'timestamp' in rows:
+        rows = rows.sort_values('timestamp', kind='stable')
     found = dict(iter(rows.groupby('user_id')))
-    def events(part): return part.item_id.tolist(), part.timestamp.tolist() if 'timestamp' in part else None
+
+    def events(part):
+        return part.item_id.tolist(), part.timestamp.tolist() if 'timestamp' in part else None
+
     return [(user, *events(found[user])) for user in rows.user_id.sort_index().unique()]
 
+
 def read_histories(
-    given,      # a history, a list or dictionary of them, or a frame
-) -> list:      # (name, items, times in seconds or None) for each
+    given,  # a history, a list or dictionary of them, or a frame
+) -> list:  # (name, items, times in seconds or None) for each
     "Histories in any of their forms."
-    if isinstance(given, pd.DataFrame): return histories_in(given)
-    if isinstance(given, dict): return [(name, *events_of(history)) for name, history in given.items()]
+    if isinstance(given, pd.DataFrame):
+        return histories_in(given)
+    if isinstance(given, dict):
+        return [(name, *events_of(history)) for name, history in given.items()]
     given = as_listed(given)
     several = any(is_many(part) and not isinstance(part, tuple) for part in given)
     return [(name, *events_of(history)) for name, history in enumerate(given if several else [given])]
 
 # %% ../nbs/15_lists.ipynb #37e339f1
-def evenly(n:int, gap_s:float) -> np.ndarray: return np.round(np.arange(n)*gap_s).astype(np.int64)  # seconds of n events, from 0
+def evenly(n: int, gap_s: float) -> np.ndarray:
+    return np.round(np.arange(n) * gap_s).astype(np.int64)  # seconds of n events, from 0
 
-def reads_time(model:RetrievalModel) -> bool: return bool(getattr(model.encoder, 'use_time', False))
+
+def reads_time(model: RetrievalModel) -> bool:
+    return bool(getattr(model.encoder, 'use_time', False))
+
 
 def times_by_hand(
-    times:list,         # of each history: seconds, or None
-    lengths:list[int],  # events of each
-    gap_s:float|None,   # between two events where nothing is said; None: nothing is known of it
-    say:Callable,       # is told what was assumed
-) -> list|None:         # seconds of each; None: not known of all
+    times: list,  # of each history: seconds, or None
+    lengths: list[int],  # events of each
+    gap_s: float | None,  # between two events where nothing is said; None: nothing is known of it
+    say: Callable,  # is told what was assumed
+) -> list | None:  # seconds of each; None: not known of all
     "Times of histories, those that lack them evenly spaced."
     lacking = any(t is None for t in times)
-    if lacking and gap_s is None: return None
-    if lacking: say(f'no times are known: events are taken to be {gap_s:,.0f} s apart, the median of the training data')
+    if lacking and gap_s is None:
+        return None
+    if lacking:
+        say(f'no times are known: events are taken to be {gap_s:,.0f} s apart, the median of the training data')
     return [evenly(n, gap_s) if t is None else t for t, n in zip(times, lengths)]
 
+
 def asked_by_hand(
-    named:list,             # as `read_histories` gives it
-    items:pd.DataFrame,     # as `item_table` gives it
-    timed:bool,             # does the model read times?
-    gap_s:float|None,       # as for `times_by_hand`
-    say:Callable=lambda remark: None,   # is told what was doubtful, left out or assumed
-    at:int|None=None,       # when they ask, seconds; None: at their `usual_time`
-    unknown:str='refuse',   # as for `find_items`
-) -> tuple:                 # `Query` of the histories of which something is left, and which they are, (B,)
+    named: list,  # as `read_histories` gives it
+    items: pd.DataFrame,  # as `item_table` gives it
+    timed: bool,  # does the model read times?
+    gap_s: float | None,  # as for `times_by_hand`
+    say: Callable = lambda remark: None,  # is told what was doubtful, left out or assumed
+    at: int | None = None,  # when they ask, seconds; None: at their `usual_time`
+    unknown: str = 'refuse',  # as for `find_items`
+) -> tuple:  # `Query` of the histories of which something is left, and which they are, (B,)
     "The query of people who say what they did."
     rows = find_items([item for _, items, _ in named for item in items], items, say, unknown)
     rows = np.split(rows, np.cumsum([len(items) for _, items, _ in named])[:-1])
@@ -395,25 +488,29 @@ def asked_by_hand(
 @dataclass(frozen=True, eq=False)
 class Trained:
     "A recorded run, read for making lists."
-    folder:Path             # of the run
-    record:dict             # its content
-    config:Config           # its settings
-    model:RetrievalModel    # in evaluation mode
-    items:pd.DataFrame      # as `titled` gives them, in the order of the model's rows
-    gap_s:float|None        # as `gap_of` gives it
+
+    folder: Path  # of the run
+    record: dict  # its content
+    config: Config  # its settings
+    model: RetrievalModel  # in evaluation mode
+    items: pd.DataFrame  # as `titled` gives them, in the order of the model's rows
+    gap_s: float | None  # as `gap_of` gives it
+
 
 def gap_of(
-    model:RetrievalModel,   # of a run
-    record:dict,            # of the same run
-    s:Split|None,           # its data, where they were read
-) -> float|None:            # seconds; None: the model reads no times, or nothing is known of them
+    model: RetrievalModel,  # of a run
+    record: dict,  # of the same run
+    s: Split | None,  # its data, where they were read
+) -> float | None:  # seconds; None: the model reads no times, or nothing is known of them
     "How far apart events are, for somebody who does not say."
-    if not reads_time(model): return None
+    if not reads_time(model):
+        return None
     return record['split'].get('median_gap_s') or (s and median_gap_s(s))
 
+
 def read_trained(
-    run:str|Path,       # folder of a recorded run
-    say:Callable=lambda remark: None,   # is told what a reader should know
+    run: str | Path,  # folder of a recorded run
+    say: Callable = lambda remark: None,  # is told what a reader should know
 ) -> Trained:
     "A model with its items."
     folder, record = Path(run), read_record(run)
@@ -422,11 +519,13 @@ def read_trained(
     items = titled(c, read_items(folder, record), say) if known else item_table(c, s)
     return Trained(folder, record, c, model, items, gap_of(model, record, s))
 
-in_memory = 'data frame'    # stands for a path, where there is none
+
+in_memory = 'data frame'  # stands for a path, where there is none
+
 
 def users_of_run(
-    trained:Trained,
-    data=None,      # what it was trained on: a path or a data frame; None: what its settings name
+    trained: Trained,
+    data=None,  # what it was trained on: a path or a data frame; None: what its settings name
 ) -> tuple[Sequences, np.ndarray]:  # as `full_histories` gives it
     "What every user of a run did, if the data are what they were."
     c, then = trained.config, trained.record['split']['fingerprint']
@@ -437,78 +536,99 @@ def users_of_run(
     df = interactions_of(c) if data is None else load(data, **read)
     found = prepare(c, df).fingerprint
     if found != then:
-        raise DataError(f'{name}: the data of this run are not what they were: their split is {found[:12]}, it was {then[:12]}; other data, or in another order')
+        raise DataError(
+            f'{name}: the data of this run are not what they were: their split is {found[:12]}, it was {then[:12]}; other data, or in another order'
+        )
     return full_histories(c, df)
 
 # %% ../nbs/15_lists.ipynb #73c092e6
 def one_each(
-    name:str,           # of the argument, for errors
-    given,              # None; ids for all; a list of them for each; or a dictionary from names to ids
-    whose:Sequence,     # what each is called, (A,)
-) -> list:              # of ids, for each
+    name: str,  # of the argument, for errors
+    given,  # None; ids for all; a list of them for each; or a dictionary from names to ids
+    whose: Sequence,  # what each is called, (A,)
+) -> list:  # of ids, for each
     "Ids that are meant for all or for each."
     if isinstance(given, dict):
         named = {str(who): ids for who, ids in given.items()}
-        if stray := named.keys() - set(map(str, whose)): raise DataError(f'{name}: nothing called {", ".join(sorted(stray))} is asked about')
+        if stray := named.keys() - set(map(str, whose)):
+            raise DataError(f'{name}: nothing called {", ".join(sorted(stray))} is asked about')
         return [named.get(str(who)) for who in whose]
     each = is_many(given) and any(is_many(part) or part is None for part in given)
-    if not each: return [given]*len(whose)
-    if len(given) != len(whose): raise DataError(f'{name}: {len(given)} lists, wanted one for each of {len(whose)}')
+    if not each:
+        return [given] * len(whose)
+    if len(given) != len(whose):
+        raise DataError(f'{name}: {len(given)} lists, wanted one for each of {len(whose)}')
     return list(given)
+
 
 @dataclass(frozen=True, eq=False)
 class Rules:
     "What may be in a list."
-    seen:bool=False                 # what is in the history too, as a run with repeats: allow does anyway
-    allow:np.ndarray|None=None      # dense ids of the only items that may; None: all
-    exclude:list|None=None          # dense ids of those that must not, (n,), for each person; None: nothing
+
+    seen: bool = False  # what is in the history too, as a run with repeats: allow does anyway
+    allow: np.ndarray | None = None  # dense ids of the only items that may; None: all
+    exclude: list | None = None  # dense ids of those that must not, (n,), for each person; None: nothing
+
 
 def make_rules(
-    ids:pd.Series,      # of items, in the order of dense ids
-    whose:np.ndarray,   # the people, (A,)
-    seen:bool=False,    # as in `Rules`
-    allow=None,         # ids; None: all
-    exclude=None,       # as for `one_each`
+    ids: pd.Series,  # of items, in the order of dense ids
+    whose: np.ndarray,  # the people, (A,)
+    seen: bool = False,  # as in `Rules`
+    allow=None,  # ids; None: all
+    exclude=None,  # as for `one_each`
 ) -> Rules:
     "Rules in dense ids."
-    def known(wanted): rows = rows_of(as_listed(wanted), ids); return rows[rows >= 0]
+
+    def known(wanted):
+        rows = rows_of(as_listed(wanted), ids)
+        return rows[rows >= 0]
+
     allowed = None if allow is None else known(allow)
     if allowed is not None and not len(allowed):
         raise DataError(f'allow: none of its {len(as_listed(allow)):,} ids is among the {len(ids):,} items of this run')
-    if exclude is None: return Rules(seen, allowed)
+    if exclude is None:
+        return Rules(seen, allowed)
     each = one_each('exclude', exclude, whose)
-    rows = {id(part): np.empty(0, np.int64) if part is None else known(part) for part in {id(part): part for part in each}.values()}
+    rows = {
+        id(part): np.empty(0, np.int64) if part is None else known(part)
+        for part in {id(part): part for part in each}.values()
+    }
     return Rules(seen, allowed, [rows[id(part)] for part in each])
 
 # %% ../nbs/15_lists.ipynb #2874a352
 def popular(
-    counts:np.ndarray,      # how often each item was taken, (N,)
-    n:int,                  # people
-    k:int,                  # length of a list
-    rules:Rules,            # of these people; they have no history
-) -> tuple[Tensor, Tensor]: # scores and dense ids, (n, k); -inf and -1 where there is nothing
+    counts: np.ndarray,  # how often each item was taken, (N,)
+    n: int,  # people
+    k: int,  # length of a list
+    rules: Rules,  # of these people; they have no history
+) -> tuple[Tensor, Tensor]:  # scores and dense ids, (n, k); -inf and -1 where there is nothing
     "The same list for all, but for what they must not be shown."
     order = np.argsort(-counts, kind='stable')
-    if rules.allow is not None: order = order[np.isin(order, rules.allow)]
+    if rules.allow is not None:
+        order = order[np.isin(order, rules.allow)]
     scores, ids = torch.full((n, k), -torch.inf), torch.full((n, k), -1)
-    for i, banned in enumerate(rules.exclude or [np.empty(0, np.int64)]*n):
-        first = order[:k + len(banned)]
+    for i, banned in enumerate(rules.exclude or [np.empty(0, np.int64)] * n):
+        first = order[: k + len(banned)]
         own = first[~np.isin(first, banned)][:k]
-        scores[i, :len(own)], ids[i, :len(own)] = torch.tensor(counts[own], dtype=torch.float32), torch.from_numpy(own)
+        scores[i, : len(own)], ids[i, : len(own)] = (
+            torch.tensor(counts[own], dtype=torch.float32),
+            torch.from_numpy(own),
+        )
     return scores, ids
 
 # %% ../nbs/15_lists.ipynb #7aad795d
 def answered(
-    index,                  # over the items of the model
-    model:RetrievalModel,   # in evaluation mode
-    query:Query,
-    k:int,                  # length of each list
-    c:Config,               # of the run
-    rules:Rules=Rules(),    # of those who ask
-) -> tuple[Tensor, Tensor]: # scores and dense ids, (B, k)
+    index,  # over the items of the model
+    model: RetrievalModel,  # in evaluation mode
+    query: Query,
+    k: int,  # length of each list
+    c: Config,  # of the run
+    rules: Rules = Rules(),  # of those who ask
+) -> tuple[Tensor, Tensor]:  # scores and dense ids, (B, k)
     "The lists that answer a query: what an evaluation of the same query ranks."
     banned = None if rules.seen or c.repeats == 'allow' else [query.history[i] for i in range(len(query))]
-    if rules.exclude: banned = [np.concatenate(pair) for pair in zip(banned, rules.exclude)] if banned else rules.exclude
+    if rules.exclude:
+        banned = [np.concatenate(pair) for pair in zip(banned, rules.exclude)] if banned else rules.exclude
     exclude = None if banned is None else [torch.as_tensor(own) for own in banned]
     users, allow = (None if rows is None else torch.as_tensor(rows) for rows in (query.users, rules.allow))
     return index.search(history_query(model, query, c.max_length), k, exclude=exclude, allow=allow, users=users)
@@ -517,48 +637,55 @@ def answered(
 @dataclass(frozen=True, eq=False)
 class Asked:
     "Who asks for a list."
-    whose:np.ndarray    # what each is called, (A,)
-    query:Query         # of those who have a history, (B,)
-    place:np.ndarray    # where in `whose` each of those stands, (B,), int64, ascending
 
-    def __len__(self): return len(self.whose)
+    whose: np.ndarray  # what each is called, (A,)
+    query: Query  # of those who have a history, (B,)
+    place: np.ndarray  # where in `whose` each of those stands, (B,), int64, ascending
+
+    def __len__(self):
+        return len(self.whose)
+
     def part(
         self,
-        lo:int,     # first
-        hi:int,     # after the last
+        lo: int,  # first
+        hi: int,  # after the last
     ) -> 'Asked':
         "Some of them."
         a, b = np.searchsorted(self.place, (lo, hi))
         return Asked(self.whose[lo:hi], self.query.select(np.arange(a, b)), self.place[a:b] - lo)
 
+
 def lists_of(
-    index,              # over the items of the model
-    trained:Trained,
-    asked:Asked,        # a few hundred at most
-    k:int,              # length of a list
-    rules:Rules,        # of those who ask
-) -> pd.DataFrame:      # as `as_lists` gives it
+    index,  # over the items of the model
+    trained: Trained,
+    asked: Asked,  # a few hundred at most
+    k: int,  # length of a list
+    rules: Rules,  # of those who ask
+) -> pd.DataFrame:  # as `as_lists` gives it
     "The list of each: the model's answer where there is a query, else what is popular."
     k = min(k, len(trained.items))
     scores, ids = torch.empty(len(asked), k), torch.empty(len(asked), k, dtype=torch.int64)
-    if len(asked.place) < len(asked): scores, ids = popular(trained.items['count'].to_numpy(), len(asked), k, rules)
+    if len(asked.place) < len(asked):
+        scores, ids = popular(trained.items['count'].to_numpy(), len(asked), k, rules)
     own = Rules(rules.seen, rules.allow, rules.exclude and [rules.exclude[i] for i in asked.place])
     if len(asked.place):
         scores[asked.place], ids[asked.place] = answered(index, trained.model, asked.query, k, trained.config, own)
     return as_lists(scores, ids, trained.items, asked.whose)
 
-n_block = 512   # people who are answered together
+
+n_block = 512  # people who are answered together
+
 
 def list_blocks(
-    index,              # over the items of the model
-    trained:Trained,
-    asked:Asked,        # any number
-    k:int,              # length of a list
-    rules:Rules=Rules(),# of those who ask
-    first:int=0,        # block to begin at
-) -> Iterator[pd.DataFrame]:    # a block of lists
+    index,  # over the items of the model
+    trained: Trained,
+    asked: Asked,  # any number
+    k: int,  # length of a list
+    rules: Rules = Rules(),  # of those who ask
+    first: int = 0,  # block to begin at
+) -> Iterator[pd.DataFrame]:  # a block of lists
     "Lists of everybody who asks, some at a time."
-    for lo in range(first*n_block, max(1, len(asked)), n_block):
+    for lo in range(first * n_block, max(1, len(asked)), n_block):
         hi = min(lo + n_block, len(asked))
         own = Rules(rules.seen, rules.allow, rules.exclude and rules.exclude[lo:hi])
         yield lists_of(index, trained, asked.part(lo, hi), k, own)

@@ -22,48 +22,58 @@ from .similarity import Similarity, Tiles
 
 # %% ../nbs/06_losses.ipynb #1ba1f565
 def softmax_criterion(
-    pos:Tensor,     # score of the positive, (t,)
-    neg:Tensor,     # scores of the negatives, (t, R); -inf: does not take part
-) -> tuple:         # loss (t,), d loss/d pos (t,), d loss/d neg (t, R)
+    pos: Tensor,  # score of the positive, (t,)
+    neg: Tensor,  # scores of the negatives, (t, R); -inf: does not take part
+) -> tuple:  # loss (t,), d loss/d pos (t,), d loss/d neg (t, R)
     "Cross entropy of the positive among its negatives."
     total = torch.logaddexp(pos, neg.logsumexp(1))
     return total - pos, torch.exp(pos - total) - 1, torch.exp(neg - total[:, None])
 
+
 def bce_criterion(
-    pos:Tensor,     # score of the positive, (t,)
-    neg:Tensor,     # scores of the negatives, (t, R); -inf: does not take part
-) -> tuple:         # loss (t,), d loss/d pos (t,), d loss/d neg (t, R)
+    pos: Tensor,  # score of the positive, (t,)
+    neg: Tensor,  # scores of the negatives, (t, R); -inf: does not take part
+) -> tuple:  # loss (t,), d loss/d pos (t,), d loss/d neg (t, R)
     "Mean logistic loss of the positive and its negatives."
     n = neg.shape[1] + 1
-    return (F.softplus(-pos) + F.softplus(neg).sum(1))/n, (torch.sigmoid(pos) - 1)/n, torch.sigmoid(neg)/n
+    return (F.softplus(-pos) + F.softplus(neg).sum(1)) / n, (torch.sigmoid(pos) - 1) / n, torch.sigmoid(neg) / n
 
 # %% ../nbs/06_losses.ipynb #39eae39c
 def calibrated_bce(
-    rate:float,     # alpha, R/(N-1), 0 < alpha <= 1
-    t:float=.75,    # calibration, 0 to 1
-):                  # a criterion
+    rate: float,  # alpha, R/(N-1), 0 < alpha <= 1
+    t: float = 0.75,  # calibration, 0 to 1
+):  # a criterion
     "Generalised BCE (gSASRec): BCE with a lighter positive."
-    beta = rate*(t*(1 - 1/rate) + 1/rate)
+    beta = rate * (t * (1 - 1 / rate) + 1 / rate)
+
     def criterion(pos, neg):
         n = neg.shape[1] + 1
-        return (beta*F.softplus(-pos) + F.softplus(neg).sum(1))/n, beta*(torch.sigmoid(pos) - 1)/n, torch.sigmoid(neg)/n
+        return (
+            (beta * F.softplus(-pos) + F.softplus(neg).sum(1)) / n,
+            beta * (torch.sigmoid(pos) - 1) / n,
+            torch.sigmoid(neg) / n,
+        )
+
     return criterion
 
 # %% ../nbs/06_losses.ipynb #9bb9144d
 def draw_negatives(
-    n_positions:int,    # T
-    n_items:int,        # N, at least 1
-    n_negatives:int,    # R, at least 1
-    share:int,          # positions that share a set, at least 1; the last group may be smaller
-    deal:bool=False,    # no item again before all have been drawn, else with replacement
-) -> Tensor:            # item ids, (ceil(T/share), R), int64
+    n_positions: int,  # T
+    n_items: int,  # N, at least 1
+    n_negatives: int,  # R, at least 1
+    share: int,  # positions that share a set, at least 1; the last group may be smaller
+    deal: bool = False,  # no item again before all have been drawn, else with replacement
+) -> Tensor:  # item ids, (ceil(T/share), R), int64
     "Uniform negatives, one set per group, from torch's generator."
     for name, value in dict(n_negatives=n_negatives, share=share).items():
-        if value < 1: raise ConfigError(f'{name}: got {value}, wanted at least 1')
-    groups = -(-n_positions//share)
-    if not deal: return torch.randint(n_items, (groups, n_negatives))
-    decks = [torch.randperm(n_items) for _ in range(max(1, -(-groups*n_negatives//n_items)))]
-    return torch.cat(decks)[:groups*n_negatives].view(groups, n_negatives)
+        if value < 1:
+            raise ConfigError(f'{name}: got {value}, wanted at least 1')
+    groups = -(-n_positions // share)
+    if not deal:
+        return torch.randint(n_items, (groups, n_negatives))
+    decks = [torch.randperm(n_items) for _ in range(max(1, -(-groups * n_negatives // n_items)))]
+    return torch.cat(decks)[: groups * n_negatives].view(groups, n_negatives)
+
 
 def in_random_order(*tensors):
     "The rows of all, shuffled alike."
@@ -72,14 +82,14 @@ def in_random_order(*tensors):
 
 # %% ../nbs/06_losses.ipynb #8b2ba0d4
 def tile_pass(
-    tiles,              # `Tiles` over the group's items
-    criterion,          # scores to loss and slopes
-    query_side:tuple,   # of the tile, (t, ...)
-    pos:Tensor,         # score of each positive, corrected, (t,)
-    hit:Tensor,         # negatives that are the positive itself, (t, R), bool
-    correction,         # to subtract from negatives, (R,), or 0
-    ids=None,           # own negatives of each position, (t, R); None: all meet the group's
-) -> tuple:             # loss, 0-dim; d loss/d pos, (t,); gradients of the query side
+    tiles,  # `Tiles` over the group's items
+    criterion,  # scores to loss and slopes
+    query_side: tuple,  # of the tile, (t, ...)
+    pos: Tensor,  # score of each positive, corrected, (t,)
+    hit: Tensor,  # negatives that are the positive itself, (t, R), bool
+    correction,  # to subtract from negatives, (R,), or 0
+    ids=None,  # own negatives of each position, (t, R); None: all meet the group's
+) -> tuple:  # loss, 0-dim; d loss/d pos, (t,); gradients of the query side
     "Forward, compare, backward, for one tile."
     neg = tiles.forward(query_side) if ids is None else tiles.forward(query_side, ids)
     loss, d_pos, d_neg = criterion(pos, (neg - correction).masked_fill_(hit, -torch.inf))
@@ -88,142 +98,195 @@ def tile_pass(
 # %% ../nbs/06_losses.ipynb #e988e8a4
 class PairLoss(torch.autograd.Function):
     "Sum of a criterion over all positions; computes every gradient on the way forward."
+
     @staticmethod
     def forward(ctx, plan, n_query, n_item, pos, *tensors):
-        queries, items, params = tensors[:n_query], tensors[n_query:n_query + n_item], tensors[n_query + n_item:]
+        queries, items, params = tensors[:n_query], tensors[n_query : n_query + n_item], tensors[n_query + n_item :]
         d_pos, d_queries = torch.empty_like(pos), [torch.empty_like(t) for t in queries]  # every row is written
         d_items, d_params = [torch.zeros_like(t) for t in items], [torch.zeros_like(t) for t in params]
         total = pos.new_zeros(())
         for rows, tiles, *rest in plan(pos, queries, items):
             with torch_alone() if tiles.own_threads else nullcontext():
                 loss, d_pos[rows], d_tile = tile_pass(tiles, *rest)
-                for whole, part in zip(d_queries, d_tile): whole[rows] = part
+                for whole, part in zip(d_queries, d_tile):
+                    whole[rows] = part
             total += loss
-            if tiles.last: add_up(tiles, d_items, d_params)
+            if tiles.last:
+                add_up(tiles, d_items, d_params)
         ctx.grads = (d_pos, *d_queries, *d_items, *d_params)
         return total
 
     @staticmethod
     def backward(ctx, from_above):
         grads, ctx.grads = ctx.grads, None  # scaled in place, so they can be had once
-        if grads is None: raise RuntimeError('PairLoss: its gradients were already used; compute the loss again')
+        if grads is None:
+            raise RuntimeError('PairLoss: its gradients were already used; compute the loss again')
         return None, None, None, *(g.mul_(from_above) for g in grads)
+
 
 def add_up(tiles, d_items, d_params):
     "Add a finished group's gradients to the whole; its items are rows `tiles.group` of the item side, or all of them."
-    for whole, part in zip(d_items, tiles.grads): (whole if tiles.group is None else whole[tiles.group]).add_(part)
-    for whole, part in zip(d_params, tiles.grads[len(d_items):]):
-        if part is not None: whole += part
+    for whole, part in zip(d_items, tiles.grads):
+        (whole if tiles.group is None else whole[tiles.group]).add_(part)
+    for whole, part in zip(d_params, tiles.grads[len(d_items) :]):
+        if part is not None:
+            whole += part
 
 # %% ../nbs/06_losses.ipynb #ed66c377
 def shared_plan(
-    similarity:Similarity,  # whose tiles to use
-    criterion,              # scores to loss and slopes
-    hit_ids:Tensor,         # negatives of each group, (groups, R), int64
-    targets:Tensor,         # positive of each position, (T,), int64, in the ids of `hit_ids`
-    share:int,              # positions per group
-    precision:str='fp32',   # of tiles written by hand
-    correction=None,        # to subtract from negatives, (groups, R); None: nothing
-    impl:str='auto',        # of tiles that are compiled: 'auto', 'torch' or 'native'
-):                          # function of (pos, queries, items) that yields rows, then what `tile_pass` takes; sets `group` and `last` of the tiles
+    similarity: Similarity,  # whose tiles to use
+    criterion,  # scores to loss and slopes
+    hit_ids: Tensor,  # negatives of each group, (groups, R), int64
+    targets: Tensor,  # positive of each position, (T,), int64, in the ids of `hit_ids`
+    share: int,  # positions per group
+    precision: str = 'fp32',  # of tiles written by hand
+    correction=None,  # to subtract from negatives, (groups, R); None: nothing
+    impl: str = 'auto',  # of tiles that are compiled: 'auto', 'torch' or 'native'
+):  # function of (pos, queries, items) that yields rows, then what `tile_pass` takes; sets `group` and `last` of the tiles
     "All positions of a group meet the group's negatives."
+
     def plan(pos, queries, items):
         for g, ids in enumerate(hit_ids):
-            tiles, stop = tiles_for(similarity, tuple(t[g] for t in items), precision, impl), min((g + 1)*share, len(pos))
-            tiles.group, minus = g, 0. if correction is None else correction[g]
-            for i in range(g*share, stop, tiles.step):
+            tiles, stop = (
+                tiles_for(similarity, tuple(t[g] for t in items), precision, impl),
+                min((g + 1) * share, len(pos)),
+            )
+            tiles.group, minus = g, 0.0 if correction is None else correction[g]
+            for i in range(g * share, stop, tiles.step):
                 rows = slice(i, min(i + tiles.step, stop))
                 tiles.last = rows.stop == stop
-                yield rows, tiles, criterion, tuple(t[rows] for t in queries), pos[rows], targets[rows, None] == ids, minus
+                yield (
+                    rows,
+                    tiles,
+                    criterion,
+                    tuple(t[rows] for t in queries),
+                    pos[rows],
+                    targets[rows, None] == ids,
+                    minus,
+                )
+
     return plan
 
+
 def own_plan(
-    similarity:Similarity,  # whose scores to use
-    criterion,              # scores to loss and slopes
-    ids:Tensor,             # negatives of each position, (T, R), rows of the item side
-    targets:Tensor,         # positive of each position, (T,), rows of the item side
-):                          # as of `shared_plan`
+    similarity: Similarity,  # whose scores to use
+    criterion,  # scores to loss and slopes
+    ids: Tensor,  # negatives of each position, (T, R), rows of the item side
+    targets: Tensor,  # positive of each position, (T,), rows of the item side
+):  # as of `shared_plan`
     "Every position meets negatives of its own."
+
     def plan(pos, queries, items):
-        tiles, step = Tiles(similarity, items), max(1, similarity.tile_pairs//ids.shape[1])
+        tiles, step = Tiles(similarity, items), max(1, similarity.tile_pairs // ids.shape[1])
         tiles.group = None
         for i in range(0, len(pos), step):
             rows = slice(i, min(i + step, len(pos)))
             tiles.last = rows.stop == len(pos)
-            yield rows, tiles, criterion, tuple(t[rows] for t in queries), pos[rows], targets[rows, None] == ids[rows], 0., ids[rows]
+            yield (
+                rows,
+                tiles,
+                criterion,
+                tuple(t[rows] for t in queries),
+                pos[rows],
+                targets[rows, None] == ids[rows],
+                0.0,
+                ids[rows],
+            )
+
     return plan
 
 # %% ../nbs/06_losses.ipynb #cbb8780d
 def pair_loss(
-    similarity:Similarity,  # any
-    plan,                   # from `shared_plan` or `own_plan`
-    query_side:tuple,       # of T positions
-    item_side:tuple,        # of the negatives, as the plan expects it
-    pos:Tensor,             # score of each positive, corrected, (T,)
-) -> Tensor:                # mean over positions, 0-dim
+    similarity: Similarity,  # any
+    plan,  # from `shared_plan` or `own_plan`
+    query_side: tuple,  # of T positions
+    item_side: tuple,  # of the negatives, as the plan expects it
+    pos: Tensor,  # score of each positive, corrected, (T,)
+) -> Tensor:  # mean over positions, 0-dim
     "The engine, with gradients to both sides, the positives and the similarity's parameters."
     params = list(similarity.parameters())
-    return PairLoss.apply(plan, len(query_side), len(item_side), pos, *query_side, *item_side, *params)/max(1, len(pos))
+    return PairLoss.apply(plan, len(query_side), len(item_side), pos, *query_side, *item_side, *params) / max(
+        1, len(pos)
+    )
 
 # %% ../nbs/06_losses.ipynb #e436a683
 def sampled_loss(
-    similarity:Similarity,      # any
-    queries:Tensor,             # (T, D)
-    items:Tensor,               # item table, (N, D)
-    targets:Tensor,             # next items, (T,), int64
-    negatives:Tensor,           # (ceil(T/share), R), int64
-    share:int,                  # positions that share a set of negatives; 1: own ones
-    users:Tensor|None=None,     # dense user id of each position, (T,), int64; None: unknown
-    criterion=softmax_criterion,# or `bce_criterion`
-    precision:str='fp32',       # of tiles written by hand: 'fp32' or 'bf16'
-    impl:str='auto',            # 'torch'; of MoL with shared negatives 'native' (compiled C) and, with softmax, 'triton'; 'auto': the fastest there is
-) -> Tensor:                    # mean over positions plus the similarity's penalty, 0-dim
+    similarity: Similarity,  # any
+    queries: Tensor,  # (T, D)
+    items: Tensor,  # item table, (N, D)
+    targets: Tensor,  # next items, (T,), int64
+    negatives: Tensor,  # (ceil(T/share), R), int64
+    share: int,  # positions that share a set of negatives; 1: own ones
+    users: Tensor | None = None,  # dense user id of each position, (T,), int64; None: unknown
+    criterion=softmax_criterion,  # or `bce_criterion`
+    precision: str = 'fp32',  # of tiles written by hand: 'fp32' or 'bf16'
+    impl: str = 'auto',  # 'torch'; of MoL with shared negatives 'native' (compiled C) and, with softmax, 'triton'; 'auto': the fastest there is
+) -> Tensor:  # mean over positions plus the similarity's penalty, 0-dim
     "Positives against uniform negatives; a negative equal to the positive does not count."
     has_kernel = share > 1 and criterion is softmax_criterion and hasattr(similarity, 'kernel_loss')
-    if impl == 'triton' and not has_kernel: raise ConfigError(f'impl: no kernel for {type(similarity).__name__} with share {share} and {criterion.__name__}; MoL with shared negatives and softmax has one')
+    if impl == 'triton' and not has_kernel:
+        raise ConfigError(
+            f'impl: no kernel for {type(similarity).__name__} with share {share} and {criterion.__name__}; MoL with shared negatives and softmax has one'
+        )
     unique, where = torch.unique(torch.cat([targets, negatives.flatten()]), return_inverse=True)
-    target_rows, negative_rows = where[:len(targets)], where[len(targets):].view_as(negatives)
+    target_rows, negative_rows = where[: len(targets)], where[len(targets) :].view_as(negatives)
     x, q = similarity.item_side(look_up(items, unique)), similarity.query_side(queries, users)
     pos, penalty = similarity.positive(q, tuple(look_up(t, target_rows) for t in x))
-    if has_kernel and impl != 'native' and use_triton(impl, queries): return similarity.kernel_loss(q, tuple(look_up(t, negative_rows) for t in x), pos, targets, negatives, share, precision)/max(1, len(pos)) + penalty
-    if share == 1: plan, sides = own_plan(similarity, criterion, negative_rows, target_rows), x
-    else: plan, sides = shared_plan(similarity, criterion, negatives, targets, share, precision, impl=impl), tuple(look_up(t, negative_rows) for t in x)
+    if has_kernel and impl != 'native' and use_triton(impl, queries):
+        return (
+            similarity.kernel_loss(
+                q, tuple(look_up(t, negative_rows) for t in x), pos, targets, negatives, share, precision
+            )
+            / max(1, len(pos))
+            + penalty
+        )
+    if share == 1:
+        plan, sides = own_plan(similarity, criterion, negative_rows, target_rows), x
+    else:
+        plan, sides = (
+            shared_plan(similarity, criterion, negatives, targets, share, precision, impl=impl),
+            tuple(look_up(t, negative_rows) for t in x),
+        )
     return pair_loss(similarity, plan, q, sides, pos) + penalty
 
 # %% ../nbs/06_losses.ipynb #d3c03d47
 def in_batch_loss(
-    similarity:Similarity,      # any
-    queries:Tensor,             # (T, D)
-    items:Tensor,               # item table, (N, D)
-    targets:Tensor,             # next items, (T,), int64
-    log_q:Tensor,               # log probability of each item as a target, (N,); zeros: no correction
-    share:int,                  # positions whose positives are each other's negatives
-    users:Tensor|None=None,     # dense user id of each position, (T,), int64; None: unknown
-    precision:str='fp32',       # of tiles written by hand: 'fp32' or 'bf16'
-) -> Tensor:                    # mean over positions plus the similarity's penalty, 0-dim
+    similarity: Similarity,  # any
+    queries: Tensor,  # (T, D)
+    items: Tensor,  # item table, (N, D)
+    targets: Tensor,  # next items, (T,), int64
+    log_q: Tensor,  # log probability of each item as a target, (N,); zeros: no correction
+    share: int,  # positions whose positives are each other's negatives
+    users: Tensor | None = None,  # dense user id of each position, (T,), int64; None: unknown
+    precision: str = 'fp32',  # of tiles written by hand: 'fp32' or 'bf16'
+) -> Tensor:  # mean over positions plus the similarity's penalty, 0-dim
     "Softmax over the group's positives, corrected for how often each is drawn."
     q, x = similarity.query_side(queries, users), similarity.item_side(look_up(items, targets))
     pos, penalty = similarity.positive(q, x)
-    total = pos.new_zeros(()) if len(targets) else pos.sum()     # of nobody: zero, with a gradient
+    total = pos.new_zeros(()) if len(targets) else pos.sum()  # of nobody: zero, with a gradient
     for i in range(0, len(targets), share):
         rows = slice(i, i + share)
         ids = targets[rows]
         plan = shared_plan(similarity, softmax_criterion, ids[None], ids, len(ids), precision, log_q[ids][None])
-        loss = pair_loss(similarity, plan, tuple(t[rows] for t in q), tuple(t[rows][None] for t in x), pos[rows] - log_q[ids])
-        total = total + loss*len(ids)
-    return total/max(1, len(targets)) + penalty
+        loss = pair_loss(
+            similarity, plan, tuple(t[rows] for t in q), tuple(t[rows][None] for t in x), pos[rows] - log_q[ids]
+        )
+        total = total + loss * len(ids)
+    return total / max(1, len(targets)) + penalty
 
 # %% ../nbs/06_losses.ipynb #30ce5f4b
 def full_loss(
-    similarity:Similarity,      # any
-    queries:Tensor,             # (T, D)
-    items:Tensor,               # item table, (N, D)
-    targets:Tensor,             # next items, (T,), int64
-    users:Tensor|None=None,     # dense user id of each position, (T,), int64; None: unknown
-    precision:str='fp32',       # of tiles written by hand: 'fp32' or 'bf16'
-) -> Tensor:                    # mean over positions plus the similarity's penalty, 0-dim
+    similarity: Similarity,  # any
+    queries: Tensor,  # (T, D)
+    items: Tensor,  # item table, (N, D)
+    targets: Tensor,  # next items, (T,), int64
+    users: Tensor | None = None,  # dense user id of each position, (T,), int64; None: unknown
+    precision: str = 'fp32',  # of tiles written by hand: 'fp32' or 'bf16'
+) -> Tensor:  # mean over positions plus the similarity's penalty, 0-dim
     "Cross entropy over the whole catalogue."
     q, x = similarity.query_side(queries, users), similarity.item_side(items)
     pos, penalty = similarity.positive(q, tuple(look_up(t, targets) for t in x))
-    plan = shared_plan(similarity, softmax_criterion, torch.arange(len(items))[None], targets, max(1, len(targets)), precision)
+    plan = shared_plan(
+        similarity, softmax_criterion, torch.arange(len(items))[None], targets, max(1, len(targets)), precision
+    )
     return pair_loss(similarity, plan, q, tuple(t[None] for t in x), pos) + penalty

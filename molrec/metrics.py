@@ -22,21 +22,26 @@ from .core import ConfigError, DataError
 
 # %% ../nbs/02_metrics.ipynb #de1eeb24
 def is_whole(
-    values:np.ndarray,  # (M,), integers or floats
-) -> np.ndarray:        # (M,), bool
+    values: np.ndarray,  # (M,), integers or floats
+) -> np.ndarray:  # (M,), bool
     "Can int64 hold each of these as it is?"
-    if values.dtype.kind == 'f': return (abs(values.astype(np.float64)) <= 2.**53) & (np.floor(values) == values)
+    if values.dtype.kind == 'f':
+        return (abs(values.astype(np.float64)) <= 2.0**53) & (np.floor(values) == values)
     return values <= np.iinfo(np.int64).max
 
+
 def whole_numbers(
-    values:np.ndarray,  # (M,), integers of any width, or floats that are whole and within 2^53
-    name:str,           # for the error
-) -> np.ndarray:        # the same numbers, (M,), int64
+    values: np.ndarray,  # (M,), integers of any width, or floats that are whole and within 2^53
+    name: str,  # for the error
+) -> np.ndarray:  # the same numbers, (M,), int64
     "Integers as int64; whatever would have to be rounded is refused."
     values = np.asarray(values)
-    if values.ndim != 1: raise DataError(f'{name}: got {values.ndim} axes, wanted 1')
-    if not values.size: return np.empty(0, dtype=np.int64)
-    if values.dtype.kind not in 'iuf': raise DataError(f'{name}: got {values.dtype}, wanted whole numbers')
+    if values.ndim != 1:
+        raise DataError(f'{name}: got {values.ndim} axes, wanted 1')
+    if not values.size:
+        return np.empty(0, dtype=np.int64)
+    if values.dtype.kind not in 'iuf':
+        raise DataError(f'{name}: got {values.dtype}, wanted whole numbers')
     whole = is_whole(values)
     if not whole.all():
         raise DataError(f'{name}: got {values[~whole][0]} at position {whole.argmin()}, wanted whole numbers')
@@ -44,40 +49,49 @@ def whole_numbers(
 
 # %% ../nbs/02_metrics.ipynb #31a0df44
 def as_ids(
-    ids:np.ndarray,  # (M,), integers, or text in any of the forms that numpy and pandas have for it
-    name:str,        # for the error
-) -> np.ndarray:     # (M,), int64, or `str` in an array of objects
+    ids: np.ndarray,  # (M,), integers, or text in any of the forms that numpy and pandas have for it
+    name: str,  # for the error
+) -> np.ndarray:  # (M,), int64, or `str` in an array of objects
     "Ids as they were given: whole numbers or text."
     plain = np.asarray(ids)
-    if plain.dtype.kind in 'iu' or not plain.size: return whole_numbers(plain, name)
+    if plain.dtype.kind in 'iu' or not plain.size:
+        return whole_numbers(plain, name)
     text = np.asarray(ids, dtype=object)
-    if pd.isna(text).any(): raise DataError(f'{name}: the id at position {pd.isna(text).argmax()} is missing')
+    if pd.isna(text).any():
+        raise DataError(f'{name}: the id at position {pd.isna(text).argmax()} is missing')
     kind = pd.api.types.infer_dtype(text, skipna=False)
-    if kind == 'integer': return whole_numbers(text.tolist(), name)
-    if kind != 'string': raise DataError(f'{name}: ids must be whole numbers or text, got {kind}')
+    if kind == 'integer':
+        return whole_numbers(text.tolist(), name)
+    if kind != 'string':
+        raise DataError(f'{name}: ids must be whole numbers or text, got {kind}')
     return text
 
 # %% ../nbs/02_metrics.ipynb #f1b115f2
 def in_order(
-    ranks:'Ranks',   # of B users, M targets
-) -> tuple:          # (ranks, ascending within each user; i = 1, 2, ... within each user), both (M,), int64
+    ranks: 'Ranks',  # of B users, M targets
+) -> tuple:  # (ranks, ascending within each user; i = 1, 2, ... within each user), both (M,), int64
     "Each user's ranks from best to worst, and their place in that order."
     user = np.repeat(np.arange(len(ranks)), ranks.counts)
     return ranks.ranks[np.lexsort((ranks.ranks, user))], np.arange(len(user)) - ranks.offsets[user] + 1
 
-def check_ranks(ranks:'Ranks') -> None:
+
+def check_ranks(ranks: 'Ranks') -> None:
     "Refuse what no ranking of distinct targets can give."
     users, offsets, values, N = ranks.users, ranks.offsets, ranks.ranks, ranks.n_items
     if len(offsets) != len(users) + 1 or offsets[0] != 0 or offsets[-1] != len(values):
         raise DataError(f'offsets must run from 0 to {len(values)} in {len(users) + 1} steps, got {offsets}')
-    if (ranks.counts < 1).any(): raise DataError(f'user {users[ranks.counts < 1][0]} has no target')
-    if (values < 1).any(): raise DataError(f'ranks start at 1, got {values.min()}')
-    if N is not None and N < 1: raise DataError(f'n_items must be at least 1, got {N}')
+    if (ranks.counts < 1).any():
+        raise DataError(f'user {users[ranks.counts < 1][0]} has no target')
+    if (values < 1).any():
+        raise DataError(f'ranks start at 1, got {values.min()}')
+    if N is not None and N < 1:
+        raise DataError(f'n_items must be at least 1, got {N}')
     if N is not None and (values > N + 1).any():
         raise DataError(f'of {N} items the last rank is {N + 1}, for what is not in the list; got {values.max()}')
     best, i = in_order(ranks)
     early = (best < i) & (best <= (N or best))
-    if not early.any(): return
+    if not early.any():
+        return
     user, i = np.searchsorted(ranks.offsets, early.argmax(), side='right') - 1, i[early.argmax()]
     raise DataError(f'user {users[user]}: {i} targets within the first {i - 1} ranks; each target is a distinct item')
 
@@ -85,41 +99,54 @@ def check_ranks(ranks:'Ranks') -> None:
 @dataclass(frozen=True, eq=False)
 class Ranks:
     "Ranks of the targets of B users, end to end."
-    users:np.ndarray        # user of each row, (B,), int64 or text
-    offsets:np.ndarray      # targets of user b are ranks[offsets[b]:offsets[b+1]], (B+1,), whole numbers
-    ranks:np.ndarray        # 1 = best, (M,), whole numbers
-    n_items:int|None=None   # N, items that are ranked: rank N + 1 is 'not in the list'; `None`: unknown
+
+    users: np.ndarray  # user of each row, (B,), int64 or text
+    offsets: np.ndarray  # targets of user b are ranks[offsets[b]:offsets[b+1]], (B+1,), whole numbers
+    ranks: np.ndarray  # 1 = best, (M,), whole numbers
+    n_items: int | None = None  # N, items that are ranked: rank N + 1 is 'not in the list'; `None`: unknown
 
     def __post_init__(self):
         object.__setattr__(self, 'users', as_ids(self.users, 'users'))
-        for name in ('offsets', 'ranks'): object.__setattr__(self, name, whole_numbers(getattr(self, name), name))
+        for name in ('offsets', 'ranks'):
+            object.__setattr__(self, name, whole_numbers(getattr(self, name), name))
         check_ranks(self)
 
     @classmethod
-    def single(cls, users, ranks, n_items=None): return cls(users, np.arange(len(users) + 1), ranks, n_items)
+    def single(cls, users, ranks, n_items=None):
+        return cls(users, np.arange(len(users) + 1), ranks, n_items)
 
     @property
-    def counts(self): return np.diff(self.offsets)
+    def counts(self):
+        return np.diff(self.offsets)
+
     @property
-    def best(self): return np.minimum.reduceat(self.ranks, self.offsets[:-1])
-    def __len__(self): return len(self.users)
+    def best(self):
+        return np.minimum.reduceat(self.ranks, self.offsets[:-1])
+
+    def __len__(self):
+        return len(self.users)
 
 # %% ../nbs/02_metrics.ipynb #4aaa2617
 @dataclass(frozen=True)
 class Metric:
     "A metric under its name."
-    name:str            # 'mrr', or 'hr@k' where it depends on the length of the list
-    function:Callable   # called by argument name; gives one number per user, (B,), or one of all users together
+
+    name: str  # 'mrr', or 'hr@k' where it depends on the length of the list
+    function: Callable  # called by argument name; gives one number per user, (B,), or one of all users together
 
     @property
-    def needs(self): return tuple(p for p in inspect.signature(self.function).parameters if p != 'k')
+    def needs(self):
+        return tuple(p for p in inspect.signature(self.function).parameters if p != 'k')
 
-registered = {}   # name: `Metric`, in the order of definition
+
+registered = {}  # name: `Metric`, in the order of definition
+
 
 def metric(
-    name:str,       # ends in '@k' if, and only if, the function takes `k`
-) -> Callable:      # gives the function back as it was
+    name: str,  # ends in '@k' if, and only if, the function takes `k`
+) -> Callable:  # gives the function back as it was
     "Register the function below under a name."
+
     def register(function):
         taken = registered.get(name)
         if taken and taken.function.__qualname__ != function.__qualname__:
@@ -128,145 +155,161 @@ def metric(
             raise ConfigError(f'metric {name!r}: {function.__name__} must take `k` exactly if its name ends in @k')
         registered[name] = Metric(name, function)
         return function
+
     return register
 
 # %% ../nbs/02_metrics.ipynb #b9fa7074
 def by_name(
-    name:str,       # 'mrr', or 'hr@10': a registered name with a whole number for k
-) -> tuple:         # (`Metric`, k); k is `None` where the metric has none
+    name: str,  # 'mrr', or 'hr@10': a registered name with a whole number for k
+) -> tuple:  # (`Metric`, k); k is `None` where the metric has none
     "A metric by its name in a record."
     kind, cut, k = name.partition('@')
     found = registered.get(kind + '@k' if cut else kind)
-    if found and not cut: return found, None
-    if found and re.fullmatch('[0-9]{1,9}', k): return found, int(k)
-    near = difflib.get_close_matches(kind + '@k'*bool(cut), registered, 1, .5)
-    raise DataError(f'unknown metric {name!r}' + (f', nearest {near[0]!r}' if near else '')
-                    + f'; there are {", ".join(registered)}')
+    if found and not cut:
+        return found, None
+    if found and re.fullmatch('[0-9]{1,9}', k):
+        return found, int(k)
+    near = difflib.get_close_matches(kind + '@k' * bool(cut), registered, 1, 0.5)
+    raise DataError(
+        f'unknown metric {name!r}' + (f', nearest {near[0]!r}' if near else '') + f'; there are {", ".join(registered)}'
+    )
+
 
 def per_user_metric(
-    name:str,       # as for `by_name`
-    **given,        # what there is to compute it from, by name: ranks, lists, popularity, ...; `None`: not there
-) -> np.ndarray:    # one number per user, (B,), float64; a single number where a metric is of all users together
+    name: str,  # as for `by_name`
+    **given,  # what there is to compute it from, by name: ranks, lists, popularity, ...; `None`: not there
+) -> np.ndarray:  # one number per user, (B,), float64; a single number where a metric is of all users together
     "A metric by its name, from what it needs."
     found, k = by_name(name)
     missing = [need for need in found.needs if given.get(need) is None]
-    if missing: raise DataError(f'{name} needs {", ".join(missing)}')
+    if missing:
+        raise DataError(f'{name} needs {", ".join(missing)}')
     return found.function(**{need: given[need] for need in found.needs}, **({} if k is None else dict(k=k)))
 
 # %% ../nbs/02_metrics.ipynb #1f3d7c36
 def as_ranks(
-    ranks:Ranks|np.ndarray,  # `Ranks`, or the rank of the one target of each user, (B,), integers from 1
+    ranks: Ranks | np.ndarray,  # `Ranks`, or the rank of the one target of each user, (B,), integers from 1
 ) -> Ranks:
     "A plain array is one target per user."
     return ranks if isinstance(ranks, Ranks) else Ranks.single(np.arange(len(ranks)), ranks)
 
+
 def check_k(
-    k:int,      # length of a list, >= 1
+    k: int,  # length of a list, >= 1
 ) -> int:
     "`k` as a whole number."
-    try: whole = operator.index(k)
-    except TypeError: raise DataError(f'k must be a whole number, got {k!r}') from None
-    if whole < 1: raise DataError(f'k must be at least 1, got {k}')
+    try:
+        whole = operator.index(k)
+    except TypeError:
+        raise DataError(f'k must be a whole number, got {k!r}') from None
+    if whole < 1:
+        raise DataError(f'k must be at least 1, got {k}')
     return whole
 
+
 def hits(
-    ranks:Ranks,    # of M targets
-    k:int,          # length of the list, >= 1; cut at the catalogue where its size is known
-) -> np.ndarray:    # (M,), bool
+    ranks: Ranks,  # of M targets
+    k: int,  # length of the list, >= 1; cut at the catalogue where its size is known
+) -> np.ndarray:  # (M,), bool
     "Which targets are in the list."
     return ranks.ranks <= min(check_k(k), ranks.n_items or k)
 
 # %% ../nbs/02_metrics.ipynb #9912f412
 @metric('hr@k')
 def hr_at_k(
-    ranks:Ranks|np.ndarray,  # `Ranks`, or (B,) integers from 1
-    k:int,                   # length of the list, >= 1; may exceed the catalogue
-) -> np.ndarray:             # 0 or 1 per user, (B,), float64
+    ranks: Ranks | np.ndarray,  # `Ranks`, or (B,) integers from 1
+    k: int,  # length of the list, >= 1; may exceed the catalogue
+) -> np.ndarray:  # 0 or 1 per user, (B,), float64
     "Is any target of the user among the first `k`?"
     ranks = as_ranks(ranks)
     return np.logical_or.reduceat(hits(ranks, k), ranks.offsets[:-1]).astype(np.float64)
 
 # %% ../nbs/02_metrics.ipynb #5d50eb06
 def per_user(
-    values:np.ndarray,  # one per target, (M,)
-    ranks:Ranks,        # whose offsets say where each user starts
-) -> np.ndarray:        # sums, (B,), float64
+    values: np.ndarray,  # one per target, (M,)
+    ranks: Ranks,  # whose offsets say where each user starts
+) -> np.ndarray:  # sums, (B,), float64
     "Sum over the targets of each user."
     return np.add.reduceat(np.asarray(values, dtype=np.float64), ranks.offsets[:-1])
 
+
 @metric('recall@k')
 def recall_at_k(
-    ranks:Ranks|np.ndarray,  # `Ranks`, or (B,) integers from 1
-    k:int,                   # length of the list, >= 1
-) -> np.ndarray:             # 0 to 1 per user, (B,), float64
+    ranks: Ranks | np.ndarray,  # `Ranks`, or (B,) integers from 1
+    k: int,  # length of the list, >= 1
+) -> np.ndarray:  # 0 to 1 per user, (B,), float64
     "Share of the user's targets among the first `k`."
     ranks = as_ranks(ranks)
-    return per_user(hits(ranks, k), ranks)/ranks.counts
+    return per_user(hits(ranks, k), ranks) / ranks.counts
 
 # %% ../nbs/02_metrics.ipynb #eac8a19b
 @metric('precision@k')
 def precision_at_k(
-    ranks:Ranks|np.ndarray,  # `Ranks`, or (B,) integers from 1
-    k:int,                   # length of the list, >= 1; divides even where the catalogue is smaller
-) -> np.ndarray:             # 0 to 1 per user, (B,), float64
+    ranks: Ranks | np.ndarray,  # `Ranks`, or (B,) integers from 1
+    k: int,  # length of the list, >= 1; divides even where the catalogue is smaller
+) -> np.ndarray:  # 0 to 1 per user, (B,), float64
     "Share of the first `k` places that hold a target."
     ranks = as_ranks(ranks)
-    return per_user(hits(ranks, k), ranks)/k
+    return per_user(hits(ranks, k), ranks) / k
 
 # %% ../nbs/02_metrics.ipynb #8786170e
 @metric('ndcg@k')
 def ndcg_at_k(
-    ranks:Ranks|np.ndarray,  # `Ranks`, or (B,) integers from 1
-    k:int,                   # length of the list, >= 1
-) -> np.ndarray:             # 0 to 1 per user, (B,), float64
+    ranks: Ranks | np.ndarray,  # `Ranks`, or (B,) integers from 1
+    k: int,  # length of the list, >= 1
+) -> np.ndarray:  # 0 to 1 per user, (B,), float64
     "Normalised discounted cumulative gain with binary relevance."
     ranks = as_ranks(ranks)
-    if not len(ranks): return np.empty(0)
-    gain = np.where(hits(ranks, k), 1/np.log2(ranks.ranks + 1.), 0)
+    if not len(ranks):
+        return np.empty(0)
+    gain = np.where(hits(ranks, k), 1 / np.log2(ranks.ranks + 1.0), 0)
     within = np.minimum(ranks.counts, k)
-    ideal = np.cumsum(1/np.log2(np.arange(within.max()) + 2.))
-    return per_user(gain, ranks)/ideal[within - 1]
+    ideal = np.cumsum(1 / np.log2(np.arange(within.max()) + 2.0))
+    return per_user(gain, ranks) / ideal[within - 1]
 
 # %% ../nbs/02_metrics.ipynb #cc49fa00
 @metric('map@k')
 def average_precision_at_k(
-    ranks:Ranks|np.ndarray,  # `Ranks`, or (B,) integers from 1
-    k:int,                   # length of the list, >= 1
-) -> np.ndarray:             # 0 to 1 per user, (B,), float64
+    ranks: Ranks | np.ndarray,  # `Ranks`, or (B,) integers from 1
+    k: int,  # length of the list, >= 1
+) -> np.ndarray:  # 0 to 1 per user, (B,), float64
     "Precision at every hit, over all of the user's targets."
     ranks = as_ranks(ranks)
     best, i = in_order(ranks)
     ordered = Ranks(ranks.users, ranks.offsets, best, ranks.n_items)
-    return per_user(np.where(hits(ordered, k), i/best, 0), ordered)/ranks.counts
+    return per_user(np.where(hits(ordered, k), i / best, 0), ordered) / ranks.counts
 
 # %% ../nbs/02_metrics.ipynb #e50b1493
 @metric('mrr')
 def mrr(
-    ranks:Ranks|np.ndarray,  # `Ranks`, or (B,) integers from 1
-) -> np.ndarray:             # reciprocal of the best rank per user, 0 to 1, (B,), float64
+    ranks: Ranks | np.ndarray,  # `Ranks`, or (B,) integers from 1
+) -> np.ndarray:  # reciprocal of the best rank per user, 0 to 1, (B,), float64
     "Reciprocal rank of the user's best target."
     ranks = as_ranks(ranks)
-    return hr_at_k(ranks, ranks.n_items or np.iinfo(np.int64).max)/ranks.best
+    return hr_at_k(ranks, ranks.n_items or np.iinfo(np.int64).max) / ranks.best
 
 # %% ../nbs/02_metrics.ipynb #1f6d02a1
 def summary(
-    ranks:Ranks|np.ndarray,            # `Ranks`, or (B,) integers from 1; at least one user
-    ks:tuple=(1, 10, 50, 100, 200, 500), # list lengths
-) -> dict:                             # 'hr@k', 'ndcg@k', 'recall@k' for every k, and 'mrr': means over users
+    ranks: Ranks | np.ndarray,  # `Ranks`, or (B,) integers from 1; at least one user
+    ks: tuple = (1, 10, 50, 100, 200, 500),  # list lengths
+) -> dict:  # 'hr@k', 'ndcg@k', 'recall@k' for every k, and 'mrr': means over users
     "Means over users of every metric."
     ranks = as_ranks(ranks)
-    if not len(ranks): raise DataError('no users: there is nothing to average')
+    if not len(ranks):
+        raise DataError('no users: there is nothing to average')
     each = dict(hr=hr_at_k, ndcg=ndcg_at_k, recall=recall_at_k)
-    return {f'{name}@{k}': float(f(ranks, k).mean()) for name, f in each.items() for k in ks} | {'mrr': float(mrr(ranks).mean())}
+    return {f'{name}@{k}': float(f(ranks, k).mean()) for name, f in each.items() for k in ks} | {
+        'mrr': float(mrr(ranks).mean())
+    }
 
 # %% ../nbs/02_metrics.ipynb #4b414c50
 def flat_rows(
-    flat:tuple,     # (ids (M,), offsets (b+1,)), integer arrays or tensors
-    n_rows:int,     # b, users in the block
-    n_items:int,    # N, ids must be below it
-    name:str,       # for the error
-    device=None,    # of the tensors returned
-) -> tuple:         # (rows (M,), ids (M,)), int64 tensors
+    flat: tuple,  # (ids (M,), offsets (b+1,)), integer arrays or tensors
+    n_rows: int,  # b, users in the block
+    n_items: int,  # N, ids must be below it
+    name: str,  # for the error
+    device=None,  # of the tensors returned
+) -> tuple:  # (rows (M,), ids (M,)), int64 tensors
     "Row of each id in a list of lists; ids are checked."
     ids, offsets = (torch.as_tensor(x, dtype=torch.int64, device=device) for x in flat)
     if len(offsets) != n_rows + 1 or offsets[0] != 0 or offsets[-1] != len(ids):
@@ -277,130 +320,142 @@ def flat_rows(
 
 # %% ../nbs/02_metrics.ipynb #f12f267a
 def hidden_items(
-    history:tuple,       # (ids, offsets (b+1,)) of the items each user has seen; repeats allowed
-    n_rows:int,          # b, users in the block
-    n_items:int,         # N
-    repeats:str,         # 'exclude': the history is hidden; 'allow': nothing is, and `history` is not looked at
-    device=None,         # of the tensor returned
-) -> Tensor:             # (b, N), bool
+    history: tuple,  # (ids, offsets (b+1,)) of the items each user has seen; repeats allowed
+    n_rows: int,  # b, users in the block
+    n_items: int,  # N
+    repeats: str,  # 'exclude': the history is hidden; 'allow': nothing is, and `history` is not looked at
+    device=None,  # of the tensor returned
+) -> Tensor:  # (b, N), bool
     "What no list of a user may hold."
-    if repeats not in ('exclude', 'allow'): raise DataError(f"repeats: got {repeats!r}, wanted 'exclude' or 'allow'")
+    if repeats not in ('exclude', 'allow'):
+        raise DataError(f"repeats: got {repeats!r}, wanted 'exclude' or 'allow'")
     hidden = torch.zeros(n_rows, n_items, dtype=torch.bool, device=device)
-    if repeats == 'exclude': hidden[flat_rows(history, n_rows, n_items, 'history', device)] = True
+    if repeats == 'exclude':
+        hidden[flat_rows(history, n_rows, n_items, 'history', device)] = True
     return hidden
 
 # %% ../nbs/02_metrics.ipynb #81e2fe27
 def check_asked_once(
-    row:Tensor,      # user of each target, (m,), int64
-    target:Tensor,   # item of each target, (m,), int64
-    n_items:int,     # N, above every item
+    row: Tensor,  # user of each target, (m,), int64
+    target: Tensor,  # item of each target, (m,), int64
+    n_items: int,  # N, above every item
 ) -> None:
     "Refuse a user's target that comes twice."
-    pair, times = (row*n_items + target).unique(return_counts=True)
-    if len(pair) == len(row): return
+    pair, times = (row * n_items + target).unique(return_counts=True)
+    if len(pair) == len(row):
+        return
     user, item = divmod(int(pair[times > 1][0]), n_items)
     raise DataError(f'targets: item {item} is asked {int(times.max())} times of the user in row {user}, wanted once')
 
 # %% ../nbs/02_metrics.ipynb #f41b45d1
 @torch.no_grad()
 def target_ranks(
-    scores:Tensor,          # of one block of users, (b, N), floating, higher is better; NaN and infinities allowed
-    targets:tuple,          # (ids (m,), offsets (b+1,)) of each user's targets, int64, none twice
-    history:tuple,          # (ids, offsets (b+1,)) of the items each user has seen; repeats allowed
-    repeats:str='exclude',  # 'exclude': what is in the history is in no list, and rank N + 1; 'allow': ranked like any
-    max_pairs:int=2**22,    # (target, item) pairs compared at a time
-) -> Tensor:                # rank of each target from 1, (m,), int64
+    scores: Tensor,  # of one block of users, (b, N), floating, higher is better; NaN and infinities allowed
+    targets: tuple,  # (ids (m,), offsets (b+1,)) of each user's targets, int64, none twice
+    history: tuple,  # (ids, offsets (b+1,)) of the items each user has seen; repeats allowed
+    repeats: str = 'exclude',  # 'exclude': what is in the history is in no list, and rank N + 1; 'allow': ranked like any
+    max_pairs: int = 2**22,  # (target, item) pairs compared at a time
+) -> Tensor:  # rank of each target from 1, (m,), int64
     "Ranks among the items that are not hidden; ties and NaN count against the model."
     b, N = scores.shape
     row, target = flat_rows(targets, b, N, 'targets', scores.device)
     hidden = hidden_items(history, b, N, repeats, scores.device)
     single = len(row) == b and bool((row == torch.arange(b, device=row.device)).all())
-    if not single: check_asked_once(row, target, N)
-    ranks, step = torch.empty_like(target), max(1, max_pairs//N)
+    if not single:
+        check_asked_once(row, target, N)
+    ranks, step = torch.empty_like(target), max(1, max_pairs // N)
     for i in range(0, len(row), step):
-        part = slice(i, i + step) if single else row[i:i + step]
-        own = scores[row[i:i + step], target[i:i + step], None]
+        part = slice(i, i + step) if single else row[i : i + step]
+        own = scores[row[i : i + step], target[i : i + step], None]
         behind = (scores[part] < own).logical_or_(hidden[part])
-        ranks[i:i + step] = N - behind.sum(1)
+        ranks[i : i + step] = N - behind.sum(1)
     return ranks.masked_fill_(hidden[row, target], N + 1)
 
 # %% ../nbs/02_metrics.ipynb #9947e85b
 def bootstrap_ci(
-    per_user:np.ndarray,  # a metric per user, (B,), float; B >= 1, no NaN
-    n_boot:int=2_000,     # repetitions
-    level:float=.95,      # share of the repetitions inside the interval
-    seed:int=0,           # of the draws
-) -> tuple[float, float]: # (low, high), in the metric's unit
+    per_user: np.ndarray,  # a metric per user, (B,), float; B >= 1, no NaN
+    n_boot: int = 2_000,  # repetitions
+    level: float = 0.95,  # share of the repetitions inside the interval
+    seed: int = 0,  # of the draws
+) -> tuple[float, float]:  # (low, high), in the metric's unit
     "Percentile bootstrap interval of the mean over users."
     per_user = np.asarray(per_user, dtype=np.float64)
-    if not len(per_user): raise DataError('no users: an interval needs at least one')
-    if np.isnan(per_user).any(): raise DataError(f'user at position {np.isnan(per_user).argmax()} has NaN')
+    if not len(per_user):
+        raise DataError('no users: an interval needs at least one')
+    if np.isnan(per_user).any():
+        raise DataError(f'user at position {np.isnan(per_user).argmax()} has NaN')
     values, counts = np.unique(per_user, return_counts=True)
-    rng, step = np.random.default_rng(seed), max(1, 2**22//len(values))    # 32 MiB of draws at a time
-    draw = lambda n: rng.multinomial(len(per_user), counts/len(per_user), size=n) @ values
+    rng, step = np.random.default_rng(seed), max(1, 2**22 // len(values))  # 32 MiB of draws at a time
+    draw = lambda n: rng.multinomial(len(per_user), counts / len(per_user), size=n) @ values
     sums = np.concatenate([draw(min(step, n_boot - i)) for i in range(0, n_boot, step)])
-    low, high = np.quantile(sums/len(per_user), [(1 - level)/2, (1 + level)/2])
+    low, high = np.quantile(sums / len(per_user), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 # %% ../nbs/02_metrics.ipynb #856db58b
 def paired_test(
-    a:np.ndarray,         # a metric per user under one model, (B,), or of m models, (m, B), float
-    b:np.ndarray,         # the same users under the other, of the same shape
-    seed:int=0,           # of the sign flips
-    n_perm:int=10_000,    # sign flips; the smallest p is 1/(n_perm + 1)
-) -> float:               # two-sided p-value, above 0 to 1; of m pairs, (m,)
+    a: np.ndarray,  # a metric per user under one model, (B,), or of m models, (m, B), float
+    b: np.ndarray,  # the same users under the other, of the same shape
+    seed: int = 0,  # of the sign flips
+    n_perm: int = 10_000,  # sign flips; the smallest p is 1/(n_perm + 1)
+) -> float:  # two-sided p-value, above 0 to 1; of m pairs, (m,)
     "Sign-flip permutation test of the mean difference over users."
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape: raise DataError(f'paired values must be of the same users, got {a.shape} and {b.shape}')
+    if a.shape != b.shape:
+        raise DataError(f'paired values must be of the same users, got {a.shape} and {b.shape}')
     pairs = np.atleast_2d(a - b)
-    if np.isnan(pairs).any(): raise DataError(f'user at position {np.isnan(pairs).any(0).argmax()} has NaN')
-    pairs = pairs[:, pairs.any(0)].T    # users who differ in any pair, (B', m): the same flips serve all pairs
+    if np.isnan(pairs).any():
+        raise DataError(f'user at position {np.isnan(pairs).any(0).argmax()} has NaN')
+    pairs = pairs[:, pairs.any(0)].T  # users who differ in any pair, (B', m): the same flips serve all pairs
     rng, seen, extreme = np.random.default_rng(seed), abs(pairs.sum(0)), 0
     for start in range(0, n_perm, 1_000):
         signs = rng.integers(0, 2, (min(1_000, n_perm - start), len(pairs)), dtype=np.int8)
-        extreme += (abs((2*signs - 1).astype(np.float64) @ pairs) >= seen - 1e-9).sum(0)
-    p = (1 + extreme)/(1 + n_perm)
+        extreme += (abs((2 * signs - 1).astype(np.float64) @ pairs) >= seen - 1e-9).sum(0)
+    p = (1 + extreme) / (1 + n_perm)
     return p if a.ndim > 1 else float(p[0])
 
 # %% ../nbs/02_metrics.ipynb #c00ed584
 from scipy.special import stdtr, stdtrit
 
+
 def seeds_part(
-    x:np.ndarray,   # a metric of one model, (S, B)
-) -> tuple:         # variance that seeds give the mean; what in that of the users' means is neither user nor seed
+    x: np.ndarray,  # a metric of one model, (S, B)
+) -> tuple:  # variance that seeds give the mean; what in that of the users' means is neither user nor seed
     "What seeds do to a mean; 0 and 0 for a single one."
     S, B = x.shape
-    if S == 1: return 0., 0.
+    if S == 1:
+        return 0.0, 0.0
     means = x.mean(1)
     rest = x - means[:, None] - x.mean(0) + x.mean()
-    return means.var(ddof=1)/S, (rest**2).sum()/((S - 1)*(B - 1))/(S*B)
+    return means.var(ddof=1) / S, (rest**2).sum() / ((S - 1) * (B - 1)) / (S * B)
+
 
 def crossed_test(
-    a:np.ndarray,       # a metric of one model, a row per seed, (S_a, B), float; B >= 2
-    b:np.ndarray,       # of the other on the same users, (S_b, B)
-) -> tuple[float, float, float]:    # a - b, half of its 95 % interval, two-sided p
+    a: np.ndarray,  # a metric of one model, a row per seed, (S_a, B), float; B >= 2
+    b: np.ndarray,  # of the other on the same users, (S_b, B)
+) -> tuple[float, float, float]:  # a - b, half of its 95 % interval, two-sided p
     "Test of the mean difference, users and seeds both drawn at random."
     a, b = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (a, b))
     if a.shape[1] != b.shape[1]:
         raise DataError(f'paired values must be of the same users, got {a.shape} and {b.shape}')
     each, B = a.mean(0) - b.mean(0), a.shape[1]
     (seeds_a, rest_a), (seeds_b, rest_b) = seeds_part(a), seeds_part(b)
-    users = max(0., each.var(ddof=1)/B - rest_a - rest_b)
+    users = max(0.0, each.var(ddof=1) / B - rest_a - rest_b)
     parts = [(v, n - 1) for v, n in ((users, B), (seeds_a, len(a)), (seeds_b, len(b))) if v > 0]
     difference = float(each.mean())
-    if not parts: return difference, 0., float(difference == 0)
-    error = sum(v for v, _ in parts)**.5
-    freedom = error**4/sum(v**2/n for v, n in parts)
-    return difference, float(stdtrit(freedom, .975)*error), float(2*stdtr(freedom, -abs(difference)/error))
+    if not parts:
+        return difference, 0.0, float(difference == 0)
+    error = sum(v for v, _ in parts) ** 0.5
+    freedom = error**4 / sum(v**2 / n for v, n in parts)
+    return difference, float(stdtrit(freedom, 0.975) * error), float(2 * stdtr(freedom, -abs(difference) / error))
 
 # %% ../nbs/02_metrics.ipynb #8ed9c3fe
 def holm(
-    pvalues:np.ndarray,  # one per comparison, (m,), 0 to 1
-) -> np.ndarray:         # adjusted, in the order given, (m,), 0 to 1
+    pvalues: np.ndarray,  # one per comparison, (m,), 0 to 1
+) -> np.ndarray:  # adjusted, in the order given, (m,), 0 to 1
     "Holm's step-down correction."
     pvalues = np.asarray(pvalues, dtype=np.float64)
     order = pvalues.argsort(kind='stable')
-    steps = pvalues[order]*np.arange(len(pvalues), 0, -1)
+    steps = pvalues[order] * np.arange(len(pvalues), 0, -1)
     adjusted = np.empty_like(pvalues)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return adjusted

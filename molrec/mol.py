@@ -20,307 +20,381 @@ from .similarity import Similarity
 # %% ../nbs/05_mol.ipynb #19925038
 glu_inits = 'normal', 'xavier'
 
+
 def start_glu(
-    both:nn.Linear,     # D to twice the hidden width, overwritten
-    init:str='normal',  # standard deviation .02, bias zero; 'xavier': normal with gain 1, the bias as a matrix of one row
+    both: nn.Linear,  # D to twice the hidden width, overwritten
+    init: str = 'normal',  # standard deviation .02, bias zero; 'xavier': normal with gain 1, the bias as a matrix of one row
 ) -> None:
     "What the weights of a gated linear unit are before they have learned."
-    if init not in glu_inits: raise ConfigError(f"glu_init: got {init!r}, wanted one of {', '.join(glu_inits)}")
+    if init not in glu_inits:
+        raise ConfigError(f'glu_init: got {init!r}, wanted one of {", ".join(glu_inits)}')
     if init == 'normal':
-        nn.init.normal_(both.weight, std=.02)
+        nn.init.normal_(both.weight, std=0.02)
         nn.init.zeros_(both.bias)
     else:
-        for matrix in (both.weight, both.bias.detach()[None]): nn.init.xavier_normal_(matrix)
+        for matrix in (both.weight, both.bias.detach()[None]):
+            nn.init.xavier_normal_(matrix)
 
 # %% ../nbs/05_mol.ipynb #c53d1038
 class GLU(nn.Module):
     "Gated linear unit: `activation(l) * r`, both from one matrix product."
+
     activations = dict(swiglu=F.silu, geglu=F.gelu)
 
     def __init__(
         self,
-        dim:int,                # width in
-        hidden:int,             # width out
-        kind:str='swiglu',      # 'swiglu' or 'geglu'
-        init:str='normal',      # see `start_glu`
+        dim: int,  # width in
+        hidden: int,  # width out
+        kind: str = 'swiglu',  # 'swiglu' or 'geglu'
+        init: str = 'normal',  # see `start_glu`
     ):
         super().__init__()
-        if kind not in self.activations: raise ConfigError(f'glu: got {kind!r}, wanted one of {sorted(self.activations)}')
-        self.activation, self.both = self.activations[kind], nn.Linear(dim, 2*hidden)
+        if kind not in self.activations:
+            raise ConfigError(f'glu: got {kind!r}, wanted one of {sorted(self.activations)}')
+        self.activation, self.both = self.activations[kind], nn.Linear(dim, 2 * hidden)
         start_glu(self.both, init)
 
     def forward(self, x):
         left, right = self.both(x).chunk(2, -1)
-        return self.activation(left)*right
+        return self.activation(left) * right
 
 # %% ../nbs/05_mol.ipynb #e4d4fc6f
 def linear(
-    n_in:int,           # width in
-    n_out:int,          # width out
-    bias:bool=True,     # with a bias, starting at zero
+    n_in: int,  # width in
+    n_out: int,  # width out
+    bias: bool = True,  # with a bias, starting at zero
 ) -> nn.Linear:
     "A linear layer, xavier-uniform."
     layer = nn.Linear(n_in, n_out, bias=bias)
     nn.init.xavier_uniform_(layer.weight)
-    if bias: nn.init.zeros_(layer.bias)
+    if bias:
+        nn.init.zeros_(layer.bias)
     return layer
 
-def unit(x): return F.normalize(x, dim=-1, eps=1e-6)
 
-def gate_part(n_in, n_hidden, n_out, bias): return nn.Sequential(linear(n_in, n_hidden), nn.SiLU(), linear(n_hidden, n_out, bias=bias))
+def unit(x):
+    return F.normalize(x, dim=-1, eps=1e-6)
+
+
+def gate_part(n_in, n_hidden, n_out, bias):
+    return nn.Sequential(linear(n_in, n_hidden), nn.SiLU(), linear(n_hidden, n_out, bias=bias))
 
 # %% ../nbs/05_mol.ipynb #ce308506
 class MoL(Similarity):
     "Mixture of logits (KDD'23)."
+
     tile_pairs = 2**13
 
     def __init__(
         self,
-        dim:int,                        # D, of queries and of items
-        n_query:int=8,                  # P_q, user-table components included
-        n_item:int=4,                   # P_x
-        width:int=64,                   # d
-        n_uid:int=0,                    # how many of the P_q components are rows of the user table
-        uid_rows:int=0,                 # hash size of the user table; row 0 is added for unknown users
-        uid_dropout:float=.5,           # rate on user rows
-        glu:str='swiglu',               # 'swiglu' or 'geglu'
-        glu_init:str='normal',          # how its weights start: 'normal' or 'xavier'
-        query_hidden:int=512,           # width of the query's GLU
-        gate_hidden:int=128,            # width inside each gate part
-        gates:str='query+item+pair',    # which of a, b, c take part, joined by '+'
-        item_dropout:float=.1,          # rate on the item embedding, before its components
-        gate_item_dropout:bool=True,    # ... and, drawn anew, before b
-        pair_dropout:float=0.,          # rate on the logits that c reads
-        mix_dropout:float=.2,           # rate on pi, which is then scaled to sum to one again
-        temperature:float=.05,          # tau, divides the cosines, > 0
-        balance_weight:float=1e-3,      # of the load-balancing loss
-        uid_weight:float=.1,            # of the mean squared norm of used user rows
+        dim: int,  # D, of queries and of items
+        n_query: int = 8,  # P_q, user-table components included
+        n_item: int = 4,  # P_x
+        width: int = 64,  # d
+        n_uid: int = 0,  # how many of the P_q components are rows of the user table
+        uid_rows: int = 0,  # hash size of the user table; row 0 is added for unknown users
+        uid_dropout: float = 0.5,  # rate on user rows
+        glu: str = 'swiglu',  # 'swiglu' or 'geglu'
+        glu_init: str = 'normal',  # how its weights start: 'normal' or 'xavier'
+        query_hidden: int = 512,  # width of the query's GLU
+        gate_hidden: int = 128,  # width inside each gate part
+        gates: str = 'query+item+pair',  # which of a, b, c take part, joined by '+'
+        item_dropout: float = 0.1,  # rate on the item embedding, before its components
+        gate_item_dropout: bool = True,  # ... and, drawn anew, before b
+        pair_dropout: float = 0.0,  # rate on the logits that c reads
+        mix_dropout: float = 0.2,  # rate on pi, which is then scaled to sum to one again
+        temperature: float = 0.05,  # tau, divides the cosines, > 0
+        balance_weight: float = 1e-3,  # of the load-balancing loss
+        uid_weight: float = 0.1,  # of the mean squared norm of used user rows
     ):
         super().__init__()
         check_mol(n_query, n_uid, uid_rows, gates, temperature)
         self.n_query, self.n_item, self.width, self.n_uid, self.uid_rows = n_query, n_item, width, n_uid, uid_rows
-        self.temperature, self.balance_weight, self.uid_weight, self.mix_dropout = temperature, balance_weight, uid_weight, mix_dropout
-        self.query_net = nn.Sequential(GLU(dim, query_hidden, glu, glu_init), linear(query_hidden, (n_query - n_uid)*width))
-        self.item_net, self.item_drop = linear(dim, n_item*width), Dropout(item_dropout)
+        self.temperature, self.balance_weight, self.uid_weight, self.mix_dropout = (
+            temperature,
+            balance_weight,
+            uid_weight,
+            mix_dropout,
+        )
+        self.query_net = nn.Sequential(
+            GLU(dim, query_hidden, glu, glu_init), linear(query_hidden, (n_query - n_uid) * width)
+        )
+        self.item_net, self.item_drop = linear(dim, n_item * width), Dropout(item_dropout)
         self.gate_item_dropout = gate_item_dropout
-        if n_uid: self.uid_table, self.uid_drop = nn.Embedding(uid_rows + 1, n_uid*width), Dropout(uid_dropout)
-        if n_uid: self.uid_table.weight.data.normal_(std=.02)[0] = 0
-        G, parts = n_query*n_item, gates.split('+')
+        if n_uid:
+            self.uid_table, self.uid_drop = nn.Embedding(uid_rows + 1, n_uid * width), Dropout(uid_dropout)
+        if n_uid:
+            self.uid_table.weight.data.normal_(std=0.02)[0] = 0
+        G, parts = n_query * n_item, gates.split('+')
         self.gate_query = gate_part(dim, gate_hidden, G, bias=False) if 'query' in parts else None
         self.gate_item = gate_part(dim, gate_hidden, G, bias=False) if 'item' in parts else None
-        self.gate_pair, self.pair_dropout = gate_part(G, gate_hidden, G, bias=True) if 'pair' in parts else None, pair_dropout*('pair' in parts)
+        self.gate_pair, self.pair_dropout = (
+            gate_part(G, gate_hidden, G, bias=True) if 'pair' in parts else None,
+            pair_dropout * ('pair' in parts),
+        )
         self.scratch = {}  # buffers of tiles, used by one tile after the other
 
-    def __getstate__(self): return self.__dict__ | dict(scratch={})     # a copy makes buffers of its own
+    def __getstate__(self):
+        return self.__dict__ | dict(scratch={})  # a copy makes buffers of its own
 
     @property
-    def drops(self): return self.training and bool(self.mix_dropout or self.pair_dropout)  # are masks drawn?
+    def drops(self):
+        return self.training and bool(self.mix_dropout or self.pair_dropout)  # are masks drawn?
+
 
 def check_mol(n_query, n_uid, uid_rows, gates, temperature):
     parts = gates.split('+')
-    if not set(parts) <= {'query', 'item', 'pair'} or len(set(parts)) < len(parts): raise ConfigError(f"gates: got {gates!r}, wanted some of query, item, pair, joined by '+'")
-    if not 0 <= n_uid < n_query: raise ConfigError(f'n_uid: got {n_uid}, wanted 0 to {n_query - 1}')
-    if n_uid and uid_rows < 1: raise ConfigError(f'uid_rows: got {uid_rows}, wanted at least 1 for {n_uid} user components')
-    if temperature <= 0: raise ConfigError(f'temperature: got {temperature}, wanted a positive number')
+    if not set(parts) <= {'query', 'item', 'pair'} or len(set(parts)) < len(parts):
+        raise ConfigError(f"gates: got {gates!r}, wanted some of query, item, pair, joined by '+'")
+    if not 0 <= n_uid < n_query:
+        raise ConfigError(f'n_uid: got {n_uid}, wanted 0 to {n_query - 1}')
+    if n_uid and uid_rows < 1:
+        raise ConfigError(f'uid_rows: got {uid_rows}, wanted at least 1 for {n_uid} user components')
+    if temperature <= 0:
+        raise ConfigError(f'temperature: got {temperature}, wanted a positive number')
 
 # %% ../nbs/05_mol.ipynb #e243db01
 def uid_components(
-    self:MoL,
-    users:Tensor|None,  # dense user ids from 0, (B,), int64; None: nobody is known
-    n:int,              # B
-) -> Tensor:            # rows of the user table, (B, n_uid*d)
+    self: MoL,
+    users: Tensor | None,  # dense user ids from 0, (B,), int64; None: nobody is known
+    n: int,  # B
+) -> Tensor:  # rows of the user table, (B, n_uid*d)
     "User rows by `user mod hash size`; row 0 for unknown users."
-    if users is None: return self.uid_table.weight[:1].expand(n, -1)
+    if users is None:
+        return self.uid_table.weight[:1].expand(n, -1)
     return self.uid_table(users % self.uid_rows + 1)
 
+
 def query_side(
-    self:MoL,
-    queries:Tensor,             # (B, D)
-    users:Tensor|None=None,     # dense user ids, (B,), int64; None: unknown
-) -> tuple:                     # components (B, P_q, d) of unit norm, a (B, G), squared norm of the user rows (B,)
+    self: MoL,
+    queries: Tensor,  # (B, D)
+    users: Tensor | None = None,  # dense user ids, (B,), int64; None: unknown
+) -> tuple:  # components (B, P_q, d) of unit norm, a (B, G), squared norm of the user rows (B,)
     "All that MoL needs to know of a query."
     f, a, norm = self.query_net(queries), self.gate_query, queries.new_zeros(len(queries))
     if self.n_uid:
         rows = uid_components(self, users, len(queries))
         f, norm = torch.cat([f, self.uid_drop(rows)], 1), rows.square().sum(1)
-    a = a(queries) if a else queries.new_ones(len(queries), self.n_query*self.n_item)
+    a = a(queries) if a else queries.new_ones(len(queries), self.n_query * self.n_item)
     return unit(f.unflatten(1, (self.n_query, self.width))), a, norm
 
+
 def item_side(
-    self:MoL,
-    items:Tensor,   # (N, D)
-) -> tuple:         # components (N, P_x, d) of unit norm, b (N, G)
+    self: MoL,
+    items: Tensor,  # (N, D)
+) -> tuple:  # components (N, P_x, d) of unit norm, b (N, G)
     "All that MoL needs to know of an item; cached for serving."
     g, b = self.item_net(self.item_drop(items)), self.gate_item
     none = float(self.gate_query is not None)
-    if b: b = b(self.item_drop(items) if self.gate_item_dropout else items)
-    else: b = items.new_full((len(items), self.n_query*self.n_item), none)
+    if b:
+        b = b(self.item_drop(items) if self.gate_item_dropout else items)
+    else:
+        b = items.new_full((len(items), self.n_query * self.n_item), none)
     return unit(g.unflatten(1, (self.n_item, self.width))), b
+
 
 MoL.query_side, MoL.item_side = query_side, item_side
 
 # %% ../nbs/05_mol.ipynb #eb04ad3d
-golden, mixers = 0x9e3779b97f4a7c15 - 2**64, ((30, 0xbf58476d1ce4e5b9 - 2**64), (27, 0x94d049bb133111eb - 2**64), (31, 1))   # of splitmix64, as signed numbers
+golden, mixers = (
+    0x9E3779B97F4A7C15 - 2**64,
+    ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1)),
+)  # of splitmix64, as signed numbers
+
 
 def random_bytes(
-    seed:int,       # 64 bits, signed
-    first:int,      # number of the first row
-    n:int,          # rows
-    width:int,      # bytes of a row
-    device=None,    # of the result
-) -> Tensor:        # (n, width), uint8
+    seed: int,  # 64 bits, signed
+    first: int,  # number of the first row
+    n: int,  # rows
+    width: int,  # bytes of a row
+    device=None,  # of the result
+) -> Tensor:  # (n, width), uint8
     "Uniform bytes of rows `first` to `first + n`, which depend on seed and row alone."
-    words = -(-width//8)
-    z = torch.arange(first*words + 1, (first + n)*words + 1, device=device)*golden + seed
-    for shift, factor in mixers: z = (z ^ ((z >> shift) & (2**(64 - shift) - 1)))*factor
-    return z.view(torch.uint8).view(n, 8*words)[:, :width]
+    words = -(-width // 8)
+    z = torch.arange(first * words + 1, (first + n) * words + 1, device=device) * golden + seed
+    for shift, factor in mixers:
+        z = (z ^ ((z >> shift) & (2 ** (64 - shift) - 1))) * factor
+    return z.view(torch.uint8).view(n, 8 * words)[:, :width]
 
-def new_seed() -> int: return int(torch.empty((), dtype=torch.int64).random_(-2**63, None))     # from torch's generator, so that a resumed run draws the same
+
+def new_seed() -> int:
+    return int(
+        torch.empty((), dtype=torch.int64).random_(-(2**63), None)
+    )  # from torch's generator, so that a resumed run draws the same
+
 
 def kept_of(
-    seed:int,       # of one call of the plain form, or of one set of tiles
-    first:int,      # number of the first pair
-    like:Tensor,    # (..., G); its dtype and device are the mask's
-    rate:float,     # share dropped, 0 <= rate < .998; rounded to a multiple of 1/256
-) -> tuple:         # ones and zeros, (..., G), and the share truly kept
+    seed: int,  # of one call of the plain form, or of one set of tiles
+    first: int,  # number of the first pair
+    like: Tensor,  # (..., G); its dtype and device are the mask's
+    rate: float,  # share dropped, 0 <= rate < .998; rounded to a multiple of 1/256
+) -> tuple:  # ones and zeros, (..., G), and the share truly kept
     "The mask of pairs `first` and following."
     keep = random_bytes(seed, first, like[..., 0].numel(), like.shape[-1], like.device) >= byte_cut(rate)
-    return keep.view(like.shape).to(like.dtype), 1 - byte_cut(rate)/256
+    return keep.view(like.shape).to(like.dtype), 1 - byte_cut(rate) / 256
 
 # %% ../nbs/05_mol.ipynb #f93e7cca
 def logits(
-    self:MoL,
-    f:Tensor,   # query components, (B, P_q, d)
-    g:Tensor,   # item components, (N, P_x, d) shared or (B, R, P_x, d) own
-) -> Tensor:    # delta, (B, N, G) or (B, R, G); component n of the query and m of the item at n*P_x + m
+    self: MoL,
+    f: Tensor,  # query components, (B, P_q, d)
+    g: Tensor,  # item components, (N, P_x, d) shared or (B, R, P_x, d) own
+) -> Tensor:  # delta, (B, N, G) or (B, R, G); component n of the query and m of the item at n*P_x + m
     "All scaled dot products of the components of a pair."
     pairs = 'bnd,rmd->brnm' if g.dim() == 3 else 'bnd,brmd->brnm'
-    return torch.einsum(pairs, f, g).flatten(-2)/self.temperature
+    return torch.einsum(pairs, f, g).flatten(-2) / self.temperature
+
 
 def without_some(x, seed, rate):
     "Dropout of a (..., G) tensor."
-    if not rate: return x
+    if not rate:
+        return x
     keep, kept = kept_of(seed, 0, x, rate)
-    return x*keep/kept
+    return x * keep / kept
+
 
 def mixture(
-    self:MoL,
-    delta:Tensor,   # (B, R, G)
-    a:Tensor,       # (B, G)
-    b:Tensor,       # (R, G) or (B, R, G)
-) -> Tensor:        # pi, (B, R, G); sums to one
+    self: MoL,
+    delta: Tensor,  # (B, R, G)
+    a: Tensor,  # (B, G)
+    b: Tensor,  # (R, G) or (B, R, G)
+) -> Tensor:  # pi, (B, R, G); sums to one
     "Which logits count for this pair."
-    z, seed = a.unsqueeze(1)*b, new_seed() if self.drops else 0
-    if self.gate_pair is not None: z = z + self.gate_pair(without_some(delta, ~seed, self.pair_dropout*self.training))
+    z, seed = a.unsqueeze(1) * b, new_seed() if self.drops else 0
+    if self.gate_pair is not None:
+        z = z + self.gate_pair(without_some(delta, ~seed, self.pair_dropout * self.training))
     pi = torch.softmax(F.silu(z), -1)
-    if not (self.training and self.mix_dropout): return pi
+    if not (self.training and self.mix_dropout):
+        return pi
     pi = without_some(pi, seed, self.mix_dropout)
-    return pi/pi.sum(-1, keepdim=True).clamp(min=1e-6)
+    return pi / pi.sum(-1, keepdim=True).clamp(min=1e-6)
+
 
 def scores(
-    self:MoL,
-    query_side:tuple,   # as `query_side` gives it
-    item_side:tuple,    # as `item_side` gives it, shared or own
-) -> Tensor:            # phi, (B, N) or (B, R)
+    self: MoL,
+    query_side: tuple,  # as `query_side` gives it
+    item_side: tuple,  # as `item_side` gives it, shared or own
+) -> Tensor:  # phi, (B, N) or (B, R)
     "The plain form: writes (B, N, G) tensors, so call it on tiles."
     delta = self.logits(query_side[0], item_side[0])
-    return (self.mixture(delta, query_side[1], item_side[1])*delta).sum(-1)
+    return (self.mixture(delta, query_side[1], item_side[1]) * delta).sum(-1)
+
 
 MoL.logits, MoL.mixture, MoL.scores = logits, mixture, scores
 
 # %% ../nbs/05_mol.ipynb #a1b1dcb5
 @torch.no_grad()
 def start_as_dot(
-    self:MoL,
-    spread:float=.2,    # length of the random part of a component over that of the embedding; 0: exact copies
-) -> MoL:               # itself, changed in place; user rows and gates stay as they were
+    self: MoL,
+    spread: float = 0.2,  # length of the random part of a component over that of the embedding; 0: exact copies
+) -> MoL:  # itself, changed in place; user rows and gates stay as they were
     "Let MoL start near the cosine of query and item."
-    (glu, out), dim, bias = self.query_net, self.item_net.in_features, torch.tensor(2.)
-    if min(self.width, out.in_features) < dim: raise ConfigError(f'start_as_dot: width {self.width} and query_hidden {out.in_features}, wanted both at least dim, {dim}')
+    (glu, out), dim, bias = self.query_net, self.item_net.in_features, torch.tensor(2.0)
+    if min(self.width, out.in_features) < dim:
+        raise ConfigError(
+            f'start_as_dot: width {self.width} and query_hidden {out.in_features}, wanted both at least dim, {dim}'
+        )
     copy = torch.eye(self.width, dim)
-    def near_copies(n): return copy.repeat(n, 1) + spread*self.width**-.5*torch.randn(n*self.width, dim)
+
+    def near_copies(n):
+        return copy.repeat(n, 1) + spread * self.width**-0.5 * torch.randn(n * self.width, dim)
+
     left, right = glu.both.weight.chunk(2)
-    left.zero_(), glu.both.bias.zero_()[:len(left)].fill_(bias)
-    out.weight.copy_(near_copies(self.n_query - self.n_uid) @ torch.linalg.pinv(right)/glu.activation(bias))
+    left.zero_(), glu.both.bias.zero_()[: len(left)].fill_(bias)
+    out.weight.copy_(near_copies(self.n_query - self.n_uid) @ torch.linalg.pinv(right) / glu.activation(bias))
     self.item_net.weight.copy_(near_copies(self.n_item))
     return self
+
 
 MoL.start_as_dot = start_as_dot
 
 # %% ../nbs/05_mol.ipynb #16a59e45
-def entropy(p): return -(p*torch.log(p.clamp(min=1e-6))).sum(-1)
+def entropy(p):
+    return -(p * torch.log(p.clamp(min=1e-6))).sum(-1)
+
 
 def balance_loss(
-    pi:Tensor,  # mixture of each positive pair, (B, G), after dropout
-) -> Tensor:    # 0-dim, between -log G and 0
+    pi: Tensor,  # mixture of each positive pair, (B, G), after dropout
+) -> Tensor:  # 0-dim, between -log G and 0
     "Negative mutual information of pairs and logits (WWW'25)."
     return entropy(pi).mean() - entropy(pi.mean(0))
 
 # %% ../nbs/05_mol.ipynb #10648125
 def positive(
-    self:MoL,
-    query_side:tuple,   # of B queries
-    item_side:tuple,    # of B items, one for each query
-) -> tuple:             # phi (B,), and the weighted penalties, 0-dim
+    self: MoL,
+    query_side: tuple,  # of B queries
+    item_side: tuple,  # of B items, one for each query
+) -> tuple:  # phi (B,), and the weighted penalties, 0-dim
     "Scores of matching pairs, with load balancing and the user rows' norm as penalties."
     delta = self.logits(query_side[0], item_side[0].unsqueeze(1))
     pi = self.mixture(delta, query_side[1], item_side[1].unsqueeze(1))
-    if not len(pi): return (pi*delta).sum(-1).squeeze(1), pi.sum()   # the mean of nobody is NaN
-    penalty = self.balance_weight*balance_loss(pi[:, 0]) + self.uid_weight*query_side[2].mean()
-    return (pi*delta).sum(-1).squeeze(1), penalty
+    if not len(pi):
+        return (pi * delta).sum(-1).squeeze(1), pi.sum()  # the mean of nobody is NaN
+    penalty = self.balance_weight * balance_loss(pi[:, 0]) + self.uid_weight * query_side[2].mean()
+    return (pi * delta).sum(-1).squeeze(1), penalty
+
 
 MoL.positive = positive
 
 # %% ../nbs/05_mol.ipynb #ea282b44
 class MoLTiles:
     "Forward and backward of MoL on tiles of queries against one set of items, in buffers that stay in cache."
+
     def __init__(
         self,
-        mol:MoL,                # its mode decides on dropout
-        item_side:tuple,        # components (R, P_x, d), b (R, G): shared by all tiles
-        precision:str='fp32',   # of buffers and matrix products: 'fp32' or 'bf16'
+        mol: MoL,  # its mode decides on dropout
+        item_side: tuple,  # components (R, P_x, d), b (R, G): shared by all tiles
+        precision: str = 'fp32',  # of buffers and matrix products: 'fp32' or 'bf16'
     ):
-        if precision not in (kinds := dict(fp32=torch.float32, bf16=torch.bfloat16)): raise ConfigError(f"precision: got {precision!r}, wanted 'fp32' or 'bf16'")
+        if precision not in (kinds := dict(fp32=torch.float32, bf16=torch.bfloat16)):
+            raise ConfigError(f"precision: got {precision!r}, wanted 'fp32' or 'bf16'")
         self.mol, self.dtype = mol, kinds[precision]
-        self.seed, self.first = new_seed() if mol.drops else 0, 0   # of the masks; the number of the next pair
-        (self.R, self.P_x, self.d), self.G = item_side[0].shape, mol.n_query*mol.n_item
-        self.g = (item_side[0].detach().flatten(0, 1)/mol.temperature).to(self.dtype)
+        self.seed, self.first = new_seed() if mol.drops else 0, 0  # of the masks; the number of the next pair
+        (self.R, self.P_x, self.d), self.G = item_side[0].shape, mol.n_query * mol.n_item
+        self.g = (item_side[0].detach().flatten(0, 1) / mol.temperature).to(self.dtype)
         self.b = item_side[1].detach().to(self.dtype)
         self.params, gate = list(mol.parameters()), mol.gate_pair
-        self.c = [p.detach().to(self.dtype) for p in gate.parameters()] if gate else []   # W1 (H, G), b1, W2 (G, H), b2
+        self.c = [p.detach().to(self.dtype) for p in gate.parameters()] if gate else []  # W1 (H, G), b1, W2 (G, H), b2
         self.d_g, self.d_b = (torch.zeros_like(t, dtype=torch.float32) for t in (self.g, self.b))
         self.d_c = [torch.zeros_like(p, dtype=torch.float32) for p in self.c]
 
     def buffer(self, name, *shape):
         "A scratch tensor, made once per model and cut to size: memory that is new to a process costs more than the arithmetic on it."
         n, key, have = torch.Size(shape).numel(), (name, self.dtype, self.g.device), self.mol.scratch
-        if key not in have or have[key].numel() < n: have[key] = torch.empty(n, dtype=self.dtype, device=self.g.device)
+        if key not in have or have[key].numel() < n:
+            have[key] = torch.empty(n, dtype=self.dtype, device=self.g.device)
         return have[key][:n].view(shape)
 
-    own_threads = False     # are its threads its own, not torch's?
+    own_threads = False  # are its threads its own, not torch's?
 
     @property
-    def step(self): return max(1, self.mol.tile_pairs//self.R)  # queries of a tile
+    def step(self):
+        return max(1, self.mol.tile_pairs // self.R)  # queries of a tile
 
     @property
     def grads(self):
         "Gradients of the item side, then of every parameter of the similarity."
         by_param = dict(zip(self.mol.gate_pair.parameters(), self.d_c)) if self.c else {}
-        return [self.d_g.view(self.R, self.P_x, self.d)/self.mol.temperature, self.d_b, *(by_param.get(p) for p in self.params)]
+        return [
+            self.d_g.view(self.R, self.P_x, self.d) / self.mol.temperature,
+            self.d_b,
+            *(by_param.get(p) for p in self.params),
+        ]
 
 # %% ../nbs/05_mol.ipynb #9d26e5ee
-def tile_logits(self:MoLTiles, f):
+def tile_logits(self: MoLTiles, f):
     "Logits of a tile, (t*R, G), from components (t*P_q, d)."
-    t = len(f)//self.mol.n_query
-    self.by_component = torch.mm(f, self.g.T, out=self.buffer('by_component', len(f), self.R*self.P_x))
+    t = len(f) // self.mol.n_query
+    self.by_component = torch.mm(f, self.g.T, out=self.buffer('by_component', len(f), self.R * self.P_x))
     x = self.buffer('x', t, self.R, self.mol.n_query, self.P_x)
     x.copy_(self.by_component.view(t, self.mol.n_query, self.R, self.P_x).transpose(1, 2))
-    return x.view(t*self.R, self.G)
+    return x.view(t * self.R, self.G)
 
-def tile_gate(self:MoLTiles, x, a):
+
+def tile_gate(self: MoLTiles, x, a):
     "Pre-activation z of the mixture, (t*R, G)."
-    z, rate = self.buffer('z', len(x), self.G), self.mol.pair_dropout*self.mol.training
-    if not self.c: return torch.mul(a.unsqueeze(1), self.b, out=z.view(len(a), self.R, self.G)).view_as(x)
+    z, rate = self.buffer('z', len(x), self.G), self.mol.pair_dropout * self.mol.training
+    if not self.c:
+        return torch.mul(a.unsqueeze(1), self.b, out=z.view(len(a), self.R, self.G)).view_as(x)
     W1, b1, W2, b2 = self.c
     self.kept_x, self.pair_keep = x, None
     if rate:
@@ -332,22 +406,24 @@ def tile_gate(self:MoLTiles, x, a):
     torch.addmm(b2, self.hidden, W2.T, out=z).view(len(a), self.R, self.G).addcmul_(a.unsqueeze(1), self.b)
     return z
 
-def tile_mixture(self:MoLTiles, z):
+
+def tile_mixture(self: MoLTiles, z):
     "Mixture pi of every pair, (t*R, G), after dropout."
     w = torch.ops.aten.silu.out(z, out=self.buffer('w', *z.shape))
     pi = torch.softmax(w, -1, out=self.buffer('pi', *z.shape))
     self.faint = None
-    if not (self.mol.training and self.mol.mix_dropout): return pi
+    if not (self.mol.training and self.mol.mix_dropout):
+        return pi
     keep, kept = kept_of(self.seed, self.first, z, self.mol.mix_dropout)
     total = pi.mul_(keep).sum(-1, keepdim=True)
-    self.faint = (total < 1e-6*kept).flatten().nonzero().flatten()
-    return pi.div_(total.clamp_(min=1e-6*kept))
+    self.faint = (total < 1e-6 * kept).flatten().nonzero().flatten()
+    return pi.div_(total.clamp_(min=1e-6 * kept))
 
 # %% ../nbs/05_mol.ipynb #7ea3b972
 def forward(
-    self:MoLTiles,
-    query_side:tuple,   # components (t, P_q, d), a (t, G), norms (t,)
-) -> Tensor:            # phi, (t, R), float32
+    self: MoLTiles,
+    query_side: tuple,  # components (t, P_q, d), a (t, G), norms (t,)
+) -> Tensor:  # phi, (t, R), float32
     "Score a tile and remember it until `backward`."
     self.f, self.a = query_side[0].detach().flatten(0, 1).to(self.dtype), query_side[1].detach().to(self.dtype)
     with fp32_matmul():
@@ -359,19 +435,21 @@ def forward(
     self.first += len(self.x)
     return self.phi.view(len(self.a), self.R)
 
+
 MoLTiles.forward = forward
 
 # %% ../nbs/05_mol.ipynb #2f6f7bfd
-def mixture_slopes(self:MoLTiles):
+def mixture_slopes(self: MoLTiles):
     "d phi / d w of every pair, (t*R, G), in the place of `pi_x`."
     phi = self.phi[:, None].to(self.dtype)
-    if self.faint is None or not len(self.faint): return self.pi_x.addcmul_(self.pi, phi, value=-1)
-    whole = torch.softmax(F.silu(self.z[self.faint]), -1)     # before dropout
-    own = self.pi_x[self.faint] - whole*phi[self.faint]
+    if self.faint is None or not len(self.faint):
+        return self.pi_x.addcmul_(self.pi, phi, value=-1)
+    whole = torch.softmax(F.silu(self.z[self.faint]), -1)  # before dropout
+    own = self.pi_x[self.faint] - whole * phi[self.faint]
     return self.pi_x.addcmul_(self.pi, phi, value=-1).index_copy_(0, self.faint, own)
 
 # %% ../nbs/05_mol.ipynb #7677d4de
-def gate_backward(self:MoLTiles, dz, dx):
+def gate_backward(self: MoLTiles, dz, dx):
     "Through gate c: gradients of its parameters, and its share of the logits' gradient, added to `dx`."
     W1, _, W2, _ = self.c
     self.d_c[2] += dz.T @ self.hidden
@@ -382,10 +460,11 @@ def gate_backward(self:MoLTiles, dz, dx):
     self.d_c[1] += d_up.sum(0, dtype=torch.float32)
     return dx.addmm_(d_up, W1) if self.pair_keep is None else dx.addcmul_(d_up @ W1, self.pair_keep)
 
+
 def backward(
-    self:MoLTiles,
-    slopes:Tensor,  # d loss / d phi, (t, R)
-) -> list:          # gradients of components (t, P_q, d), a (t, G), norms (t,)
+    self: MoLTiles,
+    slopes: Tensor,  # d loss / d phi, (t, R)
+) -> list:  # gradients of components (t, P_q, d), a (t, G), norms (t,)
     "Pull slopes back through the tile; gradients of items and gate add up."
     t, s = len(self.a), slopes.reshape(-1, 1).to(self.dtype)
     dw = mixture_slopes(self).mul_(s)
@@ -395,20 +474,45 @@ def backward(
     self.d_b += torch.mul(by_pair, self.a.unsqueeze(1), out=product).sum(0, dtype=torch.float32)
     dx = self.pi.mul_(s)
     with fp32_matmul():
-        if self.c: dx = gate_backward(self, dz, dx)
-        self.by_component.view(t, self.mol.n_query, self.R, self.P_x).copy_(dx.view(t, self.R, self.mol.n_query, self.P_x).transpose(1, 2))
+        if self.c:
+            dx = gate_backward(self, dz, dx)
+        self.by_component.view(t, self.mol.n_query, self.R, self.P_x).copy_(
+            dx.view(t, self.R, self.mol.n_query, self.P_x).transpose(1, 2)
+        )
         self.d_g += self.by_component.T @ self.f
         d_f = self.by_component @ self.g
     return [d_f.float().view(t, -1, self.d), d_a, self.a.new_zeros(t, dtype=torch.float32)]
 
+
 MoLTiles.backward = backward
 MoL.tiles = lambda self, item_side, precision='fp32': MoLTiles(self, item_side, precision)
 
-def kernel_loss(self:MoL, query_side, item_side, pos, targets, negatives, share, precision):
+
+def kernel_loss(self: MoL, query_side, item_side, pos, targets, negatives, share, precision):
     "Sampled softmax summed over positions, by the kernels of page 26: what tiles are on a CPU, on a GPU."
     from molrec.kernels.mol_loss import mol_loss  # late: it needs Triton
-    gate, rates = tuple(self.gate_pair.parameters()) if self.gate_pair else None, (self.pair_dropout, self.mix_dropout) if self.training else (0., 0.)
-    seed = int(torch.randint(2**31 - 1, ()))  # of the dropout: from torch's generator, so that a resumed run draws the same
-    return mol_loss(*query_side[:2], *item_side, gate, pos, targets, negatives, share, self.temperature, *rates, seed, impl='triton', precision=precision)
+
+    gate, rates = (
+        tuple(self.gate_pair.parameters()) if self.gate_pair else None,
+        (self.pair_dropout, self.mix_dropout) if self.training else (0.0, 0.0),
+    )
+    seed = int(
+        torch.randint(2**31 - 1, ())
+    )  # of the dropout: from torch's generator, so that a resumed run draws the same
+    return mol_loss(
+        *query_side[:2],
+        *item_side,
+        gate,
+        pos,
+        targets,
+        negatives,
+        share,
+        self.temperature,
+        *rates,
+        seed,
+        impl='triton',
+        precision=precision,
+    )
+
 
 MoL.kernel_loss = kernel_loss

@@ -40,15 +40,17 @@ def own_settings() -> frozenset[str]:
     read = {f.name: {bool(of(c)) for c in kinds} for f in fields(Config) if (of := f.metadata.get('of'))}
     return frozenset({'similarity'} | {name for name, answers in read.items() if len(answers) > 1} - {'precision'})
 
+
 @functools.cache
 def setting_names() -> tuple[str, ...]:
     "Settings that make a run what it is, without its seed."
     return tuple(f.name for f in fields(Config) if f.metadata.get('said') != 'never' and f.name != 'seed')
 
+
 def shared(
-    config:dict,        # of a run; an older one may name fewer settings
-    but:set=frozenset(),    # further settings that may differ
-) -> tuple:             # (name, value), the same for runs that form a pair
+    config: dict,  # of a run; an older one may name fewer settings
+    but: set = frozenset(),  # further settings that may differ
+) -> tuple:  # (name, value), the same for runs that form a pair
     "All that two rows of a pair have in common."
     c, own = canonical(make_config(config)), own_settings() | set(but)
     return tuple((name, getattr(c, name)) for name in setting_names() if name not in own)
@@ -56,31 +58,39 @@ def shared(
 # %% ../nbs/34d_mol_against_dot.ipynb #4200f54e
 widths = {'dim', 'ffn', 'head_dim'}
 
+
 @dataclass(frozen=True, eq=False)
 class Pair:
     "A dot product and MoL that share everything else, and wider dot products."
-    dot:list        # of `Run`, one per seed
-    mol:list        # of `Run`
-    wider:list      # of lists of `Run`, the narrowest first
+
+    dot: list  # of `Run`, one per seed
+    mol: list  # of `Run`
+    wider: list  # of lists of `Run`, the narrowest first
 
     @property
-    def config(self) -> Config: return config_of(self.dot)
+    def config(self) -> Config:
+        return config_of(self.dot)
 
-def config_of(row:list[Run]) -> Config: return make_config(row[0].config)
 
-def encoder_name(c:Config) -> str:
+def config_of(row: list[Run]) -> Config:
+    return make_config(row[0].config)
+
+
+def encoder_name(c: Config) -> str:
     "For readers."
     name, *_ = published_name(vars(c))
     return name.replace('sasrec', 'SASRec').replace('hstu', 'HSTU')
 
-def n_changed(config:dict) -> int:
+
+def n_changed(config: dict) -> int:
     "How many of a similarity's own settings are not at their defaults."
     c = canonical(make_config(config))
     return sum(getattr(c, f.name) != f.default for f in fields(Config) if f.name in own_settings() - {'similarity'})
 
+
 def recipes(
-    runs:list[Run],     # any
-) -> list[list[Run]]:   # seeds in order
+    runs: list[Run],  # any
+) -> list[list[Run]]:  # seeds in order
     "Runs of one recipe together."
     found = {}
     for run in sorted(every(runs), key=lambda r: (r.record['seed'], r.record['id'])):
@@ -88,33 +98,38 @@ def recipes(
         found.setdefault(tuple(getattr(c, name) for name in setting_names()), {}).setdefault(run.record['seed'], run)
     return [list(seeds.values()) for seeds in found.values()]
 
+
 def plainest(
-    rows:list[list[Run]],   # recipes
-) -> list[list[Run]]:       # one for each rest
+    rows: list[list[Run]],  # recipes
+) -> list[list[Run]]:  # one for each rest
     "Of recipes that share all but the similarity's own settings, the one that changes fewest of these."
     last_wins = sorted(rows, key=lambda row: -n_changed(row[0].config))
     return list({shared(row[0].config): row for row in last_wins}.values())
 
+
 def wider_than(
-    row:list[Run],          # with a dot product
-    dots:list[list[Run]],   # recipes with a dot product
-) -> list[list[Run]]:       # the narrowest first
+    row: list[Run],  # with a dot product
+    dots: list[list[Run]],  # recipes with a dot product
+) -> list[list[Run]]:  # the narrowest first
     "Recipes that differ in their widths alone, and are wider."
     found = [d for d in dots if shared(d[0].config, widths) == shared(row[0].config, widths)]
     return sorted((d for d in found if config_of(d).dim > config_of(row).dim), key=lambda d: config_of(d).dim)
 
-def reading_order(pair:Pair) -> tuple:
+
+def reading_order(pair: Pair) -> tuple:
     "MovieLens first, whole before thinned, small encoders before large ones."
     c = pair.config
     return not c.dataset.startswith('ml-'), c.dataset, c.tie_order, -c.train_fraction, c.encoder != 'sasrec', c.n_blocks
 
-def may_pair(c:Config) -> bool:
+
+def may_pair(c: Config) -> bool:
     "A trained encoder under leave-last-one-out."
     return c.protocol == 'leave-last-one-out' and c.encoder not in closed_form
 
+
 def pairs_of(
-    runs:list[Run],     # any
-) -> list[Pair]:        # in reading order
+    runs: list[Run],  # any
+) -> list[Pair]:  # in reading order
     "Every pair that the records hold."
     rows = [row for row in recipes(runs) if may_pair(config_of(row))]
     dots, mols = ([row for row in rows if config_of(row).similarity == s] for s in ('dot', 'mol'))
@@ -124,105 +139,128 @@ def pairs_of(
 
 # %% ../nbs/34d_mol_against_dot.ipynb #b68a24ba
 def n_parameters(
-    c:Config,       # of an encoder that is trained
-    sizes:Sizes,    # of the data
+    c: Config,  # of an encoder that is trained
+    sizes: Sizes,  # of the data
 ) -> int:
     "Parameters of a model, without making it."
-    with torch.random.fork_rng(devices=[]), torch.device('meta'): model = make_model(c, sizes)
+    with torch.random.fork_rng(devices=[]), torch.device('meta'):
+        model = make_model(c, sizes)
     return sum(p.numel() for p in model.parameters())
 
+
 def widened(
-    c:Config,
-    dim:int,        # D; a multiple of `n_heads`
+    c: Config,
+    dim: int,  # D; a multiple of `n_heads`
 ) -> Config:
     "The same encoder at another width, the inside of its layers in proportion."
-    return replace(c, dim=dim, ffn=c.ffn*dim//c.dim, head_dim=c.head_dim*dim//c.dim)
+    return replace(c, dim=dim, ffn=c.ffn * dim // c.dim, head_dim=c.head_dim * dim // c.dim)
+
 
 def width_of_parameters(
-    c:Config,       # with a dot product
-    wanted:int,     # parameters
-    sizes:Sizes,    # of the data
-    most:int=2**14, # heads times this is the widest that is looked at
-) -> int:           # D
+    c: Config,  # with a dot product
+    wanted: int,  # parameters
+    sizes: Sizes,  # of the data
+    most: int = 2**14,  # heads times this is the widest that is looked at
+) -> int:  # D
     "The width at which a dot product has so many parameters, as nearly as its heads allow."
-    def count(k): return n_parameters(widened(c, k*c.n_heads), sizes)
+
+    def count(k):
+        return n_parameters(widened(c, k * c.n_heads), sizes)
+
     k = min(bisect.bisect_left(range(1, most), wanted, key=count) + 1, most)
-    return c.n_heads*min((k for k in (k - 1, k) if k), key=lambda k: abs(count(k) - wanted))
+    return c.n_heads * min((k for k in (k - 1, k) if k), key=lambda k: abs(count(k) - wanted))
 
 # %% ../nbs/34d_mol_against_dot.ipynb #c1d36716
-def item_numbers(c:Config) -> int:
+def item_numbers(c: Config) -> int:
     "Numbers that an index keeps of an item."
-    if c.similarity == 'dot': return c.dim
-    return c.n_item*c.width + c.n_query*c.n_item*('item' in c.gates.split('+'))
+    if c.similarity == 'dot':
+        return c.dim
+    return c.n_item * c.width + c.n_query * c.n_item * ('item' in c.gates.split('+'))
 
-def pair_operations(c:Config) -> int:
+
+def pair_operations(c: Config) -> int:
     "Floating-point operations in the matrix products of one query with one item."
-    if c.similarity == 'dot': return 2*c.dim
-    G = c.n_query*c.n_item
-    return 2*G*c.width + 4*G*c.gate_hidden*('pair' in c.gates.split('+'))
+    if c.similarity == 'dot':
+        return 2 * c.dim
+    G = c.n_query * c.n_item
+    return 2 * G * c.width + 4 * G * c.gate_hidden * ('pair' in c.gates.split('+'))
+
 
 def fair_widths(
-    dot:Config,     # of a pair
-    mol:Config,     # of the same pair
-    sizes:Sizes,    # of the data
+    dot: Config,  # of a pair
+    mol: Config,  # of the same pair
+    sizes: Sizes,  # of the data
 ) -> pd.DataFrame:  # what is equal, MoL's amount of it, the width, the parameters of a dot product of that width
     "Widths at which a dot product has what MoL has."
     size, numbers, operations = n_parameters(mol, sizes), item_numbers(mol), pair_operations(mol)
-    table = pd.DataFrame(dict(
-        equal=['parameters', 'numbers kept of an item', 'operations a pair'], of_mol=[size, numbers, operations],
-        width=[width_of_parameters(dot, size, sizes), numbers, operations//2]))
+    table = pd.DataFrame(
+        dict(
+            equal=['parameters', 'numbers kept of an item', 'operations a pair'],
+            of_mol=[size, numbers, operations],
+            width=[width_of_parameters(dot, size, sizes), numbers, operations // 2],
+        )
+    )
     return table.assign(parameters=[n_parameters(widened(dot, D), sizes) for D in table.width.tolist()])
 
 # %% ../nbs/34d_mol_against_dot.ipynb #d3f8b472
 metrics = 'hr@10', 'ndcg@10', 'mrr', 'hr@50'
 
+
 def by_seed(
-    runs:list[Run],     # seeds of one recipe
-    metric:str,
-) -> np.ndarray:        # (S, B), float64
+    runs: list[Run],  # seeds of one recipe
+    metric: str,
+) -> np.ndarray:  # (S, B), float64
     return np.stack([metric_values(r.ranks, metric) for r in runs])
 
+
 def against(
-    pair:Pair,
-    dot:list[Run],      # of the pair, or wider
-    metric:str,
-) -> dict:              # a line of the table
+    pair: Pair,
+    dot: list[Run],  # of the pair, or wider
+    metric: str,
+) -> dict:  # a line of the table
     "MoL less a dot product, on one metric."
     if any(not np.array_equal(r.ranks.users, pair.mol[0].ranks.users) for r in (*dot, *pair.mol)):
         raise DataError(f'{dot[0].label!r} and {pair.mol[0].label!r} were tested on different users')
     a, b = by_seed(pair.mol, metric), by_seed(dot, metric)
     difference, half, p = crossed_test(a, b)
-    if min(len(a), len(b)) < 2: half = p = math.nan
+    if min(len(a), len(b)) < 2:
+        half = p = math.nan
     found = dict(mean_dot=b.mean(), mean_mol=a.mean(), difference=difference, half=half, p=p)
-    gain = difference/b.mean() if b.mean() else math.nan
+    gain = difference / b.mean() if b.mean() else math.nan
     counts = dict(seeds=min(len(a), len(b)), seeds_text=f'{len(b)} and {len(a)}', users=a.shape[1])
     return what_is_compared(pair, dot) | dict(metric=metric) | found | dict(gain=gain) | counts
 
+
 def what_is_compared(
-    pair:Pair,
-    dot:list[Run],      # of the pair, or wider
-) -> dict:              # the first columns of a line
+    pair: Pair,
+    dot: list[Run],  # of the pair, or wider
+) -> dict:  # the first columns of a line
     "Which data, which encoder, how wide."
     c, D = pair.config, config_of(dot).dim
     data = dict(dataset=c.dataset, ties=c.tie_order, fraction=c.train_fraction)
     return data | dict(encoder=encoder_name(c), width=D, wider=D > c.dim, why=why_so_wide(pair, dot))
 
+
 def why_so_wide(
-    pair:Pair,
-    dot:list[Run],      # of the pair, or wider
-) -> str:               # '': as wide as MoL's embedding
+    pair: Pair,
+    dot: list[Run],  # of the pair, or wider
+) -> str:  # '': as wide as MoL's embedding
     "What a wider dot product has as much of as MoL."
-    D, size = config_of(dot).dim, dot[0].record['n_parameters']/pair.mol[0].record['n_parameters']
-    if D == pair.config.dim: return ''
-    if abs(size - 1) < .05: return 'as many parameters'
+    D, size = config_of(dot).dim, dot[0].record['n_parameters'] / pair.mol[0].record['n_parameters']
+    if D == pair.config.dim:
+        return ''
+    if abs(size - 1) < 0.05:
+        return 'as many parameters'
     return 'as many numbers an item' if D == item_numbers(config_of(pair.mol)) else 'wider'
 
-table_columns = ('dataset ties fraction encoder width wider why metric mean_dot mean_mol difference half p gain seeds '
-                 'seeds_text users').split()
 
-def pairs_table(
-    pairs:list[Pair],
-) -> pd.DataFrame:      # as `against` gives it, with p_holm (NaN: no p)
+table_columns = (
+    'dataset ties fraction encoder width wider why metric mean_dot mean_mol difference half p gain seeds '
+    'seeds_text users'
+).split()
+
+
+def pairs_table(pairs: list[Pair]) -> pd.DataFrame:  # as `against` gives it, with p_holm (NaN: no p)
     "Every pair and its wider dot products, on every metric."
     lines = [against(p, dot, metric) for p in pairs for dot in (p.dot, *p.wider) for metric in metrics]
     table = pd.DataFrame(lines, columns=table_columns).assign(p_holm=math.nan)
@@ -231,97 +269,127 @@ def pairs_table(
     return table
 
 # %% ../nbs/34d_mol_against_dot.ipynb #bfb5453e
-level, enough = .05, 3      # adjusted p must be below it; seeds a side
+level, enough = 0.05, 3  # adjusted p must be below it; seeds a side
+
 
 def said_of(
-    lines:pd.DataFrame,     # of `pairs_table`
-) -> str:                   # higher, lower, mixed, same, or '' where nothing is known
+    lines: pd.DataFrame,  # of `pairs_table`
+) -> str:  # higher, lower, mixed, same, or '' where nothing is known
     "What a set of comparisons says of MoL."
     lines = lines[(lines.seeds >= enough) & lines.p_holm.notna()]
-    if not len(lines): return ''
+    if not len(lines):
+        return ''
     clear = lines[lines.p_holm < level]
     up, down = (clear.difference > 0).any(), (clear.difference < 0).any()
     return 'mixed' if up and down else 'higher' if up else 'lower' if down else 'same'
 
-def counts_text(lines:pd.DataFrame, up:bool=True) -> str:
+
+def counts_text(lines: pd.DataFrame, up: bool = True) -> str:
     "Encoder by encoder, on how many metrics it is so."
     clear = (lines.p_holm < level) & ((lines.difference > 0) == up)
     by_encoder = lines.groupby('encoder', sort=False)
     return listed([f'{e} ({int(clear[of.index].sum())} of {len(of)} metrics)' for e, of in by_encoder])
 
-equal_words = {'': f'no pair has {enough} seeds on both sides yet, so nothing is concluded.',
-               'same': 'MoL and the dot product cannot be told apart: {up}.',
-               'higher': 'MoL is higher: {up}.', 'lower': 'MoL is lower: {down}.',
-               'mixed': 'it depends on the metric and the encoder: MoL is higher for {up}, lower for {down}.'}
-wider_words = {'': 'No wider dot product has been measured yet.',
-               'same': 'But a wider dot product cannot be told from it.',
-               'higher': 'Width does not explain it: MoL is higher than wider dot products, too: {up}.',
-               'lower': 'But a wider dot product is higher still: {down}.',
-               'mixed': 'Against wider dot products it depends: MoL is higher for {up}, lower for {down}.'}
 
-def in_words(words:dict, lines:pd.DataFrame) -> str:
+equal_words = {
+    '': f'no pair has {enough} seeds on both sides yet, so nothing is concluded.',
+    'same': 'MoL and the dot product cannot be told apart: {up}.',
+    'higher': 'MoL is higher: {up}.',
+    'lower': 'MoL is lower: {down}.',
+    'mixed': 'it depends on the metric and the encoder: MoL is higher for {up}, lower for {down}.',
+}
+wider_words = {
+    '': 'No wider dot product has been measured yet.',
+    'same': 'But a wider dot product cannot be told from it.',
+    'higher': 'Width does not explain it: MoL is higher than wider dot products, too: {up}.',
+    'lower': 'But a wider dot product is higher still: {down}.',
+    'mixed': 'Against wider dot products it depends: MoL is higher for {up}, lower for {down}.',
+}
+
+
+def in_words(words: dict, lines: pd.DataFrame) -> str:
     "The sentence that the rule chooses."
     return words[said_of(lines)].format(up=counts_text(lines), down=counts_text(lines, up=False))
 
+
 def conclusion(
-    lines:pd.DataFrame,     # of one data set, whole, one order of ties
-) -> str:                   # a sentence or two, plain text
+    lines: pd.DataFrame,  # of one data set, whole, one order of ties
+) -> str:  # a sentence or two, plain text
     "What the table says of a data set, by the rule."
     judged = lines[lines.seeds >= enough]
     equal, wide = judged[~judged.wider], judged[judged.wider]
-    more = [in_words(wider_words, wide)]*(said_of(equal) == 'higher')
+    more = [in_words(wider_words, wide)] * (said_of(equal) == 'higher')
     return ' '.join([in_words(equal_words, equal), *more])
 
-def data_name(dataset:str) -> str:  # of a file, no path
+
+def data_name(dataset: str) -> str:  # of a file, no path
     "For readers."
     return dataset_names.get(dataset, Path(dataset).stem)
 
-def data_title(dataset:str, ties:str) -> str: return data_name(dataset) + ', ties shuffled'*(ties == 'shuffled')
+
+def data_title(dataset: str, ties: str) -> str:
+    return data_name(dataset) + ', ties shuffled' * (ties == 'shuffled')
+
 
 def conclusions(
-    table:pd.DataFrame,     # as `pairs_table` gives it
-) -> dict[str, str]:        # data set and order of ties, for readers: words
+    table: pd.DataFrame,  # as `pairs_table` gives it
+) -> dict[str, str]:  # data set and order of ties, for readers: words
     "A conclusion for each data set."
     whole = table[table.fraction == 1]
     return {data_title(*key): conclusion(lines) for key, lines in whole.groupby(['dataset', 'ties'], sort=False)}
 
 # %% ../nbs/34d_mol_against_dot.ipynb #36e74d1e
-def marked(r) -> str:   # a line of `pairs_table`
+def marked(r) -> str:  # a line of `pairs_table`
     "Encoder, how much of the data, and against what."
-    thin = f', {100*r.fraction:g} % of the data'*(r.fraction < 1)
-    wide = f', dot product {r.width} wide ({r.why})'*bool(r.wider)
-    return f'{r.encoder}{thin}{wide}' + '*'*(r.seeds < enough)
+    thin = f', {100 * r.fraction:g} % of the data' * (r.fraction < 1)
+    wide = f', dot product {r.width} wide ({r.why})' * bool(r.wider)
+    return f'{r.encoder}{thin}{wide}' + '*' * (r.seeds < enough)
 
-def p_text(p:float) -> str: return '–' if pd.isna(p) else '< .001' if p < .001 else f'{p:.3f}'.lstrip('0')
 
-def percent(x:float) -> str: return '–' if pd.isna(x) else f'{100*x:+.1f} %'.replace('-', '−')
+def p_text(p: float) -> str:
+    return '–' if pd.isna(p) else '< .001' if p < 0.001 else f'{p:.3f}'.lstrip('0')
+
+
+def percent(x: float) -> str:
+    return '–' if pd.isna(x) else f'{100 * x:+.1f} %'.replace('-', '−')
+
 
 def table_text(
-    table:pd.DataFrame,     # as `pairs_table` gives it
-) -> pd.DataFrame:          # of text
+    table: pd.DataFrame,  # as `pairs_table` gives it
+) -> pd.DataFrame:  # of text
     "The table as it is printed."
     lines = list(table.itertuples())
-    def worth(r): return points(r.difference) + ('' if pd.isna(r.half) else f' ± {100*r.half:.2f}')
-    columns = {'encoder': marked, 'metric': lambda r: r.metric.upper(),
-               'dot product': lambda r: sig(r.mean_dot), 'MoL': lambda r: sig(r.mean_mol),
-               'MoL less the dot product, points': worth, 'gain': lambda r: percent(r.gain),
-               'p, by Holm': lambda r: p_text(r.p_holm), 'seeds': lambda r: r.seeds_text}
+
+    def worth(r):
+        return points(r.difference) + ('' if pd.isna(r.half) else f' ± {100 * r.half:.2f}')
+
+    columns = {
+        'encoder': marked,
+        'metric': lambda r: r.metric.upper(),
+        'dot product': lambda r: sig(r.mean_dot),
+        'MoL': lambda r: sig(r.mean_mol),
+        'MoL less the dot product, points': worth,
+        'gain': lambda r: percent(r.gain),
+        'p, by Holm': lambda r: p_text(r.p_holm),
+        'seeds': lambda r: r.seeds_text,
+    }
     return pd.DataFrame({header: [of(r) for r in lines] for header, of in columns.items()})
 
 # %% ../nbs/34d_mol_against_dot.ipynb #0823cfe5
 def planned(
-    configs:str|Path,   # folder with a folder of rows for each data set
-    scale:str='quick',
-) -> list[tuple]:       # (file, Config), one for each seed of each row that may be in a pair and needs no GPU
+    configs: str | Path,  # folder with a folder of rows for each data set
+    scale: str = 'quick',
+) -> list[tuple]:  # (file, Config), one for each seed of each row that may be in a pair and needs no GPU
     "What the files of rows describe."
     files = sorted(Path(configs).glob('*/*.yaml'))
     seeds_of = {f: seeds for f in files for _, seeds, _, gpu in [read_row(f)] if not gpu}
     rows = [(f, load_config(f, scale, dict(seed=seed))) for f, seeds in seeds_of.items() for seed in seeds]
     return [(f, c) for f, c in rows if may_pair(c) and c.similarity in ('dot', 'mol')]
 
+
 def in_pairs(
-    rows:list[tuple],   # as `planned` gives them
-) -> list[tuple]:       # in the same order
+    rows: list[tuple],  # as `planned` gives them
+) -> list[tuple]:  # in the same order
     "Rows that belong to a pair: with a dot product and with MoL, or a wider dot product."
     least = {}
     for _, c in rows:
@@ -329,140 +397,176 @@ def in_pairs(
         least[key] = min(n_changed(vars(c)), least.get(key, math.inf))
     both = set.intersection(*({rest for similarity, rest in least if similarity == s} for s in ('dot', 'mol')))
     narrow = {shared(vars(c), widths): c.dim for _, c in rows if shared(vars(c)) in both}
+
     def belongs(c):
-        if (rest := shared(vars(c))) in both: return n_changed(vars(c)) == least[c.similarity, rest]
+        if (rest := shared(vars(c))) in both:
+            return n_changed(vars(c)) == least[c.similarity, rest]
         return c.similarity == 'dot' and c.dim > narrow.get(shared(vars(c), widths), c.dim)
+
     return [(f, c) for f, c in rows if belongs(c)]
 
+
 def missing(
-    rows:list[tuple],   # as `in_pairs` gives them
-    runs:list[Run],     # recorded
-) -> list[str]:         # of a shell, one for each file of a row
+    rows: list[tuple],  # as `in_pairs` gives them
+    runs: list[Run],  # recorded
+) -> list[str]:  # of a shell, one for each file of a row
     "What to type for the rows that have no record."
     there, wanted = {run_id(make_config(r.config)) for r in every(runs)}, {}
     for f, c in rows:
-        command = f'molrec run nbs/configs/{f.parent.name}/{f.name}' + f' --scale {c.scale}'*(c.scale != 'quick')
-        if run_id(c) not in there: wanted.setdefault(command, []).append(c.seed)
+        command = f'molrec run nbs/configs/{f.parent.name}/{f.name}' + f' --scale {c.scale}' * (c.scale != 'quick')
+        if run_id(c) not in there:
+            wanted.setdefault(command, []).append(c.seed)
     return [for_seeds(command, seeds) for command, seeds in wanted.items()]
 
-def for_seeds(command:str, seeds:list[int]) -> str:
+
+def for_seeds(command: str, seeds: list[int]) -> str:
     "A command for each of some seeds."
-    if len(seeds) == 1: return f'{command} -p seed {seeds[0]}'
+    if len(seeds) == 1:
+        return f'{command} -p seed {seeds[0]}'
     return f'for s in {" ".join(map(str, seeds))}; do {command} -p seed $s; done'
 
 # %% ../nbs/34d_mol_against_dot.ipynb #1b5a53bd
 density_columns = 'dataset ties encoder fraction per_item gain low high seeds users'.split()
 
-def density_line(pair:Pair, metric:str) -> dict:
+
+def density_line(pair: Pair, metric: str) -> dict:
     "What a pair says, and on how much."
     line, part = against(pair, pair.dot, metric), pair.dot[0].record['split']
-    half = line['half']/line['mean_dot'] if line['mean_dot'] else math.nan
+    half = line['half'] / line['mean_dot'] if line['mean_dot'] else math.nan
     ends = dict(low=line['gain'] - half, high=line['gain'] + half)
-    ends['per_item'] = part['n_interactions_train']/part['n_items']
+    ends['per_item'] = part['n_interactions_train'] / part['n_items']
     return {k: v for k, v in line.items() if k in density_columns} | ends
 
+
 def density_table(
-    pairs:list[Pair],
-    metric:str='hr@10',
-) -> pd.DataFrame:      # `density_columns` (low, high NaN: not known); the thinnest of a data set first
+    pairs: list[Pair], metric: str = 'hr@10'
+) -> pd.DataFrame:  # `density_columns` (low, high NaN: not known); the thinnest of a data set first
     "The relative gain of MoL over interactions per item."
     table = pd.DataFrame([density_line(p, metric) for p in pairs], columns=density_columns)
     return table.sort_values(['dataset', 'ties', 'encoder', 'per_item'], ignore_index=True)
 
+
 def one_curve(
-    ax,                 # to draw in
-    of:pd.DataFrame,    # lines of `density_table`: one data set and encoder
+    ax,  # to draw in
+    of: pd.DataFrame,  # lines of `density_table`: one data set and encoder
 ) -> None:
     "Points, their intervals and a name."
-    style, y, last = method_style('mol'), 100*of[['gain', 'low', 'high']], of.iloc[-1]
-    ax.plot(of.per_item, y.gain, color=style['color'], lw=1.2, alpha=.6)
+    style, y, last = method_style('mol'), 100 * of[['gain', 'low', 'high']], of.iloc[-1]
+    ax.plot(of.per_item, y.gain, color=style['color'], lw=1.2, alpha=0.6)
     reach = [(y.gain - y.low).fillna(0), (y.high - y.gain).fillna(0)]
     ax.errorbar(of.per_item, y.gain, reach, **style, ms=5, ls='', lw=1)
-    ax.annotate(literal(f'{data_name(last.dataset)}, {last.encoder}'), (last.per_item, 100*last.gain), xytext=(6, 4),
-                textcoords='offset points', fontsize=7.5)
+    ax.annotate(
+        literal(f'{data_name(last.dataset)}, {last.encoder}'),
+        (last.per_item, 100 * last.gain),
+        xytext=(6, 4),
+        textcoords='offset points',
+        fontsize=7.5,
+    )
+
 
 def density_figure(
-    table:pd.DataFrame,     # as `density_table` gives it, at least one line
-    width:float=6.4,        # inches
+    table: pd.DataFrame,  # as `density_table` gives it, at least one line
+    width: float = 6.4,  # inches
 ) -> Figure:
     "Gain over density."
     with rc_context(theme):
         fig = Figure(figsize=(width, 3.4), layout='constrained')
         ax = fig.subplots()
-        ax.axhline(0, color='#999999', lw=.8)
+        ax.axhline(0, color='#999999', lw=0.8)
         ax.set(xscale='log', xlabel='training interactions per item', ylabel='gain of MoL in HR@10, %')
-        for _, of in table.groupby(['dataset', 'ties', 'encoder'], sort=False): one_curve(ax, of)
+        for _, of in table.groupby(['dataset', 'ties', 'encoder'], sort=False):
+            one_curve(ax, of)
         nice_log(ax.xaxis)
-        ax.margins(x=.25, y=.2)
+        ax.margins(x=0.25, y=0.2)
     return fig
 
-def thinned_text(of:pd.DataFrame) -> str:   # lines of one data set and encoder, the thinnest first
+
+def thinned_text(of: pd.DataFrame) -> str:  # lines of one data set and encoder, the thinnest first
     "A sentence about the ends of a curve."
     thin, whole = of.iloc[0], of.iloc[-1]
-    return (f'{data_name(whole.dataset)}, {whole.encoder}, thinned: the gain of MoL in HR@10 is {percent(thin.gain)} '
-            f'at {thin.per_item:.0f} interactions per item, {percent(whole.gain)} at {whole.per_item:.0f}.')
+    return (
+        f'{data_name(whole.dataset)}, {whole.encoder}, thinned: the gain of MoL in HR@10 is {percent(thin.gain)} '
+        f'at {thin.per_item:.0f} interactions per item, {percent(whole.gain)} at {whole.per_item:.0f}.'
+    )
+
 
 def density_caption(
-    table:pd.DataFrame,     # as `density_table` gives it
-) -> str:                   # plain text
+    table: pd.DataFrame,  # as `density_table` gives it
+) -> str:  # plain text
     "What the figure shows, and on what."
-    if not len(table): return 'No pair is recorded yet, so nothing can be said of density.'
+    if not len(table):
+        return 'No pair is recorded yet, so nothing can be said of density.'
     curves = [of for _, of in table.groupby(['dataset', 'ties', 'encoder'], sort=False)]
     said = [thinned_text(of) for of in curves if (of.fraction < 1).any() and len(of) > 1]
     few = (table.seeds < enough).sum()
     bars = f'{len(table)} pairs, bars: 95 % intervals over users and seeds'
-    return ' '.join([*(said or ['No thinned data are recorded yet.']), bars + f'; {few} with fewer than {enough} seeds a side'*bool(few) + '.'])
+    return ' '.join(
+        [
+            *(said or ['No thinned data are recorded yet.']),
+            bars + f'; {few} with fewer than {enough} seeds a side' * bool(few) + '.',
+        ]
+    )
 
 # %% ../nbs/34d_mol_against_dot.ipynb #57de3857
 nothing = 'No pair is recorded yet: two rows that differ in the similarity alone.'
 
-def missing_text(commands:list[str]) -> str:
+
+def missing_text(commands: list[str]) -> str:
     "Commands as a list; empty where nothing is missing."
-    if not commands: return ''
+    if not commands:
+        return ''
     rows = 'row is' if len(commands) == 1 else 'rows are'
     return f'{len(commands)} {rows} still to be run, or lack a seed:\n\n```sh\n' + '\n'.join(commands) + '\n```'
 
+
 def against_markdown(
-    pairs:list[Pair],
-    commands:list[str]=(),  # as `missing` gives them
-) -> str:                   # ends with a line break
+    pairs: list[Pair],
+    commands: list[str] = (),  # as `missing` gives them
+) -> str:  # ends with a line break
     "Conclusions, tables by data set, and what is to be run."
     table, parts = pairs_table(pairs), []
-    if not pairs: parts.append(nothing)
+    if not pairs:
+        parts.append(nothing)
     parts += [f'**{markdown_text(title)}:** {markdown_text(words)}' for title, words in conclusions(table).items()]
     for (dataset, ties), of in table.groupby(['dataset', 'ties'], sort=False):
         title = f'{data_title(dataset, ties)}, {of.users.iloc[0]:,} test users'
         parts.append(f'**{markdown_text(title)}**\n\n{markdown_table(table_text(of))}')
-    if len(table): parts.append(f'\\* fewer than {enough} seeds a side: nothing is concluded from it. p: users and seeds as draws, '
-                                f'corrected by Holm over all {int(table.p.notna().sum())} comparisons here.')
+    if len(table):
+        parts.append(
+            f'\\* fewer than {enough} seeds a side: nothing is concluded from it. p: users and seeds as draws, '
+            f'corrected by Holm over all {int(table.p.notna().sum())} comparisons here.'
+        )
     return '\n\n'.join(filter(None, [*parts, missing_text(list(commands))])) + '\n'
 
 # %% ../nbs/34d_mol_against_dot.ipynb #9bf1be76
 def build_against(
-    runs_dir:str|Path,      # folder of run folders
-    out_dir:str|Path,       # gets tables/ and figures/
-    scale:str='quick',      # whose runs
-    rows:set|None=None,     # `config_hash` of every row to be reported; None: every run is a row
-    configs:str|Path|None=None,     # folder of rows, to say what is missing; None: nothing is said
-) -> dict:                  # name: Path of each file written
+    runs_dir: str | Path,  # folder of run folders
+    out_dir: str | Path,  # gets tables/ and figures/
+    scale: str = 'quick',  # whose runs
+    rows: set | None = None,  # `config_hash` of every row to be reported; None: every run is a row
+    configs: str | Path | None = None,  # folder of rows, to say what is missing; None: nothing is said
+) -> dict:  # name: Path of each file written
     "The text, the table and the figure of this page."
     runs, out = read_runs(runs_dir, scale, rows), Path(out_dir)
     pairs = pairs_of(runs)
     commands = missing(in_pairs(planned(configs, scale)), runs) if configs else []
     density = density_table(pairs)
     text = against_markdown(pairs, commands) + (f'\n{markdown_text(density_caption(density))}\n' if pairs else '')
-    files = dict(markdown=write(out/'tables'/'equal-negatives.md', text))
-    if not pairs: return files
+    files = dict(markdown=write(out / 'tables' / 'equal-negatives.md', text))
+    if not pairs:
+        return files
     table = pairs_table(pairs).drop(columns='seeds_text').to_csv(index=False, float_format='%.6g', lineterminator='\n')
-    files['table'] = write(out/'tables'/'equal-negatives.csv', table)
-    drawn = save_figure(density_figure(density), out/'figures'/'equal-negatives', density)
+    files['table'] = write(out / 'tables' / 'equal-negatives.csv', table)
+    drawn = save_figure(density_figure(density), out / 'figures' / 'equal-negatives', density)
     return files | {f'density {f.suffix[1:]}': f for f in drawn}
+
 
 against_section = template('<h2>MoL against the dot product</h2>{{ figure }}{{ text }}')
 
+
 def against_html(
-    files:dict,     # as `build_against` gives it
-) -> Markup:        # a section of the report's page
+    files: dict,  # as `build_against` gives it
+) -> Markup:  # a section of the report's page
     "The figure, and the text with its tables."
     said = 'Gain of MoL over interactions per item; numbers in the tables below.'
     drawn = figure_html(files['density svg'], 'density', said) if 'density svg' in files else ''

@@ -18,7 +18,9 @@ from .native import arguments, build, in_parts, large_pages, vector_source
 from .similarity import Similarity
 
 # %% ../nbs/05a_mol_step.ipynb #02f51763
-step_source = vector_source + r"""
+step_source = (
+    vector_source
+    + r"""
 #define INLINE static inline __attribute__((always_inline))
 #define G (P_Q*P_X)
 #define UP(n, m) (((n) + (m) - 1)/(m)*(m))
@@ -47,6 +49,7 @@ INLINE vf high(vi w) { return (vf)(w & -65536); }
 INLINE vf multiply_add(vf sum, word x, vi row) { vi both = (vi){0} + x; return sum + low(both)*low(row) + high(both)*high(row); }
 #endif
 """
+)
 
 # %% ../nbs/05a_mol_step.ipynb #2195ad94
 step_source += r"""
@@ -331,82 +334,106 @@ void step_backward(const void *f, const float *a, const void *g, const float *b,
 """
 
 # %% ../nbs/05a_mol_step.ipynb #4cd050f6
-arithmetics = dict(fp32=(1, torch.float32), bf16=(2, torch.bfloat16))     # numbers of a word, and what they are
+arithmetics = dict(fp32=(1, torch.float32), bf16=(2, torch.bfloat16))  # numbers of a word, and what they are
+
 
 def step_library(
-    mol:MoL,            # with gate c
-    precision:str,      # 'fp32' or 'bf16'
-):                      # None: there is none
+    mol: MoL,  # with gate c
+    precision: str,  # 'fp32' or 'bf16'
+):  # None: there is none
     "The compiled step for a model of this shape."
     shape = dict(P_Q=mol.n_query, P_X=mol.n_item, D=mol.width, H=len(mol.gate_pair[0].bias))
     return build('mol_step', step_source, **shape, KS=arithmetics[precision][0], DROP_PAIRS=int(mol.pair_dropout > 0))
 
+
 def fits(
-    similarity:Similarity,
-    item_side:tuple,        # of the items
+    similarity: Similarity,
+    item_side: tuple,  # of the items
 ) -> bool:
     "Is it a step that the loop was made for?"
-    if not isinstance(similarity, MoL) or similarity.gate_pair is None: return False
+    if not isinstance(similarity, MoL) or similarity.gate_pair is None:
+        return False
     floats = all(t.device.type == 'cpu' and t.dtype == torch.float32 for t in item_side)
-    sizes = similarity.n_query*similarity.n_item, len(similarity.gate_pair[0].bias), similarity.width
+    sizes = similarity.n_query * similarity.n_item, len(similarity.gate_pair[0].bias), similarity.width
     return floats and len(item_side[0]) > 0 and max(sizes) <= 512
 
+
 def step_for(
-    similarity:Similarity,
-    item_side:tuple,        # of the items
-    precision:str,          # 'fp32' or 'bf16'
-    impl:str,               # 'auto', 'torch' or 'native'
-):                          # the compiled step and its precision; None: take the tiles in torch
+    similarity: Similarity,
+    item_side: tuple,  # of the items
+    precision: str,  # 'fp32' or 'bf16'
+    impl: str,  # 'auto', 'torch' or 'native'
+):  # the compiled step and its precision; None: take the tiles in torch
     "The compiled step, if that is what was asked for."
-    if impl not in ('auto', 'torch', 'native'): raise ConfigError(f"impl: got {impl!r}, wanted 'auto', 'torch' or 'native'")
-    if precision not in arithmetics: raise ConfigError(f"precision: got {precision!r}, wanted 'fp32' or 'bf16'")
-    takes = [p for p in (precision, 'fp32') if impl != 'torch' and fits(similarity, item_side) and step_library(similarity, p)]
-    if impl == 'native' and not takes: raise ConfigError(f'impl: no compiled step for this {type(similarity).__name__} here; molrec doctor says whether there is a compiler')
+    if impl not in ('auto', 'torch', 'native'):
+        raise ConfigError(f"impl: got {impl!r}, wanted 'auto', 'torch' or 'native'")
+    if precision not in arithmetics:
+        raise ConfigError(f"precision: got {precision!r}, wanted 'fp32' or 'bf16'")
+    takes = [
+        p
+        for p in (precision, 'fp32')
+        if impl != 'torch' and fits(similarity, item_side) and step_library(similarity, p)
+    ]
+    if impl == 'native' and not takes:
+        raise ConfigError(
+            f'impl: no compiled step for this {type(similarity).__name__} here; molrec doctor says whether there is a compiler'
+        )
     return (step_library(similarity, takes[0]), takes[0]) if takes else None
 
 # %% ../nbs/05a_mol_step.ipynb #541ab50a
-def up(n:int, m:int) -> int: return -(-n//m)*m     # to a multiple of m
+def up(n: int, m: int) -> int:
+    return -(-n // m) * m  # to a multiple of m
 
-def padded(t:Tensor, *shape:int) -> Tensor:
+
+def padded(t: Tensor, *shape: int) -> Tensor:
     "Zeros at the end of the last dimensions."
-    return F.pad(t, [n for have, want in zip(reversed(t.shape), reversed(shape)) for n in (0, want - have)]).contiguous()
+    return F.pad(
+        t, [n for have, want in zip(reversed(t.shape), reversed(shape)) for n in (0, want - have)]
+    ).contiguous()
+
 
 def by_twos(
-    t:Tensor,       # (..., K, N), float32
-    precision:str,  # 'fp32' or 'bf16'
-) -> Tensor:        # itself, or (..., K/2, N, 2), bf16: neighbours along K in one word
+    t: Tensor,  # (..., K, N), float32
+    precision: str,  # 'fp32' or 'bf16'
+) -> Tensor:  # itself, or (..., K/2, N, 2), bf16: neighbours along K in one word
     "The right side of a product as the loop reads it."
     KS, dtype = arithmetics[precision]
     return t.contiguous() if KS == 1 else t.unflatten(-2, (-1, KS)).transpose(-1, -2).to(dtype).contiguous()
 
+
 class CompiledTiles:
     "`MoLTiles` in C."
+
     def __init__(
         self,
-        mol:MoL,                # its mode decides on dropout
-        item_side:tuple,        # components (R, P_x, d), b (R, G), float32, shared by all tiles
-        library,                # as `step_library` gives it
-        precision:str='fp32',   # of the operands of products: as the library's
+        mol: MoL,  # its mode decides on dropout
+        item_side: tuple,  # components (R, P_x, d), b (R, G), float32, shared by all tiles
+        library,  # as `step_library` gives it
+        precision: str = 'fp32',  # of the operands of products: as the library's
     ):
         self.mol, self.library, self.precision, self.parts = mol, library, precision, torch.get_num_threads()
-        self.seed, self.first = new_seed() if mol.drops else 0, 0   # of the masks; the number of the next pair
-        self.cuts = [byte_cut(rate*mol.training) for rate in (mol.mix_dropout, mol.pair_dropout)]
+        self.seed, self.first = new_seed() if mol.drops else 0, 0  # of the masks; the number of the next pair
+        self.cuts = [byte_cut(rate * mol.training) for rate in (mol.mix_dropout, mol.pair_dropout)]
         self.queries, self.items, self.lanes = library.queries_of_block(), library.items_of_block(), library.lanes()
-        self.G, self.R = mol.n_query*mol.n_item, len(item_side[0])
-        self.GP, self.DP, self.blocks = up(self.G, self.lanes), up(mol.width, self.lanes), -(-self.R//self.items)
+        self.G, self.R = mol.n_query * mol.n_item, len(item_side[0])
+        self.GP, self.DP, self.blocks = up(self.G, self.lanes), up(mol.width, self.lanes), -(-self.R // self.items)
         self.take_items(*(t.detach() for t in item_side))
         self.take_gate(*(p.detach() for p in mol.gate_pair.parameters()))
         self.sums = [torch.zeros(self.parts, *shape) for shape in (*self.of_items, *self.of_gate)]
 
     def in_blocks(self, t):
         "Items (R, ...) in blocks, (blocks, ..., items of a block)."
-        return padded(t, self.blocks*self.items, *t.shape[1:]).unflatten(0, (self.blocks, self.items)).movedim(1, -1)
+        return padded(t, self.blocks * self.items, *t.shape[1:]).unflatten(0, (self.blocks, self.items)).movedim(1, -1)
 
     def take_items(self, g, b):
         "A block of items: components over the temperature, (component, item) by width, and b by logit."
-        g = self.in_blocks((g/self.mol.temperature).mT).permute(0, 2, 3, 1).flatten(1, 2)  # (blocks, P_x*items, d)
+        g = self.in_blocks((g / self.mol.temperature).mT).permute(0, 2, 3, 1).flatten(1, 2)  # (blocks, P_x*items, d)
         g = padded(g, g.shape[1], self.DP)
-        self.g, self.g_t, self.b = by_twos(g, self.precision), by_twos(g.mT, self.precision), self.in_blocks(b).contiguous()
+        self.g, self.g_t, self.b = (
+            by_twos(g, self.precision),
+            by_twos(g.mT, self.precision),
+            self.in_blocks(b).contiguous(),
+        )
         self.of_items = g.shape, self.b.shape
 
     def take_gate(self, W1, b1, W2, b2):
@@ -421,65 +448,102 @@ class CompiledTiles:
     def memory(self, n):
         "Room for what is kept, made once per model: memory that is new to a process costs more than the arithmetic on it."
         have = self.mol.scratch.get('kept')
-        if have is None or len(have) < n: have = self.mol.scratch['kept'] = large_pages(torch.empty(n))
+        if have is None or len(have) < n:
+            have = self.mol.scratch['kept'] = large_pages(torch.empty(n))
         return have
 
-    own_threads = True      # torch's stay out of the way
+    own_threads = True  # torch's stay out of the way
 
     @property
     def step(self):
         "Queries of a tile: whole blocks for every thread, twice the pairs of a tile in torch, whose buffers are larger."
-        blocks = self.queries*self.parts
-        return max(1, 2*self.mol.tile_pairs//(self.R*blocks))*blocks
+        blocks = self.queries * self.parts
+        return max(1, 2 * self.mol.tile_pairs // (self.R * blocks)) * blocks
 
     def out_of_blocks(self, t):
         "Back from `in_blocks`."
-        return t.movedim(-1, 1).flatten(0, 1)[:self.R]
+        return t.movedim(-1, 1).flatten(0, 1)[: self.R]
 
     @property
     def grads(self):
         "Gradients of the item side, then of every parameter of the similarity."
         g, b, W1, b1, W2, b2 = (s.sum(0) for s in self.sums)
-        g = self.out_of_blocks(g.unflatten(1, (-1, self.items)).permute(0, 1, 3, 2))[..., :self.mol.width]/self.mol.temperature
-        gate = dict(zip(self.mol.gate_pair.parameters(), (W1[:, :self.G], b1[:len(W1)].sum(1), W2[:, :self.G].T, b2.sum(1))))
+        g = (
+            self.out_of_blocks(g.unflatten(1, (-1, self.items)).permute(0, 1, 3, 2))[..., : self.mol.width]
+            / self.mol.temperature
+        )
+        gate = dict(
+            zip(self.mol.gate_pair.parameters(), (W1[:, : self.G], b1[: len(W1)].sum(1), W2[:, : self.G].T, b2.sum(1)))
+        )
         return [g, self.out_of_blocks(b), *(gate.get(p) for p in self.mol.parameters())]
 
 # %% ../nbs/05a_mol_step.ipynb #9f6c7b6e
 def forward(
-    self:CompiledTiles,
-    query_side:tuple,   # components (t, P_q, d), a (t, G), norms (t,)
-) -> Tensor:            # phi, (t, R), float32
+    self: CompiledTiles,
+    query_side: tuple,  # components (t, P_q, d), a (t, G), norms (t,)
+) -> Tensor:  # phi, (t, R), float32
     "Score a tile and remember it until `backward`."
     f, a = (t.detach() for t in query_side[:2])
     self.t, whole = len(a), up(len(a), self.queries)
     self.f, self.a = padded(f, whole, f.shape[1], self.DP), padded(a, whole, self.G)
-    self.kept = self.memory(whole//self.queries*self.blocks*self.library.numbers_of_block())
-    self.drawn, self.first = [self.seed, self.first, *self.cuts], self.first + self.t*self.R
+    self.kept = self.memory(whole // self.queries * self.blocks * self.library.numbers_of_block())
+    self.drawn, self.first = [self.seed, self.first, *self.cuts], self.first + self.t * self.R
     phi = torch.empty(self.t, self.R)
-    given = [self.f.to(arithmetics[self.precision][1]), self.a, self.g_t, self.b, *self.forth, self.t, self.R, *self.drawn, self.kept, phi]
+    given = [
+        self.f.to(arithmetics[self.precision][1]),
+        self.a,
+        self.g_t,
+        self.b,
+        *self.forth,
+        self.t,
+        self.R,
+        *self.drawn,
+        self.kept,
+        phi,
+    ]
     in_parts(lambda i, n: self.library.step_forward(*arguments([*given, i, n])), self.parts)
     return phi
 
+
 def backward(
-    self:CompiledTiles,
-    slopes:Tensor,  # d loss / d phi, (t, R)
-) -> list:          # gradients of components (t, P_q, d), a (t, G), norms (t,)
+    self: CompiledTiles,
+    slopes: Tensor,  # d loss / d phi, (t, R)
+) -> list:  # gradients of components (t, P_q, d), a (t, G), norms (t,)
     "Pull slopes back through the tile; gradients of items and gate add up."
     slopes, d_f, d_a = slopes.float().contiguous(), torch.zeros_like(self.f), torch.zeros(*self.a.shape, self.lanes)
-    given = [by_twos(self.f.flatten(0, 1), self.precision), self.a, self.g, self.b, *self.back, self.kept, slopes, self.t, self.R, *self.drawn, d_f, d_a]
-    here = [*self.sums[:2], *(torch.zeros(self.parts, *shape) for shape in self.of_gate)]  # a sum of a million terms is made of short ones
+    given = [
+        by_twos(self.f.flatten(0, 1), self.precision),
+        self.a,
+        self.g,
+        self.b,
+        *self.back,
+        self.kept,
+        slopes,
+        self.t,
+        self.R,
+        *self.drawn,
+        d_f,
+        d_a,
+    ]
+    here = [
+        *self.sums[:2],
+        *(torch.zeros(self.parts, *shape) for shape in self.of_gate),
+    ]  # a sum of a million terms is made of short ones
     in_parts(lambda i, n: self.library.step_backward(*arguments([*given, *(s[i] for s in here), i, n])), self.parts)
-    for whole, part in zip(self.sums[2:], here[2:]): whole += part
-    return [d_f[:self.t, :, :self.mol.width], d_a[:self.t].sum(-1), slopes.new_zeros(self.t)]
+    for whole, part in zip(self.sums[2:], here[2:]):
+        whole += part
+    return [d_f[: self.t, :, : self.mol.width], d_a[: self.t].sum(-1), slopes.new_zeros(self.t)]
+
 
 CompiledTiles.forward, CompiledTiles.backward = forward, backward
 
+
 def tiles_for(
-    similarity:Similarity,  # any
-    item_side:tuple,        # of the items that all tiles meet
-    precision:str='fp32',   # of tiles that are written by hand: 'fp32' or 'bf16'
-    impl:str='auto',        # 'torch', 'native' (compiled C), or 'auto': that where there is one for these items
-):                          # `CompiledTiles`, or the similarity's own
+    similarity: Similarity,  # any
+    item_side: tuple,  # of the items that all tiles meet
+    precision: str = 'fp32',  # of tiles that are written by hand: 'fp32' or 'bf16'
+    impl: str = 'auto',  # 'torch', 'native' (compiled C), or 'auto': that where there is one for these items
+):  # `CompiledTiles`, or the similarity's own
     "What a loss walks through."
     step = step_for(similarity, item_side, precision, impl)
     return CompiledTiles(similarity, item_side, *step) if step else similarity.tiles(item_side, precision)

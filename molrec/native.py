@@ -20,35 +20,40 @@ from torch import Tensor
 from .core import atomic_path, cache_dir, cpu_name, digest, neighbour, saying
 
 # %% ../nbs/00a_native.ipynb #d1516602
-def compiler() -> str|None:  # absolute path of a C compiler
+def compiler() -> str | None:  # absolute path of a C compiler
     "The machine's C compiler."
     found = (shutil.which(name) for name in (os.environ.get('CC'), 'cc', 'gcc', 'clang') if name)
     return next((os.path.abspath(path) for path in found if path), None)
 
 # %% ../nbs/00a_native.ipynb #c1e5bfe7
-version_s, compile_s, most_printed = 10, 120, 2**20     # seconds, seconds, bytes
+version_s, compile_s, most_printed = 10, 120, 2**20  # seconds, seconds, bytes
+
 
 def wait_for(
-    process:subprocess.Popen,   # the first of its session
-    printed,                    # open file that it prints to
-    limit_s:float,              # seconds it may take
+    process: subprocess.Popen,  # the first of its session
+    printed,  # open file that it prints to
+    limit_s: float,  # seconds it may take
 ) -> None:
     "Until it ends; one that takes too long or prints too much is ended, with its children."
     until, name = time.monotonic() + limit_s, process.args[0]
     try:
         while process.poll() is None:
-            if time.monotonic() > until: raise TimeoutError(f'{name} did not end within {limit_s:g} s')
-            if os.fstat(printed.fileno()).st_size > most_printed: raise OSError(f'{name} prints without end')
-            time.sleep(.01)
+            if time.monotonic() > until:
+                raise TimeoutError(f'{name} did not end within {limit_s:g} s')
+            if os.fstat(printed.fileno()).st_size > most_printed:
+                raise OSError(f'{name} prints without end')
+            time.sleep(0.01)
     finally:
         if process.returncode is None:
-            with contextlib.suppress(OSError): os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired): process.wait(5)
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
 
 # %% ../nbs/00a_native.ipynb #f4e0a2a1
 def first_complaint(
-    text:str,       # all that a compiler printed, perhaps garbage
-    status:int,     # its exit status
+    text: str,  # all that a compiler printed, perhaps garbage
+    status: int,  # its exit status
 ) -> str:
     "The line of an output that says what is wrong, fit for a terminal."
     lines = [l for l in text.splitlines() if l.strip()]
@@ -58,43 +63,59 @@ def first_complaint(
 
 # %% ../nbs/00a_native.ipynb #19655cf0
 def output_of(
-    command:list[str],          # a program, as an absolute path, and its arguments
-    limit_s:float,              # seconds it may take
-    folder:Path|None=None,      # where it runs and keeps its temporary files; None: as we do
+    command: list[str],  # a program, as an absolute path, and its arguments
+    limit_s: float,  # seconds it may take
+    folder: Path | None = None,  # where it runs and keeps its temporary files; None: as we do
 ) -> str:
     "What a program printed; one that fails or hangs is an `OSError`."
     env = os.environ | dict(LC_ALL='C') | (dict(TMPDIR=str(folder)) if folder else {})
     with tempfile.TemporaryFile() as printed:
-        process = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=printed,
-                                   stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         wait_for(process, printed, limit_s)
         printed.seek(0)
         text = printed.read(most_printed).decode(errors='replace')
-    if process.returncode: raise OSError(first_complaint(text, process.returncode))
+    if process.returncode:
+        raise OSError(first_complaint(text, process.returncode))
     return text
 
 # %% ../nbs/00a_native.ipynb #3d069fb3
 flags = ('-O3', '-march=native', '-fno-math-errno', '-fno-trapping-math', '-fno-strict-aliasing', '-shared', '-fPIC')
 stuck = {}  # path of a compiler to why it is not asked again in this process
 
+
 def ask(
-    path:str,               # of a compiler
-    words:list[str],        # its arguments
-    limit_s:float,          # seconds it may take
-    folder:Path|None=None,  # where it runs; None: here
-) -> str:                   # what it printed
+    path: str,  # of a compiler
+    words: list[str],  # its arguments
+    limit_s: float,  # seconds it may take
+    folder: Path | None = None,  # where it runs; None: here
+) -> str:  # what it printed
     "Call a compiler, unless it has hung before."
-    if path in stuck: raise OSError(stuck[path])
-    try: return output_of([path, *words], limit_s, folder)
-    except TimeoutError as e: stuck[path] = str(e); raise
+    if path in stuck:
+        raise OSError(stuck[path])
+    try:
+        return output_of([path, *words], limit_s, folder)
+    except TimeoutError as e:
+        stuck[path] = str(e)
+        raise
+
 
 @functools.cache
-def compiler_version(path:str) -> str: return ask(path, ['--version'], version_s)
+def compiler_version(path: str) -> str:
+    return ask(path, ['--version'], version_s)
+
 
 def library_name(
-    name:str,       # of the library
-    source:str,     # C
-    constants:dict, # name to number
+    name: str,  # of the library
+    source: str,  # C
+    constants: dict,  # name to number
 ) -> str:
     "The file name of a compiled library."
     version = compiler_version(compiler())
@@ -103,45 +124,54 @@ def library_name(
 
 # %% ../nbs/00a_native.ipynb #d2e2bf6b
 def compile_c(
-    source:str,     # C
-    constants:dict, # name to number
-) -> bytes:         # of a shared library
+    source: str,  # C
+    constants: dict,  # name to number
+) -> bytes:  # of a shared library
     "Compile; an `OSError` says why that failed."
-    with neighbour(Path(tempfile.gettempdir())/'molrec-loop.so') as library:
+    with neighbour(Path(tempfile.gettempdir()) / 'molrec-loop.so') as library:
         library.with_name('loop.c').write_text(source)
         words = [*flags, *(f'-D{k}={v}' for k, v in constants.items()), 'loop.c', '-o', str(library)]
         ask(compiler(), words, compile_s, library.parent)
-        if not library.exists(): raise OSError(f'{compiler()} wrote no library')
+        if not library.exists():
+            raise OSError(f'{compiler()} wrote no library')
         return library.read_bytes()
 
 # %% ../nbs/00a_native.ipynb #4009d9cb
-def native_folder() -> Path:    # there or not
+def native_folder() -> Path:  # there or not
     "Where compiled libraries are kept."
-    try: return cache_dir()/'native'
-    except RuntimeError as e: raise OSError(f'{e} Set MOLREC_CACHE to a folder of your own.') from None  # no HOME
+    try:
+        return cache_dir() / 'native'
+    except RuntimeError as e:
+        raise OSError(f'{e} Set MOLREC_CACHE to a folder of your own.') from None  # no HOME
+
 
 @contextlib.contextmanager
 def private(
-    folder:Path,    # made if absent
-):                  # yields its descriptor
+    folder: Path,  # made if absent
+):  # yields its descriptor
     "A folder that belongs to this user and that nobody else can enter; else an `OSError`."
-    if folder.is_symlink(): raise OSError(f'{folder} is a link')
+    if folder.is_symlink():
+        raise OSError(f'{folder} is a link')
     with saying(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         owner = os.fstat(opened).st_uid
-        if owner != os.getuid(): raise OSError(f'{folder} belongs to user {owner}, not to user {os.getuid()}')
+        if owner != os.getuid():
+            raise OSError(f'{folder} belongs to user {owner}, not to user {os.getuid()}')
         with saying(folder):
-            if os.fstat(opened).st_mode & 0o077: os.fchmod(opened, 0o700)
-        if os.fstat(opened).st_mode & 0o077: raise OSError(f'{folder} is open to others, and stays so')
+            if os.fstat(opened).st_mode & 0o077:
+                os.fchmod(opened, 0o700)
+        if os.fstat(opened).st_mode & 0o077:
+            raise OSError(f'{folder} is open to others, and stays so')
         yield opened
-    finally: os.close(opened)
+    finally:
+        os.close(opened)
 
 # %% ../nbs/00a_native.ipynb #7b77302c
 def read_own(
-    name:str,       # of a file
-    folder:int,     # descriptor of its folder
+    name: str,  # of a file
+    folder: int,  # descriptor of its folder
 ) -> bytes:
     "A file that belongs to this user and that nobody else may write to; else an `OSError`."
     with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder), 'rb') as file:
@@ -150,105 +180,126 @@ def read_own(
             raise OSError(f'{name} is not a file of this user alone')
         return file.read()
 
+
 def note(
-    name:str,           # of a library
-    content:bytes,      # what is in it
+    name: str,  # of a library
+    content: bytes,  # what is in it
 ) -> bytes:
     "The line that `sha256sum` prints."
     return f'{hashlib.sha256(content).hexdigest()}  {name}\n'.encode()
 
 # %% ../nbs/00a_native.ipynb #4dd9798f
 def kept(
-    name:str,       # of a library
-) -> bytes|None:    # what is in it; None: it is not there, or not to be trusted
+    name: str,  # of a library
+) -> bytes | None:  # what is in it; None: it is not there, or not to be trusted
     "A library compiled before, as it was then."
     with contextlib.suppress(OSError), private(native_folder()) as folder:
         content = read_own(name, folder)
-        if read_own(f'{name}.sha256', folder) == note(name, content): return content
+        if read_own(f'{name}.sha256', folder) == note(name, content):
+            return content
+
 
 def keep(
-    name:str,       # of a library
-    content:bytes,  # what is in it
+    name: str,  # of a library
+    content: bytes,  # what is in it
 ) -> None:
     "Write a library and its note for the next process."
     with private(native_folder()):
         for file, what in ((name, content), (f'{name}.sha256', note(name, content))):
-            with atomic_path(native_folder()/file) as aside:
+            with atomic_path(native_folder() / file) as aside:
                 aside.touch(0o600)
                 aside.write_bytes(what)
 
 # %% ../nbs/00a_native.ipynb #710d4aff
 loaded = itertools.count()
 
+
 def from_memory(
-    content:bytes,  # a shared library
+    content: bytes,  # a shared library
 ) -> ctypes.CDLL:
     "A library loaded from a file in memory."
     held = os.memfd_create('molrec-loop')
     with open(held, 'wb') as file:
         file.write(content)
         file.flush()
-        return ctypes.CDLL(f'/proc/self/fd/{"./"*next(loaded)}{held}')
+        return ctypes.CDLL(f'/proc/self/fd/{"./" * next(loaded)}{held}')
+
 
 def load_library(
-    content:bytes,  # a shared library, checked
+    content: bytes,  # a shared library, checked
 ) -> ctypes.CDLL:
     "Load exactly these bytes."
-    with contextlib.suppress(OSError, AttributeError): return from_memory(content)
-    with neighbour(Path(tempfile.gettempdir())/'molrec-loop.so') as file:
+    with contextlib.suppress(OSError, AttributeError):
+        return from_memory(content)
+    with neighbour(Path(tempfile.gettempdir()) / 'molrec-loop.so') as file:
         file.write_bytes(content)
-        try: return ctypes.CDLL(str(file))
-        except OSError as e: raise OSError(f'the library does not load: {str(e).replace(str(file), "it")}') from None
+        try:
+            return ctypes.CDLL(str(file))
+        except OSError as e:
+            raise OSError(f'the library does not load: {str(e).replace(str(file), "it")}') from None
 
 # %% ../nbs/00a_native.ipynb #7d57bfa7
-problems = {}   # name of a library to why it is not there
-told = {}       # what has been said in this process, by kind
+problems = {}  # name of a library to why it is not there
+told = {}  # what has been said in this process, by kind
+
 
 def say_once(
-    kind:str,   # of which one line is enough
-    text:str,   # the line
+    kind: str,  # of which one line is enough
+    text: str,  # the line
 ) -> None:
     "One line on stderr, the first time."
     mine = object()
-    if told.setdefault(kind, mine) is mine: print(f'molrec: {text}', file=sys.stderr)
+    if told.setdefault(kind, mine) is mine:
+        print(f'molrec: {text}', file=sys.stderr)
 
 # %% ../nbs/00a_native.ipynb #68a76a91
 def library_of(
-    name:str,       # of the library
-    source:str,     # C
-    constants:dict, # name to number
+    name: str,  # of the library
+    source: str,  # C
+    constants: dict,  # name to number
 ) -> ctypes.CDLL:
     "A library, kept from before or compiled now; an `OSError` says why there is none."
-    if not compiler(): raise OSError('no C compiler (cc, gcc or clang) on this machine')
+    if not compiler():
+        raise OSError('no C compiler (cc, gcc or clang) on this machine')
     content = kept(file := library_name(name, source, constants))
     if content:
-        with contextlib.suppress(OSError): return load_library(content)     # made beside another C library: compile again
+        with contextlib.suppress(OSError):
+            return load_library(content)  # made beside another C library: compile again
     library = load_library(content := compile_c(source, constants))
-    try: keep(file, content)
-    except OSError as e: say_once('keep', f'every process compiles its loops anew: {e} (or set MOLREC_CACHE)')
+    try:
+        keep(file, content)
+    except OSError as e:
+        say_once('keep', f'every process compiles its loops anew: {e} (or set MOLREC_CACHE)')
     return library
 
 # %% ../nbs/00a_native.ipynb #356be040
 @functools.cache
 def build(
-    name:str,           # of the library
-    source:str,         # C
-    **constants:int,    # for -D
-) -> ctypes.CDLL|None:  # None: take the other path; `problems[name]` says why
+    name: str,  # of the library
+    source: str,  # C
+    **constants: int,  # for -D
+) -> ctypes.CDLL | None:  # None: take the other path; `problems[name]` says why
     "A library from C, compiled at first use."
-    try: return library_of(name, source, constants)
+    try:
+        return library_of(name, source, constants)
     except OSError as e:
         problems[name] = str(e)
-        if '#error' not in problems[name]: say_once('build', f'{name} runs in torch, slower: {e} (molrec doctor says more)')
+        if '#error' not in problems[name]:
+            say_once('build', f'{name} runs in torch, slower: {e} (molrec doctor says more)')
 
 # %% ../nbs/00a_native.ipynb #95809207
 def address(
-    tensor:Tensor|None,         # on the CPU; rows may be strided, a row may not
-) -> ctypes.c_void_p|None:
+    tensor: Tensor | None,  # on the CPU; rows may be strided, a row may not
+) -> ctypes.c_void_p | None:
     "Where a tensor's numbers begin."
-    if tensor is None: return None
-    if tensor.device.type != 'cpu' or (tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1): raise ValueError(f'a compiled loop needs rows of neighbouring numbers on the CPU; got strides {tensor.stride()} on {tensor.device}')
+    if tensor is None:
+        return None
+    if tensor.device.type != 'cpu' or (tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1):
+        raise ValueError(
+            f'a compiled loop needs rows of neighbouring numbers on the CPU; got strides {tensor.stride()} on {tensor.device}'
+        )
     return ctypes.c_void_p(tensor.data_ptr())
+
 
 def arguments(values) -> list:
     "Tensors as addresses, integers as 64-bit."
@@ -256,23 +307,28 @@ def arguments(values) -> list:
 
 # %% ../nbs/00a_native.ipynb #fce31b36
 @functools.cache
-def pool(n:int, process:int) -> ThreadPoolExecutor: return ThreadPoolExecutor(n)  # a forked process gets its own
+def pool(n: int, process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n)  # a forked process gets its own
+
 
 def in_parts(
-    call,               # takes (part, parts)
-    parts:int|None=None,# how many; None: torch's number of threads
+    call,  # takes (part, parts)
+    parts: int | None = None,  # how many; None: torch's number of threads
 ) -> None:
     "Run the parts of a piece of work side by side."
     parts = parts or torch.get_num_threads()
-    if parts == 1: return call(0, 1)
+    if parts == 1:
+        return call(0, 1)
     others = [pool(parts, os.getpid()).submit(call, i, parts) for i in range(1, parts)]
-    try: call(0, parts)     # here: to wake another thread costs as much as a small part
-    finally: [done.result() for done in others]
+    try:
+        call(0, parts)  # here: to wake another thread costs as much as a small part
+    finally:
+        [done.result() for done in others]
 
 # %% ../nbs/00a_native.ipynb #88a7a681
 def call_in_parts(
-    function,       # of a library
-    given,          # takes (part, parts), gives the arguments of that part: tensors, integers, None
+    function,  # of a library
+    given,  # takes (part, parts), gives the arguments of that part: tensors, integers, None
 ) -> None:
     "Call C once for every part, side by side; no thread holds a tensor."
     parts = torch.get_num_threads()
@@ -285,21 +341,27 @@ def torch_alone():
     "Inside, torch takes one thread, and its other threads stay asleep."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 # %% ../nbs/00a_native.ipynb #1d277d63
-page, advice = 2**21, 14    # bytes of a large page; MADV_HUGEPAGE
+page, advice = 2**21, 14  # bytes of a large page; MADV_HUGEPAGE
+
 
 @functools.cache
-def madvise(): return getattr(ctypes.CDLL(None), 'madvise', None) if os.uname().sysname == 'Linux' else None
+def madvise():
+    return getattr(ctypes.CDLL(None), 'madvise', None) if os.uname().sysname == 'Linux' else None
+
 
 def large_pages(
-    tensor:Tensor,  # new, nothing written to it yet
-) -> Tensor:        # the same
+    tensor: Tensor,  # new, nothing written to it yet
+) -> Tensor:  # the same
     "Ask for large pages under a large tensor; where there are none, nothing happens."
-    first, last = -(-tensor.data_ptr()//page)*page, (tensor.data_ptr() + tensor.nbytes)//page*page
-    if tensor.device.type == 'cpu' and last > first and madvise(): madvise()(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
+    first, last = -(-tensor.data_ptr() // page) * page, (tensor.data_ptr() + tensor.nbytes) // page * page
+    if tensor.device.type == 'cpu' and last > first and madvise():
+        madvise()(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
     return tensor
 
 # %% ../nbs/00a_native.ipynb #f696475c

@@ -17,27 +17,29 @@ from markupsafe import Markup
 breaks = re.compile('[\t-\r\x1c-\x1f\x85\u2028\u2029]')
 unseen = re.compile('[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]')
 
+
 def visible(
-    text,       # of any type; made a string
-) -> str:       # one line
+    text,  # of any type; made a string
+) -> str:  # one line
     "What there is to read in a text: line breaks are spaces, and what is no character is U+FFFD."
     return unseen.sub('\ufffd', breaks.sub(' ', str(text)))
 
 # %% ../nbs/29_pages.ipynb #760eec82
 def slug(
-    name:str,       # from data
-    most:int=100,   # letters, >= 4
-) -> str:           # letters of ASCII, digits and dashes; begins with a letter
+    name: str,  # from data
+    most: int = 100,  # letters, >= 4
+) -> str:  # letters of ASCII, digits and dashes; begins with a letter
     "A name for files and ids; letters with accents lose them, all else becomes a dash."
     plain = unicodedata.normalize('NFKD', visible(name)).encode('ascii', 'ignore').decode()
     made = re.sub('[^A-Za-z0-9]+', '-', plain).strip('-')
-    if not made[:1].isalpha(): made = f'name-{made}'
+    if not made[:1].isalpha():
+        made = f'name-{made}'
     return made[:most].strip('-')
 
 # %% ../nbs/29_pages.ipynb #ec13cb3d
 def unique(
-    names:list[str],    # slugs
-) -> list[str]:         # as many; the first of equals keeps its name
+    names: list[str],  # slugs
+) -> list[str]:  # as many; the first of equals keeps its name
     "Names that differ, whatever the case of their letters."
     taken = []
     for name in names:
@@ -47,52 +49,67 @@ def unique(
 
 # %% ../nbs/29_pages.ipynb #f37758d6
 def literal(
-    text:str,               # from data
-    width:int|None=None,    # letters to a line; None: one line, however long
-    lines:int=3,            # at most, then an ellipsis
-) -> str:                   # for matplotlib
+    text: str,  # from data
+    width: int | None = None,  # letters to a line; None: one line, however long
+    lines: int = 3,  # at most, then an ellipsis
+) -> str:  # for matplotlib
     "Text that a figure shows as it is written."
     text = visible(text)
-    if width: text = '\n'.join(textwrap.wrap(text, width, max_lines=lines, placeholder=' …'))
+    if width:
+        text = '\n'.join(textwrap.wrap(text, width, max_lines=lines, placeholder=' …'))
     return text.replace('$', r'\$')
 
 # %% ../nbs/29_pages.ipynb #d6c7ef9e
-interval = r'\[[\d.,+−\-\s]+\](?![(\[:])'   # numbers in brackets, no link behind them
-meaning = re.compile('|'.join([
-    f'({interval})',                    # stays
-    r'[\\`*\[\]~$|]',                   # code, stress, links, formulas, cells
-    r'_(?![^\W_])|(?<![^\W_])_',        # stress, unless within a word
-    r'<(?=[A-Za-z/!?])|&(?=#|\w+;)',    # tags and entities
-    r':(?=//)|(?<=www)\.',              # addresses
-    r'(?<=\\)[()]|(?<=begin)\{']))      # formulas again
-opening = re.compile(r'[#>:]|[+-](?=[\s-]|$)|\d+(?=[.)](?:\s|$))')   # of a heading, a quotation, a list, a line
+interval = r'\[[\d.,+−\-\s]+\](?![(\[:])'  # numbers in brackets, no link behind them
+meaning = re.compile(
+    '|'.join(
+        [
+            f'({interval})',  # stays
+            r'[\\`*\[\]~$|]',  # code, stress, links, formulas, cells
+            r'_(?![^\W_])|(?<![^\W_])_',  # stress, unless within a word
+            r'<(?=[A-Za-z/!?])|&(?=#|\w+;)',  # tags and entities
+            r':(?=//)|(?<=www)\.',  # addresses
+            r'(?<=\\)[()]|(?<=begin)\{',
+        ]
+    )
+)  # formulas again
+opening = re.compile(r'[#>:]|[+-](?=[\s-]|$)|\d+(?=[.)](?:\s|$))')  # of a heading, a quotation, a list, a line
+
 
 def markdown_text(
-    text:str,       # from data, or a sentence with names from data in it
-) -> str:           # one line of Markdown
+    text: str,  # from data, or a sentence with names from data in it
+) -> str:  # one line of Markdown
     "Text that Markdown shows as it is written, in a cell or a sentence."
     text = meaning.sub(lambda m: m[1] or '\\' + m[0], visible(text).strip())
     first = opening.match(text)
-    if not first: return text
-    return text[:first.end()] + '\\' + text[first.end():] if text[0].isdigit() else '\\' + text
+    if not first:
+        return text
+    return text[: first.end()] + '\\' + text[first.end() :] if text[0].isdigit() else '\\' + text
 
 # %% ../nbs/29_pages.ipynb #e6d3f6bc
 def relative(
-    path:str,       # from the page, with slashes
-) -> str:           # for `href`, or the brackets of a Markdown link
+    path: str,  # from the page, with slashes
+) -> str:  # for `href`, or the brackets of a Markdown link
     "A path as a link."
     return quote(visible(path).lstrip('/'))
 
 # %% ../nbs/29_pages.ipynb #04b1f8f8
-def shown(value): return value if isinstance(value, Markup) else visible(value)   # what a template prints of a value
+def shown(value):
+    return value if isinstance(value, Markup) else visible(value)  # what a template prints of a value
 
-environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True,
-                          lstrip_blocks=True)
+
+environment = Environment(
+    autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True
+)
+
 
 def template(
-    source:str,     # Jinja, written here and never from data
-):                  # call it with values, by name: gives `Markup`
+    source: str,  # Jinja, written here and never from data
+):  # call it with values, by name: gives `Markup`
     "HTML with places to fill."
     made = environment.from_string(source.strip())
-    def fill(**values) -> Markup: return Markup(made.render(values))
+
+    def fill(**values) -> Markup:
+        return Markup(made.render(values))
+
     return fill

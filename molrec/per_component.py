@@ -23,15 +23,19 @@ from .similarity import Similarity
 
 # %% ../nbs/13a_per_component.ipynb #d68d4792
 def check_components(
-    similarity:Similarity,
-    index:str,      # its name, for the error
+    similarity: Similarity,
+    index: str,  # its name, for the error
 ) -> None:
     "Only a mixture of logits has components."
-    if not isinstance(similarity, MoL): raise ConfigError(f'similarity: {index} needs components and a {type(similarity).__name__} has none; BruteForce takes any similarity, HIndexer any with a head')
+    if not isinstance(similarity, MoL):
+        raise ConfigError(
+            f'similarity: {index} needs components and a {type(similarity).__name__} has none; BruteForce takes any similarity, HIndexer any with a head'
+        )
+
 
 def union(
-    rows:Tensor,    # (b, C), int64; -1: nothing
-) -> Candidates:    # each row once, ascending
+    rows: Tensor,  # (b, C), int64; -1: nothing
+) -> Candidates:  # each row once, ascending
     "Lists without repeats."
     rows = rows.sort(1).values
     fresh = rows >= 0
@@ -40,33 +44,34 @@ def union(
 
 # %% ../nbs/13a_per_component.ipynb #b120fc29
 def component_block(
-    table:ItemTable,
-    lo:int,     # first row
-    hi:int,     # after the last
-) -> Tensor:    # (n, P_x, d), float32, n a multiple of 256: zeros at the end
+    table: ItemTable,
+    lo: int,  # first row
+    hi: int,  # after the last
+) -> Tensor:  # (n, P_x, d), float32, n a multiple of 256: zeros at the end
     "Item components of a range."
     part = slice(lo, hi)
     g = table.side(part)[0] if table.compact else table.parts[0].dequantize(part)
     return nn.functional.pad(g, (0, 0, 0, 0, 0, -len(g) % 256))
 
+
 def products(
-    search:Search,
-    temperature:float,  # of the mixture
+    search: Search,
+    temperature: float,  # of the mixture
 ) -> Iterator[tuple[int, int, Tensor]]:
     "First row, m, and logits of item component m, (b, P_q, n), in the place of those before."
-    f, n = search.request.side[0].flatten(0, 1)/temperature, len(search.state)
-    step = min(max(256, search.settings.max_scores//len(f)//256*256), -(-n//256)*256)
+    f, n = search.request.side[0].flatten(0, 1) / temperature, len(search.state)
+    step = min(max(256, search.settings.max_scores // len(f) // 256 * 256), -(-n // 256) * 256)
     place = f.new_empty(len(f), step)
     for lo in range(0, n, step):
         hi = min(n, lo + step)
         for m, g in enumerate(component_block(search.state.table, lo, hi).unbind(1)):
-            yield lo, m, torch.mm(f, g.T, out=place[:, :len(g)])[:, :hi - lo].unflatten(0, (len(search.request), -1))
+            yield lo, m, torch.mm(f, g.T, out=place[:, : len(g)])[:, : hi - lo].unflatten(0, (len(search.request), -1))
 
 # %% ../nbs/13a_per_component.ipynb #88233754
 def replaced(
-    found:Candidates,
-    which:Tensor,       # queries, (m,), int64
-    again:Candidates,   # of those
+    found: Candidates,
+    which: Tensor,  # queries, (m,), int64
+    again: Candidates,  # of those
 ) -> Candidates:
     "Other lists for some queries."
     width = max(found.rows.shape[1], again.rows.shape[1])
@@ -77,26 +82,30 @@ def replaced(
 @dataclass(frozen=True)
 class PerComponentSettings(IndexSettings):
     "And how many each pair of components hands on."
-    k_each:int = option(50)
+
+    k_each: int = option(50)
+
 
 class PerComponent(Index):
     "Candidates: the best by each pair of components."
-    Settings:ClassVar[type] = PerComponentSettings
 
-    def __init__(self, model:Any, **settings:Any) -> None:
+    Settings: ClassVar[type] = PerComponentSettings
+
+    def __init__(self, model: Any, **settings: Any) -> None:
         super().__init__(model, **settings)
         check_components(self.similarity, type(self).__name__)
 
-    def pool(self, search:Search, k_each:int) -> Candidates:
+    def pool(self, search: Search, k_each: int) -> Candidates:
         "Union of the best of each pair."
         kept = [Best(search.state.ids, k_each) for _ in range(self.similarity.n_item)]
-        for lo, m, logits in products(search, self.similarity.temperature): kept[m].add(search.request.mask(logits, lo).flatten(0, 1), lo)
+        for lo, m, logits in products(search, self.similarity.temperature):
+            kept[m].add(search.request.mask(logits, lo).flatten(0, 1), lo)
         return union(torch.cat([best.found.view(len(search.request), -1) for best in kept], 1))
 
-    def candidates(self, search:Search, k:int) -> Candidates:
+    def candidates(self, search: Search, k: int) -> Candidates:
         k_each = search.settings.k_each
         found = self.pool(search, k_each)
         while len(few := (found.count < search.request.available.clamp(max=k)).nonzero().squeeze(1)):
-            k_each = min(k, 2*k_each)
+            k_each = min(k, 2 * k_each)
             found = replaced(found, few, self.pool(search.take(few), k_each))
         return found

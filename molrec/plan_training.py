@@ -15,115 +15,185 @@ from .kernels.roofline import Work, bound, gpus
 from .train import make_similarity
 
 # %% ../nbs/35a_plan_training.ipynb #9ee90329
-sizes = pd.DataFrame([(6040, 3706, 109.41, 2, 152), (138_493, 26_744, 93.09, 2, 129), (694_897, 695_762, 11.61, 3, 22)],
-                     ['ml-1m', 'ml-20m', 'amazon-books'], ['users', 'items', 'kept_per_user', 'less', 'length_seen'])
+sizes = pd.DataFrame(
+    [(6040, 3706, 109.41, 2, 152), (138_493, 26_744, 93.09, 2, 129), (694_897, 695_762, 11.61, 3, 22)],
+    ['ml-1m', 'ml-20m', 'amazon-books'],
+    ['users', 'items', 'kept_per_user', 'less', 'length_seen'],
+)
+
 
 def positions(
-    dataset:str,    # a row of `sizes`
-) -> float:         # training positions of an epoch
+    dataset: str,  # a row of `sizes`
+) -> float:  # training positions of an epoch
     "Pairs of an item and the next."
     size = sizes.loc[dataset]
-    return float(size.users*(size.kept_per_user - size.less))
+    return float(size.users * (size.kept_per_user - size.less))
 
 # %% ../nbs/35a_plan_training.ipynb #f239f417
-def layer_counts(c:Config) -> tuple[int, int]:  # weights of the matrices, and numbers moved per position, of all layers
+def layer_counts(
+    c: Config,
+) -> tuple[int, int]:  # weights of the matrices, and numbers moved per position, of all layers
     "One encoder, by hand."
-    D, inner = c.dim, c.n_heads*c.head_dim
-    weights, moved = (5*D*inner, 7*D + 20*inner) if c.encoder == 'hstu' else (4*D*D + 2*D*c.ffn, 25*D + 6*c.ffn)
-    return c.n_blocks*weights, c.n_blocks*moved
+    D, inner = c.dim, c.n_heads * c.head_dim
+    weights, moved = (
+        (5 * D * inner, 7 * D + 20 * inner) if c.encoder == 'hstu' else (4 * D * D + 2 * D * c.ffn, 25 * D + 6 * c.ffn)
+    )
+    return c.n_blocks * weights, c.n_blocks * moved
+
 
 def layers_work(
-    c:Config,           # of a row: hstu or sasrec
-    T:float,            # positions
-    operand:str='tf32', # of products; without TF32 allowed, 'fp32'
+    c: Config,  # of a row: hstu or sasrec
+    T: float,  # positions
+    operand: str = 'tf32',  # of products; without TF32 allowed, 'fp32'
 ) -> Work:
     "Everything of the layers but attention, there and back."
     weights, moved = layer_counts(c)
-    return Work(3*4*moved*T, {operand: 3*2*weights*T})
+    return Work(3 * 4 * moved * T, {operand: 3 * 2 * weights * T})
 
 # %% ../nbs/35a_plan_training.ipynb #f13d55bf
-def total(*works:Work) -> Work:
+def total(*works: Work) -> Work:
     "Of calls that could be one."
     kinds = {k for w in works for k in w.flops}
-    return Work(sum(w.bytes for w in works), {k: sum(w.flops.get(k, 0) for w in works) for k in kinds}, sum(w.exps for w in works), sum(w.fp32 for w in works))
+    return Work(
+        sum(w.bytes for w in works),
+        {k: sum(w.flops.get(k, 0) for w in works) for k in kinds},
+        sum(w.exps for w in works),
+        sum(w.fp32 for w in works),
+    )
+
 
 def attention_work(
-    c:Config,
-    T:float,            # positions
-    length:float,       # of the sequences, all alike
-    operand:str='tf32',
+    c: Config,
+    T: float,  # positions
+    length: float,  # of the sequences, all alike
+    operand: str = 'tf32',
 ) -> Work:
     "Attention of all layers, there and back."
     from molrec.kernels.hstu_attention import work_hstu_attention  # late: it needs Triton
+
     if c.encoder == 'hstu':
-        return total(*(work_hstu_attention(T/length, length, c.n_heads, c.head_dim, c.head_dim, back, c.use_time, operand) for _ in range(c.n_blocks) for back in (False, True)))
-    pairs = c.n_blocks*T*(length + 1)/2
-    return Work(3*4*4*c.dim*T*c.n_blocks, {operand: 3*4*c.dim*pairs}, exps=2*c.n_heads*pairs)
+        return total(
+            *(
+                work_hstu_attention(T / length, length, c.n_heads, c.head_dim, c.head_dim, back, c.use_time, operand)
+                for _ in range(c.n_blocks)
+                for back in (False, True)
+            )
+        )
+    pairs = c.n_blocks * T * (length + 1) / 2
+    return Work(3 * 4 * 4 * c.dim * T * c.n_blocks, {operand: 3 * 4 * c.dim * pairs}, exps=2 * c.n_heads * pairs)
 
 # %% ../nbs/35a_plan_training.ipynb #aff6ebcf
 def similarity_work(
-    c:Config,           # dot or mol, with sampled softmax
-    T:float,            # positions
-    operand:str='tf32', # of all products but those of MoL's pairs, which are as `c.precision` says
+    c: Config,  # dot or mol, with sampled softmax
+    T: float,  # positions
+    operand: str = 'tf32',  # of all products but those of MoL's pairs, which are as `c.precision` says
 ) -> Work:
     "Scores of positives and negatives, the loss, and the way back."
     from molrec.kernels.mol_loss import work_mol_loss  # late: it needs Triton
-    R, D, items = c.n_negatives, c.dim, T*(1 + c.n_negatives/c.share)
-    if c.similarity == 'dot': return Work(3*4*(D*(T + items) + T*R), {operand: 3*2*D*(R + 1)*T}, exps=2*R*T)
-    P_x, G, H = c.n_item, c.n_query*c.n_item, c.gate_hidden
+
+    R, D, items = c.n_negatives, c.dim, T * (1 + c.n_negatives / c.share)
+    if c.similarity == 'dot':
+        return Work(3 * 4 * (D * (T + items) + T * R), {operand: 3 * 2 * D * (R + 1) * T}, exps=2 * R * T)
+    P_x, G, H = c.n_item, c.n_query * c.n_item, c.gate_hidden
     kind = 'bf16' if c.precision == 'bf16' else 'tf32'
-    pairs = total(*(work_mol_loss(part, round(T), R, c.share, c.n_query, P_x, c.width, H, kind) for part in ('forward', 'backward')))
-    of_item = 2*(D*P_x*c.width + D*H + H*G)
-    return total(pairs, Work(3*4*((D + P_x*c.width + G)*items + 4*c.query_hidden*T), {operand: position_flops(make_similarity(c, D, 1))*T + 3*of_item*items}))
+    pairs = total(
+        *(
+            work_mol_loss(part, round(T), R, c.share, c.n_query, P_x, c.width, H, kind)
+            for part in ('forward', 'backward')
+        )
+    )
+    of_item = 2 * (D * P_x * c.width + D * H + H * G)
+    return total(
+        pairs,
+        Work(
+            3 * 4 * ((D + P_x * c.width + G) * items + 4 * c.query_hidden * T),
+            {operand: position_flops(make_similarity(c, D, 1)) * T + 3 * of_item * items},
+        ),
+    )
 
 # %% ../nbs/35a_plan_training.ipynb #81f23a3d
-def optimiser_work(c:Config, items:float, steps:float) -> Work:
+def optimiser_work(c: Config, items: float, steps: float) -> Work:
     "AdamW on item table, layers and similarity."
-    parameters = (items + c.max_length)*c.dim + layer_counts(c)[0] + sum(p.numel() for p in make_similarity(c, c.dim, 1).parameters())
-    return Work(9*4*parameters*steps, {}, fp32=12*parameters*steps)
+    parameters = (
+        (items + c.max_length) * c.dim
+        + layer_counts(c)[0]
+        + sum(p.numel() for p in make_similarity(c, c.dim, 1).parameters())
+    )
+    return Work(9 * 4 * parameters * steps, {}, fp32=12 * parameters * steps)
 
-def ranking_work(c:Config, users:float, items:float, operand:str='tf32') -> Work:
+
+def ranking_work(c: Config, users: float, items: float, operand: str = 'tf32') -> Work:
     "Two items of every user among all items; scores are written and read twice."
     from molrec.kernels.mol_score import work_mol_score  # late: it needs Triton
-    pairs = 2*users*items
-    scores = Work(8*pairs, {})
-    if c.similarity == 'dot': return total(scores, Work(4*pairs, {operand: 2*c.dim*pairs}))
+
+    pairs = 2 * users * items
+    scores = Work(8 * pairs, {})
+    if c.similarity == 'dot':
+        return total(scores, Work(4 * pairs, {operand: 2 * c.dim * pairs}))
     kind = 'bf16' if c.precision == 'bf16' else 'tf32'
-    return total(scores, work_mol_score(2*users, items, c.n_query, c.n_item, c.width, c.gate_hidden, 'fp32', False, kind))
+    return total(
+        scores, work_mol_score(2 * users, items, c.n_query, c.n_item, c.width, c.gate_hidden, 'fp32', False, kind)
+    )
+
 
 def epoch_work(
-    c:Config,       # of a row
-) -> dict:          # part to Work
+    c: Config,  # of a row
+) -> dict:  # part to Work
     "What an epoch does, and its share of a ranking."
     size, T = sizes.loc[c.dataset].astype(float), positions(c.dataset)
     ranked = ranking_work(c, size.users, size['items'])
-    return dict(layers=layers_work(c, T), attention=attention_work(c, T, size.length_seen), similarity=similarity_work(c, T),
-                optimiser=optimiser_work(c, size['items'], size.users/c.batch_size),
-                ranking=Work(ranked.bytes/c.eval_every, {k: v/c.eval_every for k, v in ranked.flops.items()}, ranked.exps/c.eval_every, ranked.fp32/c.eval_every))
+    return dict(
+        layers=layers_work(c, T),
+        attention=attention_work(c, T, size.length_seen),
+        similarity=similarity_work(c, T),
+        optimiser=optimiser_work(c, size['items'], size.users / c.batch_size),
+        ranking=Work(
+            ranked.bytes / c.eval_every,
+            {k: v / c.eval_every for k, v in ranked.flops.items()},
+            ranked.exps / c.eval_every,
+            ranked.fp32 / c.eval_every,
+        ),
+    )
 
 # %% ../nbs/35a_plan_training.ipynb #6dd5192b
-def position_flop(c:Config, length:float) -> float:
+def position_flop(c: Config, length: float) -> float:
     "FLOP of a training position, all products."
     works = layers_work(c, 1), attention_work(c, 1, length), similarity_work(c, 1)
     return sum(sum(w.flops.values()) for w in works)
 
 # %% ../nbs/35a_plan_training.ipynb #3d024175
-share, launch_s = .3, 1e-5              # of the bound, and of a kernel's launch: assumptions, not measurements
-reported = 101*positions('ml-1m')/5400  # positions/s of the public code on an H100, if its 90 minutes on ML-1M are 101 epochs
+share, launch_s = 0.3, 1e-5  # of the bound, and of a kernel's launch: assumptions, not measurements
+reported = (
+    101 * positions('ml-1m') / 5400
+)  # positions/s of the public code on an H100, if its 90 minutes on ML-1M are 101 epochs
+
 
 def training_plan(
-    configs:dict,       # label to Config of a row whose data set `sizes` knows
-    names:tuple=('A100', 'H100'),
-) -> pd.DataFrame:      # a row per label and GPU
+    configs: dict,  # label to Config of a row whose data set `sizes` knows
+    names: tuple = ('A100', 'H100'),
+) -> pd.DataFrame:  # a row per label and GPU
     "Predicted time of training."
     rows = []
     for label, c in configs.items():
-        work, steps = epoch_work(c), sizes.users[c.dataset]/c.batch_size
+        work, steps = epoch_work(c), sizes.users[c.dataset] / c.batch_size
         flop = sum(sum(w.flops.values()) for part, w in work.items() if part != 'ranking')
         for name in names:
             parts = {part: bound(w, gpus[name])[0] for part, w in work.items()}
-            bound_s, host_s = sum(parts.values()), steps*(45*c.n_blocks + 100)*launch_s
-            epoch_s = max(bound_s/share, host_s)
-            rows.append(dict(row=label, gpu=name, positions=round(positions(c.dataset)), tflop=flop/1e12, bound_s=bound_s, most=max(parts, key=parts.get),
-                             launches_s=host_s, epoch_s=epoch_s, epochs=c.epochs, hours=c.epochs*epoch_s/3600, hours_at_reported_pace=c.epochs*positions(c.dataset)/reported/3600))
+            bound_s, host_s = sum(parts.values()), steps * (45 * c.n_blocks + 100) * launch_s
+            epoch_s = max(bound_s / share, host_s)
+            rows.append(
+                dict(
+                    row=label,
+                    gpu=name,
+                    positions=round(positions(c.dataset)),
+                    tflop=flop / 1e12,
+                    bound_s=bound_s,
+                    most=max(parts, key=parts.get),
+                    launches_s=host_s,
+                    epoch_s=epoch_s,
+                    epochs=c.epochs,
+                    hours=c.epochs * epoch_s / 3600,
+                    hours_at_reported_pace=c.epochs * positions(c.dataset) / reported / 3600,
+                )
+            )
     return pd.DataFrame(rows)

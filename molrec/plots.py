@@ -18,98 +18,171 @@ from .core import atomic_path
 from .pages import literal
 
 # %% ../nbs/30_plots.ipynb #95bbe06a
-black, orange, sky, green, blue, vermillion, purple = '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7'
+black, orange, sky, green, blue, vermillion, purple = (
+    '#000000',
+    '#E69F00',
+    '#56B4E9',
+    '#009E73',
+    '#0072B2',
+    '#D55E00',
+    '#CC79A7',
+)
 methods = {
-    'dot': (blue, 'o'), 'mlp': (orange, 's'), 'fm': (green, '^'), 'neuralfm': (purple, 'v'), 'mol': (vermillion, 'D'), 'popularity': (black, 'X'),
-    'brute-force': (black, 'o'), 'per-component': (sky, '<'), 'component-mean': (orange, '>'), 'combined': (green, 'p'),
-    'exact': (purple, 'h'), 'h-indexer': (vermillion, 'P'),
-    'faiss-flat': (blue, 's'), 'faiss-sq8': (blue, '^'), 'faiss-ivf': (blue, 'D'), 'faiss-fastscan': (green, 'v'), 'faiss-refine': (green, 'D'),
-    'faiss-hnsw': (purple, '^'), 'usearch': (purple, '>'), 'torch-fp32': (orange, '^'), 'torch-bf16': (orange, 'D'),
-    'stage1-fp32': (vermillion, 's'), 'stage1-bf16': (vermillion, '^'), 'stage1-int8': (vermillion, '*')}
+    'dot': (blue, 'o'),
+    'mlp': (orange, 's'),
+    'fm': (green, '^'),
+    'neuralfm': (purple, 'v'),
+    'mol': (vermillion, 'D'),
+    'popularity': (black, 'X'),
+    'brute-force': (black, 'o'),
+    'per-component': (sky, '<'),
+    'component-mean': (orange, '>'),
+    'combined': (green, 'p'),
+    'exact': (purple, 'h'),
+    'h-indexer': (vermillion, 'P'),
+    'faiss-flat': (blue, 's'),
+    'faiss-sq8': (blue, '^'),
+    'faiss-ivf': (blue, 'D'),
+    'faiss-fastscan': (green, 'v'),
+    'faiss-refine': (green, 'D'),
+    'faiss-hnsw': (purple, '^'),
+    'usearch': (purple, '>'),
+    'torch-fp32': (orange, '^'),
+    'torch-bf16': (orange, 'D'),
+    'stage1-fp32': (vermillion, 's'),
+    'stage1-bf16': (vermillion, '^'),
+    'stage1-int8': (vermillion, '*'),
+}
+
 
 def method_style(
-    method:str,  # a key of `methods`
-) -> dict:       # `color` and `marker`, for any matplotlib call
+    method: str,  # a key of `methods`
+) -> dict:  # `color` and `marker`, for any matplotlib call
     "The fixed look of a method."
-    if method not in methods: raise KeyError(f'no look for method {method!r}: give it one in `methods`; known are {", ".join(methods)}')
+    if method not in methods:
+        raise KeyError(f'no look for method {method!r}: give it one in `methods`; known are {", ".join(methods)}')
     color, marker = methods[method]
     return dict(color=color, marker=marker)
 
 # %% ../nbs/30_plots.ipynb #57210328
-theme = {'svg.hashsalt': 'molrec', 'svg.fonttype': 'path', 'font.family': 'DejaVu Sans', 'font.size': 9, 'axes.linewidth': .8,
-         'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#666666', 'xtick.color': '#444444', 'ytick.color': '#222222'}
+theme = {
+    'svg.hashsalt': 'molrec',
+    'svg.fonttype': 'path',
+    'font.family': 'DejaVu Sans',
+    'font.size': 9,
+    'axes.linewidth': 0.8,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.edgecolor': '#666666',
+    'xtick.color': '#444444',
+    'ytick.color': '#222222',
+}
+
 
 def save_figure(
-    fig:Figure,         # drawn; without a title: what it shows is said in a caption beside it
-    stem:str|Path,      # path without suffix; its folder is made if absent
-    data:pd.DataFrame,  # the numbers in the figure
-    dpi:int=200,        # of the PNG, pixels per inch
-) -> list[Path]:        # the three files: .svg, .png, .csv
+    fig: Figure,  # drawn; without a title: what it shows is said in a caption beside it
+    stem: str | Path,  # path without suffix; its folder is made if absent
+    data: pd.DataFrame,  # the numbers in the figure
+    dpi: int = 200,  # of the PNG, pixels per inch
+) -> list[Path]:  # the three files: .svg, .png, .csv
     "Write SVG, PNG and CSV, each atomically; the same figure gives the same bytes."
     files = [Path(f'{stem}{suffix}') for suffix in ('.svg', '.png', '.csv')]
     with mpl.rc_context(theme):
         for file, metadata in zip(files, (dict(Date=None, Creator=None), dict(Software=None))):
-            with atomic_path(file) as aside: fig.savefig(aside, format=file.suffix[1:], dpi=dpi, metadata=metadata)
-    with atomic_path(files[2]) as aside: data.to_csv(aside, index=False, float_format='%.6g', lineterminator='\n')
+            with atomic_path(file) as aside:
+                fig.savefig(aside, format=file.suffix[1:], dpi=dpi, metadata=metadata)
+    with atomic_path(files[2]) as aside:
+        data.to_csv(aside, index=False, float_format='%.6g', lineterminator='\n')
     return files
 
 # %% ../nbs/30_plots.ipynb #f15958d6
 def off_scale(
-    table:pd.DataFrame,     # columns published, ours
-) -> list:                  # of bool, a row each
+    table: pd.DataFrame,  # columns published, ours
+) -> list:  # of bool, a row each
     "Rows of ours that reach less than half of the best."
     known = table[['published', 'ours']].astype(float).max(axis=1)
-    return ((known < table.ours.max()/2) & table.ours.notna()).tolist()
+    return ((known < table.ours.max() / 2) & table.ours.notna()).tolist()
+
 
 def hr_figure(
-    table:pd.DataFrame,    # columns row, method (a key of `methods`), published, ours, low, high, and maybe published_way; NaN where there is none
-    label:str='HR@10',     # of the axis
-    width:float=7.2,       # inches; below 5 the letters shrink a little, for telephones
+    table: pd.DataFrame,  # columns row, method (a key of `methods`), published, ours, low, high, and maybe published_way; NaN where there is none
+    label: str = 'HR@10',  # of the axis
+    width: float = 7.2,  # inches; below 5 the letters shrink a little, for telephones
 ) -> Figure:
     "Dot and interval of every row: ours filled, published hollow; a row far below the others is a number at the edge."
-    table = table.sort_values(['ours', 'published'], ascending=False, na_position='last', kind='stable').reset_index(drop=True)
+    table = table.sort_values(['ours', 'published'], ascending=False, na_position='last', kind='stable').reset_index(
+        drop=True
+    )
     with mpl.rc_context(theme | {'font.size': 9 if width >= 5 else 7.5}):
-        fig = Figure(figsize=(width, .32*len(table) + .85), layout='constrained')
+        fig = Figure(figsize=(width, 0.32 * len(table) + 0.85), layout='constrained')
         ax, off = fig.subplots(), off_scale(table)
         for y, r in enumerate(table.itertuples()):
             if off[y]:
-                ax.annotate(f'← {r.ours:.3f}', (0, y), xycoords=('axes fraction', 'data'), xytext=(3, 0), textcoords='offset points', va='center', color=method_style(r.method)['color'])
+                ax.annotate(
+                    f'← {r.ours:.3f}',
+                    (0, y),
+                    xycoords=('axes fraction', 'data'),
+                    xytext=(3, 0),
+                    textcoords='offset points',
+                    va='center',
+                    color=method_style(r.method)['color'],
+                )
                 continue
-            style, shift = method_style(r.method), 0 if pd.isna(r.published) or pd.isna(r.ours) else .17
+            style, shift = method_style(r.method), 0 if pd.isna(r.published) or pd.isna(r.ours) else 0.17
             if pd.notna(r.ours):
-                ax.plot([r.low, r.high], [y - shift]*2, color=style['color'], lw=1.8, solid_capstyle='round', alpha=.75)
+                ax.plot(
+                    [r.low, r.high], [y - shift] * 2, color=style['color'], lw=1.8, solid_capstyle='round', alpha=0.75
+                )
                 ax.plot(r.ours, y - shift, **style, ms=6, ls='')
-            if pd.notna(r.published): ax.plot(r.published, y + shift, **style, ms=5.5, mfc='white', mew=1.1, ls='')
-            if pd.notna(way := getattr(r, 'published_way', float('nan'))): ax.plot(way, y - shift, marker='|', color=style['color'], ms=9, mew=1.5, ls='')
+            if pd.notna(r.published):
+                ax.plot(r.published, y + shift, **style, ms=5.5, mfc='white', mew=1.1, ls='')
+            if pd.notna(way := getattr(r, 'published_way', float('nan'))):
+                ax.plot(way, y - shift, marker='|', color=style['color'], ms=9, mew=1.5, ls='')
         rows_axis(ax, table.row, label)
-        legend_above(fig, 'published' if table.published.notna().any() else None, 'published_way' in table and table.published_way.notna().any())
+        legend_above(
+            fig,
+            'published' if table.published.notna().any() else None,
+            'published_way' in table and table.published_way.notna().any(),
+        )
     return fig
 
 # %% ../nbs/30_plots.ipynb #f523c11a
 def rows_axis(
-    ax,            # matplotlib axes
-    names,         # one per line, top to bottom
-    label:str,     # of the horizontal axis
+    ax,  # matplotlib axes
+    names,  # one per line, top to bottom
+    label: str,  # of the horizontal axis
 ) -> None:
     "Names down the left side, the first on top, with guides."
     ax.set_yticks(range(len(names)), [literal(n, 34) for n in names])
-    ax.set_ylim(len(names) - .4, -.6)
+    ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlabel(label)
     ax.tick_params(axis='y', length=0)
     ax.spines['left'].set_visible(False)
-    ax.grid(axis='both', color='#E4E4E4', lw=.7); ax.set_axisbelow(True)
+    ax.grid(axis='both', color='#E4E4E4', lw=0.7)
+    ax.set_axisbelow(True)
+
 
 def legend_above(
-    fig:Figure,          # with constrained layout, which makes room
-    hollow:str|None,     # what a hollow marker means; `None`: there are none
-    way:bool=False,      # are there ticks at ours, read the published way?
+    fig: Figure,  # with constrained layout, which makes room
+    hollow: str | None,  # what a hollow marker means; `None`: there are none
+    way: bool = False,  # are there ticks at ours, read the published way?
 ) -> None:
     "Key of filled and hollow markers, above the drawing."
     grey = dict(color='#555555', marker='o', ms=6)
     marks = [Line2D([], [], **grey, lw=1.8, label='ours, with its 95 % interval')]
-    if way: marks.append(Line2D([], [], color='#555555', marker='|', ms=9, mew=1.5, ls='', label='ours, published way'))
-    if hollow: marks.append(Line2D([], [], **grey, ls='', mfc='white', mew=1.1, label=hollow))
-    fig.legend(handles=marks, loc='outside upper right', ncols=3, frameon=False, borderpad=0, handletextpad=.5, columnspacing=1.5)
+    if way:
+        marks.append(Line2D([], [], color='#555555', marker='|', ms=9, mew=1.5, ls='', label='ours, published way'))
+    if hollow:
+        marks.append(Line2D([], [], **grey, ls='', mfc='white', mew=1.1, label=hollow))
+    fig.legend(
+        handles=marks,
+        loc='outside upper right',
+        ncols=3,
+        frameon=False,
+        borderpad=0,
+        handletextpad=0.5,
+        columnspacing=1.5,
+    )
 
 # %% ../nbs/30_plots.ipynb #5ee2f8d8
 def nice_log(axis) -> None:
@@ -120,20 +193,23 @@ def nice_log(axis) -> None:
 
 # %% ../nbs/30_plots.ipynb #b047a435
 def hr_caption(
-    table:pd.DataFrame,  # as `hr_figure` takes it; with a column verdict, those are counted
-    n_users:int,         # test users behind each interval
-    seeds,               # of the runs shown
-    hardware:str,        # of the runs shown
-    label:str='HR@10',   # the metric's name
-) -> str:                # two sentences, plain text
+    table: pd.DataFrame,  # as `hr_figure` takes it; with a column verdict, those are counted
+    n_users: int,  # test users behind each interval
+    seeds,  # of the runs shown
+    hardware: str,  # of the runs shown
+    label: str = 'HR@10',  # the metric's name
+) -> str:  # two sentences, plain text
     "What the figure shows, and on what."
     ran, seeds = table.dropna(subset='ours'), sorted(set(seeds))
-    if not len(ran): raise ValueError('no row of ours to describe')
+    if not len(ran):
+        raise ValueError('no row of ours to describe')
     best = ran.loc[ran.ours.idxmax()]
     both = ran.dropna(subset='published')
     inside, words = (both.low <= both.published) & (both.published <= both.high), 'lie inside our interval'
-    if 'verdict' in both: inside, words = both.verdict.isin(['above', 'reached']), 'are reached'
+    if 'verdict' in both:
+        inside, words = both.verdict.isin(['above', 'reached']), 'are reached'
     finding = f'{best.row} has the highest {label}, {best.ours:.3f} [{best.low:.3f}, {best.high:.3f}]'
-    if len(both): finding += f', and {int(inside.sum())} of {len(both)} published values {words}'
+    if len(both):
+        finding += f', and {int(inside.sum())} of {len(both)} published values {words}'
     seed = f'seed {seeds[0]}' if len(seeds) == 1 else f'seeds {", ".join(map(str, seeds))}'
     return f'{finding}. {n_users:,} test users, 95 % bootstrap intervals over users, {seed}, {hardware}.'

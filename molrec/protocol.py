@@ -30,207 +30,327 @@ from .metrics import bootstrap_ci, crossed_test, hr_at_k, paired_test
 from .pages import Markup, literal, markdown_text, template
 from .plots import method_style, rows_axis, save_figure, theme
 from .records import Run, hardware
-from .report import blocks, dataset_names, figure_html, listed, markdown_table, method_of, published_metrics, read_runs, write
+from molrec.report import (
+    blocks,
+    dataset_names,
+    figure_html,
+    listed,
+    markdown_table,
+    method_of,
+    published_metrics,
+    read_runs,
+    write,
+)
 
 # %% ../nbs/34a_protocol.ipynb #29025cda
 def last_out(
-    runs:list[Run],         # as `read_runs` gives them
-    dataset:str='ml-1m',    # name in the catalogue
-) -> list[Run]:             # in the same order
+    runs: list[Run],  # as `read_runs` gives them
+    dataset: str = 'ml-1m',  # name in the catalogue
+) -> list[Run]:  # in the same order
     "The rows that this page is about: one data set, whole, leave-last-one-out."
     of_it = [r for r in runs if (r.config['dataset'], r.config['protocol']) == (dataset, 'leave-last-one-out')]
     return [r for r in of_it if r.config.get('train_fraction', 1) == 1]
 
-def every(runs:list[Run]) -> list[Run]:
+
+def every(runs: list[Run]) -> list[Run]:
     "The runs behind the rows: one per seed, each by itself."
     return [dataclasses.replace(r, repeats=()) for row in runs for r in row.each]
 
-def full_config(config:dict) -> dict:
+
+def full_config(config: dict) -> dict:
     "Settings of a record, with today's default for each that an older record does not name."
     return {f.name: f.default for f in dataclasses.fields(Config)} | config
 
 # %% ../nbs/34a_protocol.ipynb #bb1cb1e9
 def splits_table(
-    runs:list[Run],   # of one data set and protocol
-) -> pd.DataFrame:    # ties, fingerprint, users, runs: a row per split
+    runs: list[Run],  # of one data set and protocol
+) -> pd.DataFrame:  # ties, fingerprint, users, runs: a row per split
     "Every split that runs were tested on."
     lines = []
     for group in blocks(runs):
         c, part = full_config(group[0].config), group[0].record['split']
-        ties = c['tie_order'] + f", tie seed {c['tie_seed']}"*(c['tie_order'] == 'shuffled')
-        lines.append(dict(ties=ties, fingerprint=part['fingerprint'], users=part['n_test_users'], runs=len(every(group))))
+        ties = c['tie_order'] + f', tie seed {c["tie_seed"]}' * (c['tie_order'] == 'shuffled')
+        lines.append(
+            dict(ties=ties, fingerprint=part['fingerprint'], users=part['n_test_users'], runs=len(every(group)))
+        )
     return pd.DataFrame(lines, columns=['ties', 'fingerprint', 'users', 'runs'])
 
 # %% ../nbs/34a_protocol.ipynb #1f4ea358
 def sampled_hits(
-    ranks:np.ndarray,       # full rank of each user's one target, (B,), integers from 1
-    n_candidates:int,       # M: items ranked, the target included
-    k:int,                  # length of the list, >= 1
-    n_sampled:int=100,      # n: negatives, uniform, without replacement; at most M - 1
-) -> np.ndarray:            # probability of a hit, (B,), float64, 0 to 1
+    ranks: np.ndarray,  # full rank of each user's one target, (B,), integers from 1
+    n_candidates: int,  # M: items ranked, the target included
+    k: int,  # length of the list, >= 1
+    n_sampled: int = 100,  # n: negatives, uniform, without replacement; at most M - 1
+) -> np.ndarray:  # probability of a hit, (B,), float64, 0 to 1
     "Chance of each target to be among the first `k` of itself and `n_sampled` others."
-    if k < 1: raise ValueError(f'k must be at least 1, got {k}')
-    if not 1 <= n_sampled < n_candidates: raise ValueError(f'n_sampled: got {n_sampled}, wanted 1 to {n_candidates - 1}, the other candidates')
+    if k < 1:
+        raise ValueError(f'k must be at least 1, got {k}')
+    if not 1 <= n_sampled < n_candidates:
+        raise ValueError(f'n_sampled: got {n_sampled}, wanted 1 to {n_candidates - 1}, the other candidates')
     values, where = np.unique(np.minimum(ranks, n_candidates), return_inverse=True)
-    if values.min(initial=1) < 1: raise DataError(f'ranks start at 1, got {values.min()}')
+    if values.min(initial=1) < 1:
+        raise DataError(f'ranks start at 1, got {values.min()}')
     return hypergeom.cdf(k - 1, n_candidates - 1, values - 1, n_sampled)[where]
 
+
 def sampled_hr(
-    ranks:np.ndarray,       # full rank of each user's one target, (B,), integers from 1
-    n_candidates:int,       # M
-    k:int,                  # length of the list
-    n_sampled:int=100,      # n
-) -> float:                 # 0 to 1
+    ranks: np.ndarray,  # full rank of each user's one target, (B,), integers from 1
+    n_candidates: int,  # M
+    k: int,  # length of the list
+    n_sampled: int = 100,  # n
+) -> float:  # 0 to 1
     "The hit rate that ranking against `n_sampled` random items would report, averaged over all draws."
     return float(sampled_hits(ranks, n_candidates, k, n_sampled).mean())
 
 # %% ../nbs/34a_protocol.ipynb #940561fa
 def unseen(
-    record:dict,   # of a run
-) -> int:          # M
+    record: dict,  # of a run
+) -> int:  # M
     "Items that a test user has not seen, on average: catalogue less training history and validation item."
     part = record['split']
-    return round(part['n_items'] - part['n_interactions_train']/part['n_users'] - 1)
+    return round(part['n_items'] - part['n_interactions_train'] / part['n_users'] - 1)
 
 # %% ../nbs/34a_protocol.ipynb #a43a0db6
 def one_split(
-    runs:list[Run],   # of one data set and protocol
-) -> list[Run]:       # of one split
+    runs: list[Run],  # of one data set and protocol
+) -> list[Run]:  # of one split
     "The split with the most rows; shuffled ties first, if at least two rows were run with them."
+
     def worth(group):
         shuffled = group[0].config['tie_order'] == 'shuffled'
         return shuffled and len(group) > 1, len(group), shuffled
+
     return max(blocks(runs), key=worth, default=[])
 
-def two_ways(run:Run, k:int, n_sampled:int) -> tuple:
+
+def two_ways(run: Run, k: int, n_sampled: int) -> tuple:
     "Hits of each user in full, and their chance against drawn items, both the mean over the row's seeds: (B,), (B,)."
-    return tuple(np.mean([f(r.ranks.best) for r in run.each], axis=0) for f in (lambda x: hr_at_k(x, k), lambda x: sampled_hits(x, unseen(run.record), k, n_sampled)))
+    return tuple(
+        np.mean([f(r.ranks.best) for r in run.each], axis=0)
+        for f in (lambda x: hr_at_k(x, k), lambda x: sampled_hits(x, unseen(run.record), k, n_sampled))
+    )
+
 
 def sampled_table(
-    runs:list[Run],         # of one split
-    k:int=10,               # length of the list
-    n_sampled:int=100,      # negatives
-) -> pd.DataFrame:          # row, method, full, place, behind, sampled, sampled_place, sampled_behind; best in full on top
+    runs: list[Run],  # of one split
+    k: int = 10,  # length of the list
+    n_sampled: int = 100,  # negatives
+) -> pd.DataFrame:  # row, method, full, place, behind, sampled, sampled_place, sampled_behind; best in full on top
     "Full and sampled hit rate of every row."
-    lines = [dict(row=r.label, method=method_of(r.config), full=full.mean(), sampled=drawn.mean()) for r in runs for full, drawn in [two_ways(r, k, n_sampled)]]
-    t = pd.DataFrame(lines, columns=['row', 'method', 'full', 'sampled']).sort_values(['full', 'row'], ascending=[False, True], ignore_index=True)
+    lines = [
+        dict(row=r.label, method=method_of(r.config), full=full.mean(), sampled=drawn.mean())
+        for r in runs
+        for full, drawn in [two_ways(r, k, n_sampled)]
+    ]
+    t = pd.DataFrame(lines, columns=['row', 'method', 'full', 'sampled']).sort_values(
+        ['full', 'row'], ascending=[False, True], ignore_index=True
+    )
     place = lambda x: x.rank(ascending=False, method='min').astype(int)
-    t = t.assign(place=place(t.full), behind=1 - t.full/t.full.max(), sampled_place=place(t.sampled), sampled_behind=1 - t.sampled/t.sampled.max())
+    t = t.assign(
+        place=place(t.full),
+        behind=1 - t.full / t.full.max(),
+        sampled_place=place(t.sampled),
+        sampled_behind=1 - t.sampled / t.sampled.max(),
+    )
     return t[['row', 'method', 'full', 'place', 'behind', 'sampled', 'sampled_place', 'sampled_behind']]
 
 # %% ../nbs/34a_protocol.ipynb #2408ef17
 def turned(
-    runs:list[Run],         # of one split
-    k:int=10,               # length of the list
-    n_sampled:int=100,      # negatives
-) -> pd.DataFrame:          # row_a, row_b, p_full, p_sampled: a leads in full, b leads sampled
+    runs: list[Run],  # of one split
+    k: int = 10,  # length of the list
+    n_sampled: int = 100,  # negatives
+) -> pd.DataFrame:  # row_a, row_b, p_full, p_sampled: a leads in full, b leads sampled
     "Pairs of rows that the two metrics put in opposite order, tested user by user under both."
     values = {r.label: two_ways(r, k, n_sampled) for r in runs}
     gap = lambda a, b, i: values[a][i].mean() - values[b][i].mean()
     pairs = [(a, b) for a, b in itertools.permutations(values, 2) if gap(a, b, 0) > 0 > gap(a, b, 1)]
-    return pd.DataFrame([dict(row_a=a, row_b=b, p_full=paired_test(values[a][0], values[b][0]), p_sampled=paired_test(values[a][1], values[b][1])) for a, b in pairs],
-                        columns=['row_a', 'row_b', 'p_full', 'p_sampled'])
+    return pd.DataFrame(
+        [
+            dict(
+                row_a=a,
+                row_b=b,
+                p_full=paired_test(values[a][0], values[b][0]),
+                p_sampled=paired_test(values[a][1], values[b][1]),
+            )
+            for a, b in pairs
+        ],
+        columns=['row_a', 'row_b', 'p_full', 'p_sampled'],
+    )
 
 # %% ../nbs/34a_protocol.ipynb #8d2aff05
 def sampled_remark(
-    table:pd.DataFrame,     # as `sampled_table` gives it, at least one row
-    flips:pd.DataFrame,     # as `turned` gives it
-    n_sampled:int=100,      # negatives
-) -> str:                   # two to four sentences, plain text
+    table: pd.DataFrame,  # as `sampled_table` gives it, at least one row
+    flips: pd.DataFrame,  # as `turned` gives it
+    n_sampled: int = 100,  # negatives
+) -> str:  # two to four sentences, plain text
     "What the side-by-side shows."
     best, text = table.iloc[0], lambda x: f'{x:.4f}'
     said = f'Against {n_sampled} drawn items instead of the catalogue, {best.row} goes from {text(best.full)} to {text(best.sampled)}.'
-    if len(table) == 1: return said
+    if len(table) == 1:
+        return said
     last = table.iloc[-1]
-    said += f' {last.row}, the last in full, lies {100*last.behind:.0f} % behind the best in full and {100*last.sampled_behind:.0f} % sampled.'
-    if not len(flips): return said + f' The order of the {len(table)} rows is the same.'
-    clear = ((flips.p_full < .05) & (flips.p_sampled < .05)).sum()
-    n = len(table)*(len(table) - 1)//2
-    return said + f' {len(flips)} of {n} pairs of rows change{"s"*(len(flips) == 1)} places; {clear or "none"} of these is told apart by both metrics (p < .05 each).'
+    said += f' {last.row}, the last in full, lies {100 * last.behind:.0f} % behind the best in full and {100 * last.sampled_behind:.0f} % sampled.'
+    if not len(flips):
+        return said + f' The order of the {len(table)} rows is the same.'
+    clear = ((flips.p_full < 0.05) & (flips.p_sampled < 0.05)).sum()
+    n = len(table) * (len(table) - 1) // 2
+    return (
+        said
+        + f' {len(flips)} of {n} pairs of rows change{"s" * (len(flips) == 1)} places; {clear or "none"} of these is told apart by both metrics (p < .05 each).'
+    )
 
 # %% ../nbs/34a_protocol.ipynb #ab2a56af
 no_record = 'No row of {dataset} under leave-last-one-out is recorded yet: `molrec run nbs/configs/ml-1m/sasrec-dot-published.yaml` makes one.'
+
+
 def sampled_markdown(
-    runs:list[Run],   # of one data set and protocol; may be empty
-) -> str:             # a table and what it shows; empty without runs
+    runs: list[Run],  # of one data set and protocol; may be empty
+) -> str:  # a table and what it shows; empty without runs
     "Full beside sampled, as text."
     rows = one_split(runs)
-    if not rows: return ''
+    if not rows:
+        return ''
     t, part = sampled_table(rows), splits_table(rows).iloc[0]
-    percent = lambda x: f'{100*x:.0f} %'
-    text = pd.DataFrame({'row': t.row, 'HR@10 in full': t.full.map('{:.4f}'.format), 'place': t.place, 'behind': t.behind.map(percent),
-                         'HR@10 sampled': t.sampled.map('{:.4f}'.format), 'place sampled': t.sampled_place, 'behind sampled': t.sampled_behind.map(percent)})
+    percent = lambda x: f'{100 * x:.0f} %'
+    text = pd.DataFrame(
+        {
+            'row': t.row,
+            'HR@10 in full': t.full.map('{:.4f}'.format),
+            'place': t.place,
+            'behind': t.behind.map(percent),
+            'HR@10 sampled': t.sampled.map('{:.4f}'.format),
+            'place sampled': t.sampled_place,
+            'behind sampled': t.sampled_behind.map(percent),
+        }
+    )
     foot = f'{part.users:,} test users, ties {part.ties}, split {part.fingerprint[:12]}; expected over all draws, from the full ranks.'
     return f'{markdown_table(text)}\n\n{markdown_text(sampled_remark(t, turned(rows)))} {markdown_text(foot)}'
 
 # %% ../nbs/34a_protocol.ipynb #9c4cccf2
-def epoch_rules(
-    run:Run,
-) -> dict:      # rule: HR@10; those the record knows
+def epoch_rules(run: Run) -> dict:  # rule: HR@10; those the record knows
     "HR@10 on the test item under each rule."
     r = run.record
     others, way = r.get('other_epochs') or {}, r.get('published_way') or {}
-    found = {'validated': r['metrics']['test'], 'last': others.get('last'), 'averaged': others.get('averaged'), 'published way': way.get('metrics')}
+    found = {
+        'validated': r['metrics']['test'],
+        'last': others.get('last'),
+        'averaged': others.get('averaged'),
+        'published way': way.get('metrics'),
+    }
     return {rule: m['hr@10'] for rule, m in found.items() if m}
 
+
 def epoch_table(
-    runs:list[Run],   # of one data set and protocol
-) -> pd.DataFrame:    # row, ties, seed, epochs, then HR@10: validated, last, averaged, published_way (NaN: not recorded); best_epoch, published_epoch; gain, points
+    runs: list[Run],  # of one data set and protocol
+) -> pd.DataFrame:  # row, ties, seed, epochs, then HR@10: validated, last, averaged, published_way (NaN: not recorded); best_epoch, published_epoch; gain, points
     "Every run that was read at several epochs, under every rule; the longest on top."
     lines = []
     for run in (r for r in every(runs) if r.record.get('published_way')):
         c, rules = full_config(run.config), {k.replace(' ', '_'): v for k, v in epoch_rules(run).items()}
-        lines.append(dict(row=c['row'], ties=c['tie_order'] + f", tie seed {c['tie_seed']}"*(c['tie_seed'] > 0), seed=c['seed'], epochs=run.record['epochs'], **rules, best_epoch=run.record['best_epoch'],
-                          published_epoch=run.record['published_way']['epoch'], gain=100*(rules['published_way'] - rules['validated'])))
-    return pd.DataFrame(lines, columns=['row', 'ties', 'seed', 'epochs', 'validated', 'last', 'averaged', 'published_way', 'best_epoch', 'published_epoch', 'gain']).sort_values('epochs', ascending=False, kind='stable', ignore_index=True)
+        lines.append(
+            dict(
+                row=c['row'],
+                ties=c['tie_order'] + f', tie seed {c["tie_seed"]}' * (c['tie_seed'] > 0),
+                seed=c['seed'],
+                epochs=run.record['epochs'],
+                **rules,
+                best_epoch=run.record['best_epoch'],
+                published_epoch=run.record['published_way']['epoch'],
+                gain=100 * (rules['published_way'] - rules['validated']),
+            )
+        )
+    return pd.DataFrame(
+        lines,
+        columns=[
+            'row',
+            'ties',
+            'seed',
+            'epochs',
+            'validated',
+            'last',
+            'averaged',
+            'published_way',
+            'best_epoch',
+            'published_epoch',
+            'gain',
+        ],
+    ).sort_values('epochs', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../nbs/34a_protocol.ipynb #5e07f65d
-def points(x:float) -> str:
+def points(x: float) -> str:
     "Hundredths of a hit rate, with sign."
-    return f'{round(100*x, 2) + 0.:+.2f}'.replace('-', '−')
+    return f'{round(100 * x, 2) + 0.0:+.2f}'.replace('-', '−')
+
 
 def epoch_remark(
-    table:pd.DataFrame,   # as `epoch_table` gives it, at least one row
-) -> str:                 # one to three sentences, plain text
+    table: pd.DataFrame,  # as `epoch_table` gives it, at least one row
+) -> str:  # one to three sentences, plain text
     "What each rule does against the validated epoch."
     long = table[table.epochs >= 50]
     kind, table = (' of 50 epochs or more', long) if 0 < len(long) < len(table) else ('', table)
-    way, runs = table.gain/100, f'{len(table)} runs{kind}' if len(table) > 1 else f'the one run{kind}'
-    said = f'Reading the best epoch on the test item moves {runs} by {points(way.mean())} points of HR@10' + (f' on average, {points(way.min())} to {points(way.max())}.' if len(table) > 1 else '.')
+    way, runs = table.gain / 100, f'{len(table)} runs{kind}' if len(table) > 1 else f'the one run{kind}'
+    said = f'Reading the best epoch on the test item moves {runs} by {points(way.mean())} points of HR@10' + (
+        f' on average, {points(way.min())} to {points(way.max())}.' if len(table) > 1 else '.'
+    )
     known = table.dropna(subset=['last', 'averaged'])
-    if not len(known): return said + ' None of these records knows its last epoch or averaged weights.'
+    if not len(known):
+        return said + ' None of these records knows its last epoch or averaged weights.'
     last, averaged = ((known[rule] - known.validated).mean() for rule in ('last', 'averaged'))
-    return said + f' The last epoch in place of the validated one is worth {points(last)} points and averaged weights {points(averaged)} ({len(known)} of {len(table)} records know them).'
+    return (
+        said
+        + f' The last epoch in place of the validated one is worth {points(last)} points and averaged weights {points(averaged)} ({len(known)} of {len(table)} records know them).'
+    )
 
 # %% ../nbs/34a_protocol.ipynb #85d72274
 def epoch_markdown(
-    runs:list[Run],   # of one data set and protocol; may be empty
-) -> str:             # a table and what it shows; empty without runs
+    runs: list[Run],  # of one data set and protocol; may be empty
+) -> str:  # a table and what it shows; empty without runs
     "Epoch rules, as text."
     t = epoch_table(runs)
-    if not len(t): return ''
+    if not len(t):
+        return ''
     shown = lambda x: '–' if pd.isna(x) else f'{x:.4f}'
-    text = pd.DataFrame({'row': t.row, 'ties': t.ties, 'seed': t.seed, 'epochs': t.epochs, 'validated': t.validated.map(shown), 'last': t['last'].map(shown), 'averaged': t.averaged.map(shown),
-                         'published way': t.published_way.map(shown), 'its gain, points': [points(g/100) for g in t.gain]})
+    text = pd.DataFrame(
+        {
+            'row': t.row,
+            'ties': t.ties,
+            'seed': t.seed,
+            'epochs': t.epochs,
+            'validated': t.validated.map(shown),
+            'last': t['last'].map(shown),
+            'averaged': t.averaged.map(shown),
+            'published way': t.published_way.map(shown),
+            'its gain, points': [points(g / 100) for g in t.gain],
+        }
+    )
     return f'{markdown_table(text)}\n\n{epoch_remark(t)}'
 
 # %% ../nbs/34a_protocol.ipynb #9698e796
 def rule_line(
-    run:Run,        # with `public_rule`
-) -> dict:          # HR@10 and MRR of each step
+    run: Run,  # with `public_rule`
+) -> dict:  # HR@10 and MRR of each step
     "What the public rule does to one run, on the weights that are kept."
     steps, c, items = run.record['public_rule']['steps'], full_config(run.config), run.items
     hr, mrr = ({name: steps[name][metric] for name in ('history', 'fed', 'depth')} for metric in ('hr@10', 'mrr'))
     drawn = [m['hr@10'] for m in steps['catalogue']]
     never = items[items.trained == 0] if items is not None else None
     counts = (math.nan, math.nan) if never is None else (len(never), int(never.shown.sum()))
-    return dict(row=c['row'], ties=c['tie_order'], seed=c['seed'], history=hr['history'], fed=hr['fed'],
-                untrained=float(np.mean(drawn)) if drawn else math.nan, **{f'mrr_{name}': value for name, value in mrr.items()},
-                never_trained=counts[0], in_top_ten=counts[1])
+    return dict(
+        row=c['row'],
+        ties=c['tie_order'],
+        seed=c['seed'],
+        history=hr['history'],
+        fed=hr['fed'],
+        untrained=float(np.mean(drawn)) if drawn else math.nan,
+        **{f'mrr_{name}': value for name, value in mrr.items()},
+        never_trained=counts[0],
+        in_top_ten=counts[1],
+    )
+
 
 def rule_table(
-    runs:list[Run],   # of one data set and protocol
-) -> pd.DataFrame:    # as `rule_line` gives it; those by the public rule on top
+    runs: list[Run],  # of one data set and protocol
+) -> pd.DataFrame:  # as `rule_line` gives it; those by the public rule on top
     "Every run that was ranked by the public rule, step by step."
     lines = [rule_line(r) for r in every(runs) if r.record.get('public_rule')]
     columns = 'row ties seed history fed untrained mrr_history mrr_fed mrr_depth never_trained in_top_ten'.split()
@@ -239,391 +359,620 @@ def rule_table(
 
 # %% ../nbs/34a_protocol.ipynb #5b8558ce
 def rule_remark(
-    table:pd.DataFrame,   # as `rule_table` gives it, at least one row
-) -> str:                 # a few sentences, plain text
+    table: pd.DataFrame,  # as `rule_table` gives it, at least one row
+) -> str:  # a few sentences, plain text
     "What each part of the public rule is worth."
     fed, depth = table.fed - table.history, (table.mrr_depth - table.mrr_fed).abs().max()
-    said = (f'Hiding only what the model was fed moves HR@10 by {points(fed.min())} to {points(fed.max())} points. '
-            f'Counting a rank beyond 2,500 as 2,501 moves MRR by at most {depth:.1g}.')
+    said = (
+        f'Hiding only what the model was fed moves HR@10 by {points(fed.min())} to {points(fed.max())} points. '
+        f'Counting a rank beyond 2,500 as 2,501 moves MRR by at most {depth:.1g}.'
+    )
     known = table.dropna(subset=['untrained', 'never_trained'])
-    if not len(known): return said
+    if not len(known):
+        return said
     left, places = known.untrained - known.fed, int(known.in_top_ten.sum())
     counts = ' or '.join(str(n) for n in sorted({int(x) for x in known.never_trained}))
-    return (f'{said} Unrated films whose rows are as an encoder begins with them would move HR@10 by {points(left.min())} to {points(left.max())} points. '
-            f'But the {counts} films of our catalogue that are trained as theirs are, as negatives alone, stand in {places:,} top tens '
-            f'of all users and {len(known)} runs together' + (': so they are worth nothing, and are left out.' if places == 0 else '.'))
+    return (
+        f'{said} Unrated films whose rows are as an encoder begins with them would move HR@10 by {points(left.min())} to {points(left.max())} points. '
+        f'But the {counts} films of our catalogue that are trained as theirs are, as negatives alone, stand in {places:,} top tens '
+        f'of all users and {len(known)} runs together'
+        + (': so they are worth nothing, and are left out.' if places == 0 else '.')
+    )
+
 
 def rule_markdown(
-    runs:list[Run],   # of one data set and protocol; may be empty
-) -> str:             # a table and what it shows; empty without such runs
+    runs: list[Run],  # of one data set and protocol; may be empty
+) -> str:  # a table and what it shows; empty without such runs
     "The public rule, as text."
     t = rule_table(runs)
-    if not len(t): return ''
+    if not len(t):
+        return ''
     four, whole = lambda x: '–' if pd.isna(x) else f'{x:.4f}', lambda x: '–' if pd.isna(x) else f'{int(x):,}'
-    text = pd.DataFrame({
-        'row': t.row, 'ties': t.ties, 'seed': t.seed, 'HR@10, history hidden': t.history.map(four),
-        'only what was fed': t.fed.map(four), 'with untrained rows': t.untrained.map(four), 'MRR, history hidden': t.mrr_history.map(four),
-        'only what was fed, MRR': t.mrr_fed.map(four), 'to 2,500': t.mrr_depth.map(four),
-        'films that are negatives alone': t.never_trained.map(whole), 'of them in top tens': t.in_top_ten.map(whole)})
+    text = pd.DataFrame(
+        {
+            'row': t.row,
+            'ties': t.ties,
+            'seed': t.seed,
+            'HR@10, history hidden': t.history.map(four),
+            'only what was fed': t.fed.map(four),
+            'with untrained rows': t.untrained.map(four),
+            'MRR, history hidden': t.mrr_history.map(four),
+            'only what was fed, MRR': t.mrr_fed.map(four),
+            'to 2,500': t.mrr_depth.map(four),
+            'films that are negatives alone': t.never_trained.map(whole),
+            'of them in top tens': t.in_top_ten.map(whole),
+        }
+    )
     return f'{markdown_table(text)}\n\n{rule_remark(t)}'
 
 # %% ../nbs/34a_protocol.ipynb #85592700
 def asked_table(
-    runs:list[Run],   # of one data set and protocol
-) -> pd.DataFrame:    # row, ties, seed, trained (when it was asked then), HR@10 of the test by time of asking, what knowing is worth
+    runs: list[Run],  # of one data set and protocol
+) -> (
+    pd.DataFrame
+):  # row, ties, seed, trained (when it was asked then), HR@10 of the test by time of asking, what knowing is worth
     "Every run that was asked at several times."
     lines = []
     for run in every(runs):
-        if not (asked := run.record.get('asked')): continue
+        if not (asked := run.record.get('asked')):
+            continue
         c, hr = full_config(run.config), {ask: parts['test']['hr@10'] for ask, parts in asked.items()}
-        best = max(('usual', 'last'), key=lambda ask: asked[ask]['valid']['hr@10'])     # chosen by validation
+        best = max(('usual', 'last'), key=lambda ask: asked[ask]['valid']['hr@10'])  # chosen by validation
         of = dict(row=c['row'], ties=c['tie_order'], seed=c['seed'], trained=c['ask'])
-        lines.append(of | hr | dict(chosen=best, worth=100*(hr['target'] - hr[best])))
-    table = pd.DataFrame(lines, columns=['row', 'ties', 'seed', 'trained', 'target', 'usual', 'last', 'chosen', 'worth'])
+        lines.append(of | hr | dict(chosen=best, worth=100 * (hr['target'] - hr[best])))
+    table = pd.DataFrame(
+        lines, columns=['row', 'ties', 'seed', 'trained', 'target', 'usual', 'last', 'chosen', 'worth']
+    )
     return table.sort_values(['trained', 'ties', 'target'], kind='stable', ignore_index=True)
 
+
 def asked_markdown(
-    runs:list[Run],   # of one data set and protocol; may be empty
-) -> str:             # a table and what it shows; empty without such runs
+    runs: list[Run],  # of one data set and protocol; may be empty
+) -> str:  # a table and what it shows; empty without such runs
     "What knowing the time is worth, as text."
     t = asked_table(runs)
-    if not len(t): return ''
+    if not len(t):
+        return ''
     four = '{:.4f}'.format
-    text = pd.DataFrame({
-        'row': t.row, 'ties': t.ties, 'seed': t.seed, 'asked in training': t.trained, 'HR@10 asked at the target': t.target.map(four),
-        'a usual gap after the last event': t.usual.map(four), 'at the last event': t['last'].map(four),
-        'knowing is worth, points': t.worth.map(lambda w: points(w/100))})
+    text = pd.DataFrame(
+        {
+            'row': t.row,
+            'ties': t.ties,
+            'seed': t.seed,
+            'asked in training': t.trained,
+            'HR@10 asked at the target': t.target.map(four),
+            'a usual gap after the last event': t.usual.map(four),
+            'at the last event': t['last'].map(four),
+            'knowing is worth, points': t.worth.map(lambda w: points(w / 100)),
+        }
+    )
     known = t[t.trained == 'target']
-    if not len(known): return markdown_table(text)
+    if not len(known):
+        return markdown_table(text)
     spread = ' to '.join(dict.fromkeys(f'{x:.1f}' for x in (known.worth.min(), known.worth.max())))
-    return (f"{markdown_table(text)}\n\nKnowing the test item's time is worth {spread} points of HR@10 to these models, "
-            'against the better of the two honest times by validation: that much of a row marked ᵗ in the tables nobody can serve.')
+    return (
+        f"{markdown_table(text)}\n\nKnowing the test item's time is worth {spread} points of HR@10 to these models, "
+        'against the better of the two honest times by validation: that much of a row marked ᵗ in the tables nobody can serve.'
+    )
 
 # %% ../nbs/34a_protocol.ipynb #87eb40e3
 def settings(
-    config:dict,        # of a run
-    but:tuple=(),       # names left out
-) -> tuple:             # (name, value), sorted; equal for runs that may differ in `but` alone
+    config: dict,  # of a run
+    but: tuple = (),  # names left out
+) -> tuple:  # (name, value), sorted; equal for runs that may differ in `but` alone
     "What decides a run's result."
     c = full_config(config)
-    if c['tie_order'] == 'stable': c['tie_seed'] = 0
+    if c['tie_order'] == 'stable':
+        c['tie_seed'] = 0
     return tuple(sorted((k, v) for k, v in c.items() if k not in ('row', *but)))
 
+
 def alike(
-    run:Run,            # compared with
-    runs:list[Run],     # to choose from
-    *but:str,           # settings that may differ
-) -> list[Run]:         # `run` among them, if it is among `runs`
+    run: Run,  # compared with
+    runs: list[Run],  # to choose from
+    *but: str,  # settings that may differ
+) -> list[Run]:  # `run` among them, if it is among `runs`
     "Runs that differ from this one in nothing else."
     return [r for r in runs if settings(r.config, but) == settings(run.config, but)]
 
 # %% ../nbs/34a_protocol.ipynb #f1bc8a54
 def family(
-    runs:list[Run],   # of one data set and protocol
-) -> list[Run]:       # alike but for seed and ties, the first run in front; empty without runs
+    runs: list[Run],  # of one data set and protocol
+) -> list[Run]:  # alike but for seed and ties, the first run in front; empty without runs
     "The row whose budget is drawn."
     free = ('seed', 'tie_order', 'tie_seed')
     runs = every(runs)
     groups = {settings(r.config, free): alike(r, runs, *free) for r in runs}.values()
+
     def worth(group):
         c = full_config(group[0].config)
         plain = (c['encoder'], c['similarity']) == ('sasrec', 'dot')
         return plain and c['epochs'] == 101, len(group), plain
-    def first(r): return r.config['tie_order'] != 'shuffled', full_config(r.config)['tie_seed'], r.record['seed'], r.record['id']
+
+    def first(r):
+        return r.config['tie_order'] != 'shuffled', full_config(r.config)['tie_seed'], r.record['seed'], r.record['id']
+
     return sorted(max(groups, key=worth, default=[]), key=first)
 
 # %% ../nbs/34a_protocol.ipynb #041fb3d8
 budget_sources = {  # label, and what to do where it is missing
-    'bootstrap over users':            ('users drawn again', 'run the row'),
-    'same seed twice':                 ('same seed twice', '`make report SCALE=paper` runs it a second time'),
-    'several seeds':                   ('several seeds', 'run the row with other values of seed'),
-    'tie order drawn again':           ('tie order drawn again', 'run the row with other values of tie_seed, as `make report SCALE=paper` does'),
-    'tie order: stable or shuffled':   ('stable or shuffled ties', 'run the row under the other tie_order'),
-    'epoch rule':                      ('epoch rule', 'run the row again: its record does not know other epochs')}
-chance_sources = ('same seed twice', 'several seeds', 'tie order drawn again')  # draws, with a standard deviation; the other sources are choices
+    'bootstrap over users': ('users drawn again', 'run the row'),
+    'same seed twice': ('same seed twice', '`make report SCALE=paper` runs it a second time'),
+    'several seeds': ('several seeds', 'run the row with other values of seed'),
+    'tie order drawn again': (
+        'tie order drawn again',
+        'run the row with other values of tie_seed, as `make report SCALE=paper` does',
+    ),
+    'tie order: stable or shuffled': ('stable or shuffled ties', 'run the row under the other tie_order'),
+    'epoch rule': ('epoch rule', 'run the row again: its record does not know other epochs'),
+}
+chance_sources = (
+    'same seed twice',
+    'several seeds',
+    'tie order drawn again',
+)  # draws, with a standard deviation; the other sources are choices
+
 
 def budget_line(
-    source:str,         # a key of `budget_sources`
-    values:dict,        # name: HR@10 of each run or reading
-    remark:str='',      # added to the detail
-) -> dict:              # a line of the budget
+    source: str,  # a key of `budget_sources`
+    values: dict,  # name: HR@10 of each run or reading
+    remark: str = '',  # added to the detail
+) -> dict:  # a line of the budget
     "The range of some values."
     v = np.array(list(values.values()))
-    detail = ', '.join(f'{name} {x:.4f}' for name, x in values.items()) + f'; {remark}'*bool(remark)
-    return dict(source=source, label=budget_sources[source][0], low=v.min(), high=v.max(), centre=v.mean(), n=len(v), spread=100*(v.max() - v.min()),
-                sd=100*v.std(ddof=1) if source in chance_sources else math.nan, values=tuple(v), names=tuple(values), detail=detail)
+    detail = ', '.join(f'{name} {x:.4f}' for name, x in values.items()) + f'; {remark}' * bool(remark)
+    return dict(
+        source=source,
+        label=budget_sources[source][0],
+        low=v.min(),
+        high=v.max(),
+        centre=v.mean(),
+        n=len(v),
+        spread=100 * (v.max() - v.min()),
+        sd=100 * v.std(ddof=1) if source in chance_sources else math.nan,
+        values=tuple(v),
+        names=tuple(values),
+        detail=detail,
+    )
 
 # %% ../nbs/34a_protocol.ipynb #919a3c71
-def users_line(
-    run:Run,
-) -> dict:      # a line of the budget
+def users_line(run: Run) -> dict:  # a line of the budget
     "The 95 % interval over users."
     hits = hr_at_k(run.ranks, 10)
     low, high = bootstrap_ci(hits)
     name = 'bootstrap over users'
-    return budget_line(name, {'ours': hits.mean()}) | dict(low=low, high=high, n=len(hits), spread=100*(high - low), sd=100*hits.std()/math.sqrt(len(hits)), detail=f'{hits.mean():.4f} [{low:.4f}, {high:.4f}]')
+    return budget_line(name, {'ours': hits.mean()}) | dict(
+        low=low,
+        high=high,
+        n=len(hits),
+        spread=100 * (high - low),
+        sd=100 * hits.std() / math.sqrt(len(hits)),
+        detail=f'{hits.mean():.4f} [{low:.4f}, {high:.4f}]',
+    )
 
 # %% ../nbs/34a_protocol.ipynb #360491cb
 def same_twice(
-    first:Run,          # whose second run is wanted
-    again:list[Run],    # second runs
-) -> dict|None:         # a line of the budget; `None`: there is no second run
+    first: Run,  # whose second run is wanted
+    again: list[Run],  # second runs
+) -> dict | None:  # a line of the budget; `None`: there is no second run
     "The same configuration, trained twice."
-    second = next((r for r in every(again) if settings(r.config) == settings(first.config) and r.record['split']['fingerprint'] == first.record['split']['fingerprint']), None)
-    if second is None: return None
+    second = next(
+        (
+            r
+            for r in every(again)
+            if settings(r.config) == settings(first.config)
+            and r.record['split']['fingerprint'] == first.record['split']['fingerprint']
+        ),
+        None,
+    )
+    if second is None:
+        return None
     threads = [r.record['environment'].get('threads') for r in (first, second)]
-    names = ['first run', 'second run'] if threads[0] == threads[1] else [f'{t} thread' + 's'*(t != 1) for t in threads]
+    names = (
+        ['first run', 'second run'] if threads[0] == threads[1] else [f'{t} thread' + 's' * (t != 1) for t in threads]
+    )
     moved = np.count_nonzero(first.ranks.ranks != second.ranks.ranks)
     remark = f'the rank differs for {moved:,} of {len(first.ranks):,} users' if moved else 'all ranks are the same'
-    return budget_line('same seed twice', {name: r.record['metrics']['test']['hr@10'] for name, r in zip(names, (first, second))}, remark)
+    return budget_line(
+        'same seed twice',
+        {name: r.record['metrics']['test']['hr@10'] for name, r in zip(names, (first, second))},
+        remark,
+    )
 
-def named_line(source:str, runs:list[Run], name) -> dict|None:
+
+def named_line(source: str, runs: list[Run], name) -> dict | None:
     "A line of runs that `name` tells apart; `None` if there are fewer than two."
     return budget_line(source, {name(r): r.record['metrics']['test']['hr@10'] for r in runs}) if len(runs) > 1 else None
 
 # %% ../nbs/34a_protocol.ipynb #c9c0197a
 def variance_budget(
-    runs:list[Run],        # of one data set and protocol
-    again:list[Run]=(),    # second runs of configurations among them
-) -> pd.DataFrame:         # source, label, low, high, centre, n, spread and sd in points of HR@10 (NaN: a choice), values, names, detail; widest on top
+    runs: list[Run],  # of one data set and protocol
+    again: list[Run] = (),  # second runs of configurations among them
+) -> pd.DataFrame:  # source, label, low, high, centre, n, spread and sd in points of HR@10 (NaN: a choice), values, names, detail; widest on top
     "What each source does to HR@10 of one row."
     rows = family(runs)
-    if not rows: return pd.DataFrame(columns=list(budget_line('epoch rule', {'': 0.})))
+    if not rows:
+        return pd.DataFrame(columns=list(budget_line('epoch rule', {'': 0.0})))
     first, cut = rows[0], lambda r: r.record['split']['fingerprint'][:8]
-    ties = [r for r in alike(first, rows, 'tie_order', 'tie_seed') if r is first or r.config['tie_order'] != first.config['tie_order']][:2]
+    ties = [
+        r
+        for r in alike(first, rows, 'tie_order', 'tie_seed')
+        if r is first or r.config['tie_order'] != first.config['tie_order']
+    ][:2]
     rules, twice = epoch_rules(first), next(filter(None, (same_twice(r, again) for r in rows)), None)
-    lines = [users_line(first), twice,
-             named_line('several seeds', alike(first, rows, 'seed'), lambda r: f"seed {r.record['seed']}"),
-             named_line('tie order drawn again', alike(first, rows, 'tie_seed'), lambda r: f"tie seed {full_config(r.config)['tie_seed']} ({cut(r)})"),
-             named_line('tie order: stable or shuffled', ties, lambda r: f"{r.config['tie_order']} ({cut(r)})"),
-             budget_line('epoch rule', rules) if len(rules) > 1 else None]
-    return pd.DataFrame([x for x in lines if x]).sort_values('spread', ascending=False, kind='stable', ignore_index=True)
+    lines = [
+        users_line(first),
+        twice,
+        named_line('several seeds', alike(first, rows, 'seed'), lambda r: f'seed {r.record["seed"]}'),
+        named_line(
+            'tie order drawn again',
+            alike(first, rows, 'tie_seed'),
+            lambda r: f'tie seed {full_config(r.config)["tie_seed"]} ({cut(r)})',
+        ),
+        named_line('tie order: stable or shuffled', ties, lambda r: f'{r.config["tie_order"]} ({cut(r)})'),
+        budget_line('epoch rule', rules) if len(rules) > 1 else None,
+    ]
+    return pd.DataFrame([x for x in lines if x]).sort_values(
+        'spread', ascending=False, kind='stable', ignore_index=True
+    )
+
 
 def missing_sources(
-    budget:pd.DataFrame,   # as `variance_budget` gives it
-) -> str:                  # a sentence, plain text; empty if nothing is missing
+    budget: pd.DataFrame,  # as `variance_budget` gives it
+) -> str:  # a sentence, plain text; empty if nothing is missing
     "The sources that the records say nothing about, and how to change that."
-    missing = [f'{label} ({how})' for source, (label, how) in budget_sources.items() if source not in set(budget.source)]
+    missing = [
+        f'{label} ({how})' for source, (label, how) in budget_sources.items() if source not in set(budget.source)
+    ]
     return f'Not measured for want of records: {listed(missing)}.' if missing else ''
 
 # %% ../nbs/34a_protocol.ipynb #29c8ec86
 def paired_runs(
-    runs:list[Run],        # of one row; those of one split are paired
-) -> pd.DataFrame:         # a, b, difference (b - a), low, high, p, changed (share of users hit by one alone)
+    runs: list[Run],  # of one row; those of one split are paired
+) -> pd.DataFrame:  # a, b, difference (b - a), low, high, p, changed (share of users hit by one alone)
     "HR@10 of two runs of one row, user by user."
     lines = []
     for a, b in (pair for group in blocks(runs) for pair in itertools.combinations(group, 2)):
         x, y = (hr_at_k(r.ranks, 10) for r in (a, b))
-        if not np.array_equal(a.ranks.users, b.ranks.users): raise DataError(f"{a.record['id']} and {b.record['id']} were tested on different users")
+        if not np.array_equal(a.ranks.users, b.ranks.users):
+            raise DataError(f'{a.record["id"]} and {b.record["id"]} were tested on different users')
         low, high = bootstrap_ci(y - x)
-        lines.append(dict(a=f"seed {a.record['seed']}", b=f"seed {b.record['seed']}", difference=(y - x).mean(), low=low, high=high, p=paired_test(y, x), changed=(x != y).mean()))
+        lines.append(
+            dict(
+                a=f'seed {a.record["seed"]}',
+                b=f'seed {b.record["seed"]}',
+                difference=(y - x).mean(),
+                low=low,
+                high=high,
+                p=paired_test(y, x),
+                changed=(x != y).mean(),
+            )
+        )
     return pd.DataFrame(lines, columns=['a', 'b', 'difference', 'low', 'high', 'p', 'changed'])
 
 # %% ../nbs/34a_protocol.ipynb #a1ace099
-def budget_names(budget:pd.DataFrame) -> list:
+def budget_names(budget: pd.DataFrame) -> list:
     "Label of each source, with how many runs or readings it rests on."
     what = {'bootstrap over users': '{:,} users', 'epoch rule': '{} readings'}
-    return [f"{r.label}, {what.get(r.source, '{} runs').format(r.n)}" for r in budget.itertuples()]
+    return [f'{r.label}, {what.get(r.source, "{} runs").format(r.n)}' for r in budget.itertuples()]
 
-def budget_legend(fig:Figure, style:dict, hollow:bool) -> None:
+
+def budget_legend(fig: Figure, style: dict, hollow: bool) -> None:
     "Key above the drawing."
-    marks = [Line2D([], [], **style, ms=6, mew=0, lw=1.8, label='ours: runs and their range; of users the 95 % interval')]
-    if hollow: marks.append(Line2D([], [], **style, ms=6, mfc='white', mew=1.1, lw=.9, ls=(0, (4, 4)), label='published'))
-    fig.legend(handles=marks, loc='outside upper right', ncols=2, frameon=False, borderpad=0, handlelength=2.6, handletextpad=.5, columnspacing=1.5)
+    marks = [
+        Line2D([], [], **style, ms=6, mew=0, lw=1.8, label='ours: runs and their range; of users the 95 % interval')
+    ]
+    if hollow:
+        marks.append(Line2D([], [], **style, ms=6, mfc='white', mew=1.1, lw=0.9, ls=(0, (4, 4)), label='published'))
+    fig.legend(
+        handles=marks,
+        loc='outside upper right',
+        ncols=2,
+        frameon=False,
+        borderpad=0,
+        handlelength=2.6,
+        handletextpad=0.5,
+        columnspacing=1.5,
+    )
 
 # %% ../nbs/34a_protocol.ipynb #06082d07
-def short_name(name): return name.split(' (')[0]
+def short_name(name):
+    return name.split(' (')[0]
+
 
 def inner_names(
-    line,       # of the budget: values, names
-) -> list:      # of (value, text); values that lie together share a text
+    line,  # of the budget: values, names
+) -> list:  # of (value, text); values that lie together share a text
     "What stands above the points between the lowest and the highest."
     order = np.argsort(line.values, kind='stable')[1:-1]
-    groups = np.split(order, np.flatnonzero(np.diff(np.array(line.values)[order]) > .0008) + 1)
-    return [(float(np.mean([line.values[i] for i in g])), ', '.join(short_name(line.names[i]) for i in g)) for g in groups if len(g)]
+    groups = np.split(order, np.flatnonzero(np.diff(np.array(line.values)[order]) > 0.0008) + 1)
+    return [
+        (float(np.mean([line.values[i] for i in g])), ', '.join(short_name(line.names[i]) for i in g))
+        for g in groups
+        if len(g)
+    ]
+
 
 def budget_figure(
-    budget:pd.DataFrame,       # as `variance_budget` gives it, at least one line
-    published:float=math.nan,  # HR@10; NaN: none
-    method:str='dot',          # whose look
-    width:float=7.2,           # inches
+    budget: pd.DataFrame,  # as `variance_budget` gives it, at least one line
+    published: float = math.nan,  # HR@10; NaN: none
+    method: str = 'dot',  # whose look
+    width: float = 7.2,  # inches
 ) -> Figure:
     "Range of HR@10 by source."
     style, named = method_style(method), ('tie order: stable or shuffled', 'epoch rule')
     with rc_context(theme):
-        fig = Figure(figsize=(width, .38*(len(budget) + 1) + .95), layout='constrained')
+        fig = Figure(figsize=(width, 0.38 * (len(budget) + 1) + 0.95), layout='constrained')
         ax = fig.subplots()
         for y, r in enumerate(budget.itertuples()):
-            ax.plot([r.low, r.high], [y, y], color=style['color'], lw=1.8, alpha=.6, solid_capstyle='round')
-            ax.plot(r.values, [y]*len(r.values), **style, ms=6, ls='', alpha=.85, mew=0)
+            ax.plot([r.low, r.high], [y, y], color=style['color'], lw=1.8, alpha=0.6, solid_capstyle='round')
+            ax.plot(r.values, [y] * len(r.values), **style, ms=6, ls='', alpha=0.85, mew=0)
             for i, side in ((np.argmin(r.values), -1), (np.argmax(r.values), 1)):
-                if r.source in named and r.high > r.low: ax.annotate(literal(short_name(r.names[i])), (r.values[i], y), xytext=(8*side, 0), textcoords='offset points', va='center', ha='right' if side < 0 else 'left', fontsize=7.5, color='#444444')
-            for value, text in inner_names(r) if r.source in named else (): ax.annotate(literal(text), (value, y), xytext=(0, 6), textcoords='offset points', va='bottom', ha='right', fontsize=7.5, color='#444444')
+                if r.source in named and r.high > r.low:
+                    ax.annotate(
+                        literal(short_name(r.names[i])),
+                        (r.values[i], y),
+                        xytext=(8 * side, 0),
+                        textcoords='offset points',
+                        va='center',
+                        ha='right' if side < 0 else 'left',
+                        fontsize=7.5,
+                        color='#444444',
+                    )
+            for value, text in inner_names(r) if r.source in named else ():
+                ax.annotate(
+                    literal(text),
+                    (value, y),
+                    xytext=(0, 6),
+                    textcoords='offset points',
+                    va='bottom',
+                    ha='right',
+                    fontsize=7.5,
+                    color='#444444',
+                )
         if published == published:
-            ax.axvline(published, color=style['color'], lw=.9, ls=(0, (4, 4)), alpha=.7)
+            ax.axvline(published, color=style['color'], lw=0.9, ls=(0, (4, 4)), alpha=0.7)
             ax.plot(published, len(budget), **style, ms=6, mfc='white', mew=1.1, ls='')
-        rows_axis(ax, [*budget_names(budget), *['published']*(published == published)], 'HR@10')
-        ax.margins(x=.25)
+        rows_axis(ax, [*budget_names(budget), *['published'] * (published == published)], 'HR@10')
+        ax.margins(x=0.25)
         budget_legend(fig, style, published == published)
     return fig
 
 # %% ../nbs/34a_protocol.ipynb #b1b15442
 def budget_caption(
-    budget:pd.DataFrame,   # as `variance_budget` gives it, at least one line
-    runs:list[Run],        # as `family` gives it
-    published:float=math.nan,  # HR@10; NaN: none
-) -> str:                  # a few sentences, plain text
+    budget: pd.DataFrame,  # as `variance_budget` gives it, at least one line
+    runs: list[Run],  # as `family` gives it
+    published: float = math.nan,  # HR@10; NaN: none
+) -> str:  # a few sentences, plain text
     "What the figure shows, and on what."
     first, top, c = runs[0], budget.iloc[0], full_config(runs[0].config)
-    said = f'{top.label[0].upper() + top.label[1:]}: the widest of {len(budget)} sources, HR@10 {top.low:.4f} to {top.high:.4f}, {top.spread:.2f} points.' if len(budget) > 1 else f'Only {top.label} is known: HR@10 {top.low:.4f} to {top.high:.4f}.'
+    said = (
+        f'{top.label[0].upper() + top.label[1:]}: the widest of {len(budget)} sources, HR@10 {top.low:.4f} to {top.high:.4f}, {top.spread:.2f} points.'
+        if len(budget) > 1
+        else f'Only {top.label} is known: HR@10 {top.low:.4f} to {top.high:.4f}.'
+    )
     rest = [f'{r.label} {r.spread:.2f}' for r in budget.iloc[1:].itertuples()]
-    if rest: said += f' Then, in points, {listed(rest).replace(";", ",")}.'
+    if rest:
+        said += f' Then, in points, {listed(rest).replace(";", ",")}.'
     sd = budget.set_index('source').sd
     if 'several seeds' in sd:
         users, seeds = sd['bootstrap over users'], sd['several seeds']
         said += f' Users and seeds together have a standard deviation of {math.hypot(users, seeds):.2f} points, {users:.2f} and {seeds:.2f}.'
     seeds = sorted({r.record['seed'] for r in runs})
-    if published == published: said += f' Dashed: the published {published:.4f}, after 101 epochs, read at the epoch that was best on the test item.'
-    return said + (f" {c['row']}, {c['epochs']} epochs, {len(first.ranks):,} test users (drawn again by the bootstrap, 95 % interval), {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}, "
-                   f"{'; '.join(sorted(set(map(hardware, runs))))}.")
+    if published == published:
+        said += f' Dashed: the published {published:.4f}, after 101 epochs, read at the epoch that was best on the test item.'
+    return said + (
+        f' {c["row"]}, {c["epochs"]} epochs, {len(first.ranks):,} test users (drawn again by the bootstrap, 95 % interval), {"seeds" if len(seeds) > 1 else "seed"} {", ".join(map(str, seeds))}, '
+        f'{"; ".join(sorted(set(map(hardware, runs))))}.'
+    )
 
 # %% ../nbs/34a_protocol.ipynb #f509080f
 how_wide = 'A range of few runs is not an interval: a 95 % interval spans 3.9 standard deviations, the range of two runs 1.1 on average, of three 1.7. Compare standard deviations.'
-def published_hr(
-    run:Run,
-) -> float:     # NaN: none
+
+
+def published_hr(run: Run) -> float:  # NaN: none
     "Published HR@10 of a run's row; read on the test item."
     return published_metrics(full_config(run.config)).get('hr@10', math.nan)
 
+
 def budget_markdown(
-    runs:list[Run],        # of one data set and protocol; may be empty
-    again:list[Run]=(),    # second runs
-) -> str:                  # table, caption and what is missing; empty without runs
+    runs: list[Run],  # of one data set and protocol; may be empty
+    again: list[Run] = (),  # second runs
+) -> str:  # table, caption and what is missing; empty without runs
     "The budget, as text."
     b, rows = variance_budget(runs, again), family(runs)
-    if not len(b): return ''
-    text = pd.DataFrame({'source': budget_names(b), 'HR@10': [f'{r.low:.4f} to {r.high:.4f}' for r in b.itertuples()], 'range, points': b.spread.map('{:.2f}'.format),
-                         'standard deviation, points': ['–' if pd.isna(s) else f'{s:.2f}' for s in b.sd]})
+    if not len(b):
+        return ''
+    text = pd.DataFrame(
+        {
+            'source': budget_names(b),
+            'HR@10': [f'{r.low:.4f} to {r.high:.4f}' for r in b.itertuples()],
+            'range, points': b.spread.map('{:.2f}'.format),
+            'standard deviation, points': ['–' if pd.isna(s) else f'{s:.2f}' for s in b.sd],
+        }
+    )
     details = '\n'.join(f'- {markdown_text(r.label + ": " + r.detail)}.' for r in b.itertuples())
-    return '\n\n'.join(filter(None, [markdown_table(text), markdown_text(budget_caption(b, rows, published_hr(rows[0]))), how_wide, details, missing_sources(b)]))
+    return '\n\n'.join(
+        filter(
+            None,
+            [
+                markdown_table(text),
+                markdown_text(budget_caption(b, rows, published_hr(rows[0]))),
+                how_wide,
+                details,
+                missing_sources(b),
+            ],
+        )
+    )
 
 # %% ../nbs/34a_protocol.ipynb #5d1ebd0a
-details = {     # setting: what it is, and its value in the public configurations
+details = {  # setting: what it is, and its value in the public configurations
     'final_norm': ("LayerNorm on SASRec's output", False),
     'position_init': ("start of SASRec's positions", 'truncated-normal'),
     'glu_init': ("start of MoL's GLU", 'xavier'),
-    'gate_item_dropout': ('second dropout, before gate b', False)}
+    'gate_item_dropout': ('second dropout, before gate b', False),
+}
+
 
 def changed_details(
-    config:dict,        # of a run
-) -> tuple[str, ...]:   # settings
+    config: dict,  # of a run
+) -> tuple[str, ...]:  # settings
     "The details that are as in the public configurations."
     c = full_config(config)
     return tuple(name for name, (_, public) in details.items() if c[name] == public)
 
+
 def detail_pairs(
-    runs:list[Run],     # rows of one data set and protocol
-) -> list[tuple]:       # (settings that differ, the row with ours, the row with theirs)
+    runs: list[Run],  # rows of one data set and protocol
+) -> list[tuple]:  # (settings that differ, the row with ours, the row with theirs)
     "Rows that are alike but for details."
-    def same(a, b): return settings(a.config, (*details, 'seed')) == settings(b.config, (*details, 'seed'))
+
+    def same(a, b):
+        return settings(a.config, (*details, 'seed')) == settings(b.config, (*details, 'seed'))
+
     ours = [r for r in runs if not changed_details(r.config)]
     pairs = [(changed_details(b.config), a, b) for a, b in itertools.product(ours, runs) if same(a, b)]
     return [(names, a, b) for names, a, b in pairs if names]
 
 # %% ../nbs/34a_protocol.ipynb #a0651fbf
 def detail_line(
-    names:tuple,        # settings that differ
-    ours:Run|None=None,     # the row with ours; None: not run
-    theirs:Run|None=None,   # the row with theirs
-) -> dict:              # detail, settings, row, ours, public, difference (public - ours), half, p, seeds; NaN: not known
+    names: tuple,  # settings that differ
+    ours: Run | None = None,  # the row with ours; None: not run
+    theirs: Run | None = None,  # the row with theirs
+) -> dict:  # detail, settings, row, ours, public, difference (public - ours), half, p, seeds; NaN: not known
     "What a detail does to HR@10."
     line = dict(detail=' and '.join(details[n][0] for n in names), settings=', '.join(names), row='', seeds='')
-    if ours is None: return line | dict.fromkeys(('ours', 'public', 'difference', 'half', 'p'), math.nan)
+    if ours is None:
+        return line | dict.fromkeys(('ours', 'public', 'difference', 'half', 'p'), math.nan)
     a, b = (np.stack([hr_at_k(r.ranks, 10) for r in row.each]) for row in (ours, theirs))
     difference, half, p = crossed_test(b, a)
-    if min(len(a), len(b)) < 2: half = p = math.nan
+    if min(len(a), len(b)) < 2:
+        half = p = math.nan
     found = dict(ours=a.mean(), public=b.mean(), difference=difference, half=half, p=p)
     return line | found | dict(row=full_config(ours.config)['row'], seeds=f'{len(a)} and {len(b)}')
 
+
 def detail_table(
-    runs:list[Run],     # rows of one data set and protocol
-) -> pd.DataFrame:      # as `detail_line` gives it: each detail, then several at once
+    runs: list[Run],  # rows of one data set and protocol
+) -> pd.DataFrame:  # as `detail_line` gives it: each detail, then several at once
     "What is known of every detail."
     found = sorted(detail_pairs(runs), key=lambda pair: (len(pair[0]), list(details).index(pair[0][0])))
     missing = [detail_line((name,)) for name in details if not any(names == (name,) for names, *_ in found)]
     return pd.DataFrame([detail_line(*pair) for pair in found] + missing)
 
+
 def detail_markdown(
-    runs:list[Run],     # rows of one data set and protocol; may be empty
-) -> str:               # a table; empty without runs
+    runs: list[Run],  # rows of one data set and protocol; may be empty
+) -> str:  # a table; empty without runs
     "What each detail is worth, as text."
-    if not runs: return ''
+    if not runs:
+        return ''
     t, four = detail_table(runs), lambda x: '–' if pd.isna(x) else f'{x:.4f}'
+
     def worth(r):
-        if pd.isna(r.difference): return 'not measured yet'
-        return points(r.difference) + ('' if pd.isna(r.half) else f' ± {100*r.half:.2f}')
-    text = pd.DataFrame({
-        'detail': t.detail, 'row': t.row.replace('', '–'), 'HR@10, ours': t.ours.map(four), 'as in the public code': t.public.map(four),
-        'worth, points': [worth(r) for r in t.itertuples()], 'p': ['–' if pd.isna(p) else f'{p:.2g}' for p in t.p],
-        'seeds': t.seeds.replace('', '–')})
+        if pd.isna(r.difference):
+            return 'not measured yet'
+        return points(r.difference) + ('' if pd.isna(r.half) else f' ± {100 * r.half:.2f}')
+
+    text = pd.DataFrame(
+        {
+            'detail': t.detail,
+            'row': t.row.replace('', '–'),
+            'HR@10, ours': t.ours.map(four),
+            'as in the public code': t.public.map(four),
+            'worth, points': [worth(r) for r in t.itertuples()],
+            'p': ['–' if pd.isna(p) else f'{p:.2g}' for p in t.p],
+            'seeds': t.seeds.replace('', '–'),
+        }
+    )
     said = 'HR@10 on the test item at the validated epoch; ± is half of a 95 % interval over users and seeds.'
     return f'{markdown_table(text)}\n\n{said}'
 
 # %% ../nbs/34a_protocol.ipynb #f5d6a0f4
 def protocol_markdown(
-    runs:list[Run],    # of one data set and protocol; may be empty
-    again:list[Run],   # second runs
-    name:str,          # of the data set, for readers
-) -> str:              # ends with a line break
+    runs: list[Run],  # of one data set and protocol; may be empty
+    again: list[Run],  # second runs
+    name: str,  # of the data set, for readers
+) -> str:  # ends with a line break
     "The page as text, for GitHub."
     name = markdown_text(name)
-    if not runs: return no_record.format(dataset=name) + '\n'
-    splits = splits_table(runs).assign(fingerprint=lambda t: t.fingerprint.str[:12], users=lambda t: t.users.map('{:,}'.format))
-    parts = {'what each choice does to HR@10': budget_markdown(runs, again), 'which epoch is read, HR@10': epoch_markdown(runs),
-             'how the public code ranks': rule_markdown(runs), 'when it is asked': asked_markdown(runs),
-             'details of the models, as in the public code': detail_markdown(runs),
-             'ranked against all items and against 100 drawn ones': sampled_markdown(runs), 'splits': markdown_table(splits)}
-    return '\n\n'.join(f'**{name}, leave-last-one-out: {title}**\n\n{text}' for title, text in parts.items() if text) + '\n'
+    if not runs:
+        return no_record.format(dataset=name) + '\n'
+    splits = splits_table(runs).assign(
+        fingerprint=lambda t: t.fingerprint.str[:12], users=lambda t: t.users.map('{:,}'.format)
+    )
+    parts = {
+        'what each choice does to HR@10': budget_markdown(runs, again),
+        'which epoch is read, HR@10': epoch_markdown(runs),
+        'how the public code ranks': rule_markdown(runs),
+        'when it is asked': asked_markdown(runs),
+        'details of the models, as in the public code': detail_markdown(runs),
+        'ranked against all items and against 100 drawn ones': sampled_markdown(runs),
+        'splits': markdown_table(splits),
+    }
+    return (
+        '\n\n'.join(f'**{name}, leave-last-one-out: {title}**\n\n{text}' for title, text in parts.items() if text)
+        + '\n'
+    )
 
 # %% ../nbs/34a_protocol.ipynb #7f8ab7f5
-def csv(table:pd.DataFrame) -> str:
+def csv(table: pd.DataFrame) -> str:
     "As it is kept: six digits, lists spelled out with spaces."
-    spelled = table.assign(**{c: [' '.join(f'{x:.6g}' if isinstance(x, float) else x.replace(' ', '-') for x in v) for v in table[c]] for c in ('values', 'names') if c in table})
+    spelled = table.assign(
+        **{
+            c: [' '.join(f'{x:.6g}' if isinstance(x, float) else x.replace(' ', '-') for x in v) for v in table[c]]
+            for c in ('values', 'names')
+            if c in table
+        }
+    )
     return spelled.to_csv(index=False, float_format='%.6g', lineterminator='\n')
 
+
 def build_protocol(
-    runs_dir:str|Path,           # folder of run folders
-    out_dir:str|Path,            # gets tables/ and figures/
-    scale:str='quick',           # whose runs
-    dataset:str='ml-1m',         # which data set's
-    again_dir:str|Path|None=None,# folder of second runs; `None`: again, beside `runs_dir`
-    rows:set|None=None,          # `config_hash` of every row to be reported; `None`: every run is a row
-) -> dict:                       # name: Path of each file written
+    runs_dir: str | Path,  # folder of run folders
+    out_dir: str | Path,  # gets tables/ and figures/
+    scale: str = 'quick',  # whose runs
+    dataset: str = 'ml-1m',  # which data set's
+    again_dir: str | Path | None = None,  # folder of second runs; `None`: again, beside `runs_dir`
+    rows: set | None = None,  # `config_hash` of every row to be reported; `None`: every run is a row
+) -> dict:  # name: Path of each file written
     "Tables, figure and text of this page."
-    runs, again = (last_out(read_runs(d, scale, rows), dataset) for d in (runs_dir, again_dir or Path(runs_dir).parent/'again'))
+    runs, again = (
+        last_out(read_runs(d, scale, rows), dataset) for d in (runs_dir, again_dir or Path(runs_dir).parent / 'again')
+    )
     out, name, files = Path(out_dir), dataset_names.get(dataset, dataset), {}
     if runs:
         rows, b = family(runs), variance_budget(runs, again)
-        tables = dict(protocol=epoch_table(runs), sampled=sampled_table(one_split(runs)), **{'public-rule': rule_table(runs)}, asked=asked_table(runs), details=detail_table(runs))
-        files |= {k: write(out/'tables'/f'{k}.csv', csv(t)) for k, t in tables.items()}
-        drawn = save_figure(budget_figure(b, published_hr(rows[0]), method_of(rows[0].config)), out/'figures'/'variance', b)
+        tables = dict(
+            protocol=epoch_table(runs),
+            sampled=sampled_table(one_split(runs)),
+            **{'public-rule': rule_table(runs)},
+            asked=asked_table(runs),
+            details=detail_table(runs),
+        )
+        files |= {k: write(out / 'tables' / f'{k}.csv', csv(t)) for k, t in tables.items()}
+        drawn = save_figure(
+            budget_figure(b, published_hr(rows[0]), method_of(rows[0].config)), out / 'figures' / 'variance', b
+        )
         files |= {f'variance {f.suffix[1:]}': f for f in drawn}
         write(drawn[2], csv(b))
-    return files | dict(markdown=write(out/'tables'/'protocol.md', protocol_markdown(runs, again, name)))
+    return files | dict(markdown=write(out / 'tables' / 'protocol.md', protocol_markdown(runs, again, name)))
 
 # %% ../nbs/34a_protocol.ipynb #38a87b22
 protocol_section = template('<h2>What each choice of protocol does</h2>{{ figure }}{{ text }}')
 
+
 def html_of(
-    markdown:str,   # written here, names in it escaped
+    markdown: str,  # written here, names in it escaped
 ) -> Markup:
     "Markdown as HTML; HTML in it is text."
     renderer = IPythonRenderer(escape=True, allow_harmful_protocols=False)
     return Markup(MarkdownWithMath(renderer=renderer).render(markdown))
 
+
 def protocol_html(
-    files:dict,     # as `build_protocol` gives it
-) -> Markup:        # a section of the report's page
+    files: dict,  # as `build_protocol` gives it
+) -> Markup:  # a section of the report's page
     "The figure, and the text with its tables."
     drawn = ''
     if 'variance svg' in files:

@@ -17,20 +17,30 @@ from .kernels.backend import use_triton
 
 # %% ../nbs/10_quantize.ipynb #514041b6
 storages = dict(fp32=torch.float32, bf16=torch.bfloat16, int8=torch.int8, fp8=torch.float8_e4m3fn)
-largest = dict(int8=127., fp8=448.)
+largest = dict(int8=127.0, fp8=448.0)
+
 
 @dataclass
 class Rows:
     "A table of vectors in few bytes."
-    values:Tensor           # (N, ..., w), of the storage's dtype
-    scales:Tensor|None      # (N, ...), float32, for int8 and fp8
-    storage:str             # a key of `storages`
 
-    def __len__(self): return len(self.values)
+    values: Tensor  # (N, ..., w), of the storage's dtype
+    scales: Tensor | None  # (N, ...), float32, for int8 and fp8
+    storage: str  # a key of `storages`
+
+    def __len__(self):
+        return len(self.values)
+
     @property
-    def width(self): return self.values.shape[-1]  # w
+    def width(self):
+        return self.values.shape[-1]  # w
+
     @property
-    def bytes_per_row(self): return sum(t[:1].numel()*t.element_size() if len(t) else t.shape[1:].numel()*t.element_size() for t in self.tensors('').values())
+    def bytes_per_row(self):
+        return sum(
+            t[:1].numel() * t.element_size() if len(t) else t.shape[1:].numel() * t.element_size()
+            for t in self.tensors('').values()
+        )
 
     def tensors(self, prefix):
         "What a file has to hold, by name."
@@ -38,40 +48,48 @@ class Rows:
 
     def dequantize(
         self,
-        ids:Tensor|slice|None=None, # rows, in any order; None: all
-    ) -> Tensor:                    # (n, ..., w), float32
+        ids: Tensor | slice | None = None,  # rows, in any order; None: all
+    ) -> Tensor:  # (n, ..., w), float32
         "Rows as numbers again."
         ids = slice(None) if ids is None else ids
         values = self.values[ids].float()
-        return values if self.scales is None else values*self.scales[ids].unsqueeze(-1)
+        return values if self.scales is None else values * self.scales[ids].unsqueeze(-1)
 
-    def select(self, ids:Tensor|slice) -> 'Rows':
+    def select(self, ids: Tensor | slice) -> 'Rows':
         "Some of the rows, as they are."
         return Rows(self.values[ids], None if self.scales is None else self.scales[ids], self.storage)
 
 # %% ../nbs/10_quantize.ipynb #26975a7c
-def is_finite(x:Tensor) -> bool:
+def is_finite(x: Tensor) -> bool:
     "Is there neither NaN nor infinity? Then the sum is finite too, unless it is beyond the type: then all are looked at."
     return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 # %% ../nbs/10_quantize.ipynb #67aa15b9
 def quantize(
-    x:Tensor,               # (N, ..., w), finite
-    storage:str='int8',     # a key of `storages`
-    impl:str='auto',        # 'torch', or 'triton': the kernel of page 23; 'auto': that on a GPU
+    x: Tensor,  # (N, ..., w), finite
+    storage: str = 'int8',  # a key of `storages`
+    impl: str = 'auto',  # 'torch', or 'triton': the kernel of page 23; 'auto': that on a GPU
 ) -> Rows:
     "Vectors in the storage asked for, a scale per row."
-    if storage not in storages: raise ConfigError(f'storage: got {storage!r}, wanted one of {", ".join(storages)}')
-    if not is_finite(x): raise DataError(f'x: row {int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])} has NaN or infinity, wanted finite numbers')
+    if storage not in storages:
+        raise ConfigError(f'storage: got {storage!r}, wanted one of {", ".join(storages)}')
+    if not is_finite(x):
+        raise DataError(
+            f'x: row {int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])} has NaN or infinity, wanted finite numbers'
+        )
     x = x.detach().float()
-    if storage not in largest: return Rows(x.to(storages[storage]).contiguous(), None, storage)
-    if use_triton(impl, x): return quantized_by_kernel(x, storage)
-    scales = (x.abs().amax(-1)/largest[storage]).clamp(min=torch.finfo(torch.float32).tiny)
-    scaled = x/scales.unsqueeze(-1)
+    if storage not in largest:
+        return Rows(x.to(storages[storage]).contiguous(), None, storage)
+    if use_triton(impl, x):
+        return quantized_by_kernel(x, storage)
+    scales = (x.abs().amax(-1) / largest[storage]).clamp(min=torch.finfo(torch.float32).tiny)
+    scaled = x / scales.unsqueeze(-1)
     codes = scaled.round() if storage == 'int8' else scaled
     return Rows(codes.clamp(-largest[storage], largest[storage]).to(storages[storage]).contiguous(), scales, storage)
 
+
 def quantized_by_kernel(x, storage):
     from molrec.kernels.rowwise import rowwise_quantize  # late: it needs Triton
+
     codes, scales = rowwise_quantize(x.flatten(0, -2), storage, impl='triton')
     return Rows(codes.view(x.shape), scales.view(x.shape[:-1]), storage)

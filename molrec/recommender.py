@@ -26,41 +26,66 @@ from tqdm.auto import tqdm
 
 from .core import ConfigError, DataError, atomic_path, digest, make_config, neighbour, saying
 from .data import catalogue
-from .lists import (Asked, Rules, Trained, as_listed, as_lists, asked_by_hand, asked_by_users, check_choice, find_items,
-                          find_users, in_memory, list_blocks, make_index, make_rules, moment, n_block, one_each, one_type,
-                          read_histories, read_trained, reads_time, rows_of, users_of_run)
+from molrec.lists import (
+    Asked,
+    Rules,
+    Trained,
+    as_listed,
+    as_lists,
+    asked_by_hand,
+    asked_by_users,
+    check_choice,
+    find_items,
+    find_users,
+    in_memory,
+    list_blocks,
+    make_index,
+    make_rules,
+    moment,
+    n_block,
+    one_each,
+    one_type,
+    read_histories,
+    read_trained,
+    reads_time,
+    rows_of,
+    users_of_run,
+)
 from .requests import as_count
 from .records import file_of, kept_files
 from .train import RetrievalModel, run
 
 # %% ../nbs/17_recommender.ipynb #86789e22
 def in_a_file(
-    items,          # path of what is known of the items, or a frame of it
-    runs:Path,      # folder of runs, where a frame is put
-) -> str:           # path
+    items,  # path of what is known of the items, or a frame of it
+    runs: Path,  # folder of runs, where a frame is put
+) -> str:  # path
     "Titles where a run can read them."
-    if not isinstance(items, pd.DataFrame): return str(items)
-    with atomic_path(runs/'items.parquet') as aside: items.to_parquet(aside, index=False)
-    return str(runs/'items.parquet')
+    if not isinstance(items, pd.DataFrame):
+        return str(items)
+    with atomic_path(runs / 'items.parquet') as aside:
+        items.to_parquet(aside, index=False)
+    return str(runs / 'items.parquet')
+
 
 def fit_run(
-    data,               # a frame, a path, or a name of the catalogue
-    runs:Path,          # folder of runs
-    settings:dict,      # of `Config`; `items` may be a frame
-    progress:bool=True, # show a bar
-) -> Path:              # folder of the run
+    data,  # a frame, a path, or a name of the catalogue
+    runs: Path,  # folder of runs
+    settings: dict,  # of `Config`; `items` may be a frame
+    progress: bool = True,  # show a bar
+) -> Path:  # folder of the run
     "Train on data in any of their forms, unless it is recorded."
     framed = isinstance(data, pd.DataFrame)
     items = dict(items=in_a_file(settings['items'], runs)) if 'items' in settings else {}
     c = make_config(settings | items | dict(dataset=in_memory if framed else str(data)))
-    return runs/run(c, runs, progress, interactions=data if framed else None)['id']
+    return runs / run(c, runs, progress, interactions=data if framed else None)['id']
 
 # %% ../nbs/17_recommender.ipynb #f575a312
 def ask_users(
-    people:tuple,       # as `users_of_run` gives it
-    users=None,         # ids, one or many; None: everybody
-    at=None,            # when they ask, as `moment` takes it; None: at their usual time
-    cold:str='error',   # users that are not known: error, or popular
+    people: tuple,  # as `users_of_run` gives it
+    users=None,  # ids, one or many; None: everybody
+    at=None,  # when they ask, as `moment` takes it; None: at their usual time
+    cold: str = 'error',  # users that are not known: error, or popular
 ) -> Asked:
     "Users of the data."
     everything, user_ids = people
@@ -74,49 +99,58 @@ def ask_users(
 
 # %% ../nbs/17_recommender.ipynb #ea8c045d
 def ask_by_hand(
-    trained:Trained,
-    given,                  # histories, as `read_histories` takes them
-    at=None,                # as for `ask_users`
-    cold:str='error',       # histories of which nothing is left: error, or popular
-    unknown:str='refuse',   # items that are not known: refuse, or skip
-    say:Callable=print,     # is told what was doubtful, left out or assumed
+    trained: Trained,
+    given,  # histories, as `read_histories` takes them
+    at=None,  # as for `ask_users`
+    cold: str = 'error',  # histories of which nothing is left: error, or popular
+    unknown: str = 'refuse',  # items that are not known: refuse, or skip
+    say: Callable = print,  # is told what was doubtful, left out or assumed
 ) -> Asked:
     "People who say what they did."
     named = read_histories(given)
-    query, place = asked_by_hand(named, trained.items, reads_time(trained.model), trained.gap_s, say, moment(at), unknown)
+    query, place = asked_by_hand(
+        named, trained.items, reads_time(trained.model), trained.gap_s, say, moment(at), unknown
+    )
     empty = [str(name) for i, (name, *_) in enumerate(named) if i not in set(place.tolist())]
     check_choice('cold', cold, 'error', 'popular')
     if empty and cold == 'error':
-        raise DataError(f"histories: nothing is left of {', '.join(empty)}, wanted at least one item; cold='popular' shows what is popular")
+        raise DataError(
+            f"histories: nothing is left of {', '.join(empty)}, wanted at least one item; cold='popular' shows what is popular"
+        )
     return Asked(one_type([name for name, *_ in named]), query, place)
 
 # %% ../nbs/17_recommender.ipynb #641c1ff1
 def joined(
-    blocks:Iterable,        # of lists, as `list_blocks` yields them
-    n:int,                  # people, in all
-    progress:bool=True,     # show a bar where there is more than one block
+    blocks: Iterable,  # of lists, as `list_blocks` yields them
+    n: int,  # people, in all
+    progress: bool = True,  # show a bar where there is more than one block
 ) -> pd.DataFrame:
     "All lists."
     parts = []
     with tqdm(total=n, unit='user', desc='lists', disable=not progress or n <= n_block) as bar:
-        for part in blocks: parts.append(part); bar.update(min(n_block, n - bar.n))
+        for part in blocks:
+            parts.append(part)
+            bar.update(min(n_block, n - bar.n))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/17_recommender.ipynb #dc6f4ed5
 @torch.no_grad()
 def item_directions(
-    model:RetrievalModel,   # in evaluation mode
-) -> Tensor:                # (N, W), unit norm
+    model: RetrievalModel,  # in evaluation mode
+) -> Tensor:  # (N, W), unit norm
     "The item side of the similarity as one vector for each item."
     if model.encoder.dim == 1:
-        raise ConfigError('similar: this model has one number for an item, so that all are alike; wanted an encoder with dim of at least 2')
+        raise ConfigError(
+            'similar: this model has one number for an item, so that all are alike; wanted an encoder with dim of at least 2'
+        )
     return F.normalize(model.similarity.item_side(model.encoder.items)[0].flatten(1), dim=1)
 
+
 def most_similar(
-    trained:Trained,
-    rows:np.ndarray,    # of items, dense ids, (n,)
-    k:int,              # length of a list
-) -> pd.DataFrame:      # similar_to, item_id, score (cosine), rank, and title where known
+    trained: Trained,
+    rows: np.ndarray,  # of items, dense ids, (n,)
+    k: int,  # length of a list
+) -> pd.DataFrame:  # similar_to, item_id, score (cosine), rank, and title where known
     "The items that a model can hardly tell from others."
     directions = item_directions(trained.model)
     cosine = directions[rows] @ directions.T
@@ -128,23 +162,27 @@ def most_similar(
 
 # %% ../nbs/17_recommender.ipynb #29fe1b55
 def grown(
-    model:RetrievalModel,
-    rows:Tensor,    # embeddings of new items, (n, D), float32
-) -> RetrievalModel:    # another model; similarity and head are the same
+    model: RetrievalModel,
+    rows: Tensor,  # embeddings of new items, (n, D), float32
+) -> RetrievalModel:  # another model; similarity and head are the same
     "A model that knows more items."
     encoder, items = copy.deepcopy(model.encoder), torch.cat([model.encoder.items.detach(), rows])
-    if hasattr(encoder, 'item_table'): encoder.item_table = nn.Embedding.from_pretrained(items)
-    else: encoder.items = items
+    if hasattr(encoder, 'item_table'):
+        encoder.item_table = nn.Embedding.from_pretrained(items)
+    else:
+        encoder.items = items
     return RetrievalModel(encoder, model.similarity, model.head).eval()
 
+
 def new_rows(
-    trained:Trained,
-    ids:list,           # of new items, (n,)
-    embeddings=None,    # (n, D), finite
-    like=None,          # items that each is like, as `one_each` takes them
-) -> Tensor:            # (n, D), float32
+    trained: Trained,
+    ids: list,  # of new items, (n,)
+    embeddings=None,  # (n, D), finite
+    like=None,  # items that each is like, as `one_each` takes them
+) -> Tensor:  # (n, D), float32
     "Embeddings of new items, given or the mean of others'."
-    if (embeddings is None) == (like is None): raise ConfigError('add_items: wanted embeddings or like, and not both')
+    if (embeddings is None) == (like is None):
+        raise ConfigError('add_items: wanted embeddings or like, and not both')
     table = trained.model.encoder.items.detach()
     if embeddings is None:
         alike = [find_items(as_listed(part), trained.items) for part in one_each('like', like, ids)]
@@ -154,16 +192,20 @@ def new_rows(
         raise DataError(f'embeddings: shape {tuple(rows.shape)}, wanted finite numbers of shape {wanted}')
     return rows
 
+
 def with_items(
-    trained:Trained,
-    ids:list,           # of new items, (n,)
-    rows:Tensor,        # their embeddings, (n, D)
-    titles=None,        # their titles; None: none
-) -> Trained:           # another one
+    trained: Trained,
+    ids: list,  # of new items, (n,)
+    rows: Tensor,  # their embeddings, (n, D)
+    titles=None,  # their titles; None: none
+) -> Trained:  # another one
     "A run that knows more items; what is recorded stays as it is."
     known, new = trained.items, pd.Series(ids)
-    twice = [i for i, row in zip(ids, rows_of(ids, known.item_id)) if row >= 0] + new[new.astype(str).duplicated()].tolist()
-    if twice: raise DataError(f'ids: {", ".join(map(str, twice))}: there already, or given twice')
+    twice = [i for i, row in zip(ids, rows_of(ids, known.item_id)) if row >= 0] + new[
+        new.astype(str).duplicated()
+    ].tolist()
+    if twice:
+        raise DataError(f'ids: {", ".join(map(str, twice))}: there already, or given twice')
     if (new.dtype == np.int64) != (known.item_id.dtype == np.int64):
         raise DataError(f'ids: got {ids[0]!r}, wanted ids as those of the data, such as {known.item_id.iloc[0]!r}')
     named = {} if titles is None else dict(title=as_listed(titles))
@@ -172,29 +214,32 @@ def with_items(
 
 # %% ../nbs/17_recommender.ipynb #9bd19219
 def save_record(
-    run:Path,           # folder of a recorded run
-    folder:str|Path,    # to be made; there already: only if it is the same record
-) -> Path:              # the folder
+    run: Path,  # folder of a recorded run
+    folder: str | Path,  # to be made; there already: only if it is the same record
+) -> Path:  # the folder
     "A copy of a record, whole or not at all."
-    folder, record = Path(folder), (run/'record.json').read_bytes()
-    if (folder/'record.json').is_file() and (folder/'record.json').read_bytes() == record: return folder
+    folder, record = Path(folder), (run / 'record.json').read_bytes()
+    if (folder / 'record.json').is_file() and (folder / 'record.json').read_bytes() == record:
+        return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f'{folder}: there is something under this name; wanted a new folder')
     with neighbour(folder) as aside:
         aside.mkdir()
         for name in ('record.json', *kept_files):
-            if file_of(run, name).is_file(): shutil.copyfile(file_of(run, name), aside/name)
+            if file_of(run, name).is_file():
+                shutil.copyfile(file_of(run, name), aside / name)
         os.replace(aside, folder)
     return folder
 
 # %% ../nbs/17_recommender.ipynb #cca34ba7
 class Recommender:
     "A trained model that recommends: `Recommender.fit(data)` or `Recommender.load(run)`."
+
     def __init__(
         self,
-        trained:Trained,
-        data=None,          # what it was trained on: a path or a frame; None: what its settings name
-        say:Callable=print, # is told, once, what was doubtful, left out or assumed
+        trained: Trained,
+        data=None,  # what it was trained on: a path or a frame; None: what its settings name
+        say: Callable = print,  # is told, once, what was doubtful, left out or assumed
     ):
         self.trained, self.data = trained, data
         self._say, self._said = say, set()
@@ -203,10 +248,10 @@ class Recommender:
     @classmethod
     def fit(
         cls,
-        data,                   # interactions: a frame, a path, or a name of the catalogue
-        runs:str|Path|None=None,# folder of records; None: a temporary one, `save` keeps the record
-        progress:bool=True,     # show a bar
-        **settings,             # of `Config`: encoder, similarity, epochs, ...; items: a file or frame of titles
+        data,  # interactions: a frame, a path, or a name of the catalogue
+        runs: str | Path | None = None,  # folder of records; None: a temporary one, `save` keeps the record
+        progress: bool = True,  # show a bar
+        **settings,  # of `Config`: encoder, similarity, epochs, ...; items: a file or frame of titles
     ) -> 'Recommender':
         "Train on data; the same on the same data in the same folder is read back."
         own = None if runs else tempfile.TemporaryDirectory(prefix='molrec-')
@@ -218,73 +263,76 @@ class Recommender:
     @classmethod
     def load(
         cls,
-        run:str|Path,       # folder of a record, with its weights
-        data=None,          # what it was trained on, where it is not where it was; None: what its settings name
-        say:Callable=print, # is told, once, what was doubtful, left out or assumed
+        run: str | Path,  # folder of a record, with its weights
+        data=None,  # what it was trained on, where it is not where it was; None: what its settings name
+        say: Callable = print,  # is told, once, what was doubtful, left out or assumed
     ) -> 'Recommender':
         "Read a record; its data are read when its users are asked about."
         return cls(read_trained(run), data, say)
 
     def recommend(
         self,
-        users=None,         # ids, one or many; None, and no histories: everybody
-        histories=None,     # of somebody new: a list of titles, ids or (item, time), oldest first; a list or dict of lists; a frame
-        k:int=10,           # length of a list, at most
-        at=None,            # when it is asked: seconds since 1970 or a date; None: a usual gap after the last event
-        filter_seen:bool=True,  # leave out what is in the history, unless the run was made with repeats: allow
-        allow=None,         # ids of the only items that may be shown; None: all
-        exclude=None,       # ids not to be shown to anybody, or a list of ids for each, or a dict from users to ids
-        index=None,         # a name, or what `index` gave; None: the h-indexer where there is a head, else brute force
-        cold:str='error',   # who is not known or has no history: error, or popular
-        unknown:str='refuse',   # items of a history that are not known: refuse, or skip
-        progress:bool=True, # show a bar where there are many
-    ) -> pd.DataFrame:      # user_id, item_id, score, rank, and title where known
+        users=None,  # ids, one or many; None, and no histories: everybody
+        histories=None,  # of somebody new: a list of titles, ids or (item, time), oldest first; a list or dict of lists; a frame
+        k: int = 10,  # length of a list, at most
+        at=None,  # when it is asked: seconds since 1970 or a date; None: a usual gap after the last event
+        filter_seen: bool = True,  # leave out what is in the history, unless the run was made with repeats: allow
+        allow=None,  # ids of the only items that may be shown; None: all
+        exclude=None,  # ids not to be shown to anybody, or a list of ids for each, or a dict from users to ids
+        index=None,  # a name, or what `index` gave; None: the h-indexer where there is a head, else brute force
+        cold: str = 'error',  # who is not known or has no history: error, or popular
+        unknown: str = 'refuse',  # items of a history that are not known: refuse, or skip
+        progress: bool = True,  # show a bar where there are many
+    ) -> pd.DataFrame:  # user_id, item_id, score, rank, and title where known
         "The best items for each, as an evaluation of this run would rank them."
         asked, rules = self._request(users, histories, k, at, filter_seen, allow, exclude, cold, unknown)
         return joined(list_blocks(self._search(index), self.trained, asked, k, rules), len(asked), progress)
 
     def similar(
         self,
-        items,      # titles or ids, one or many
-        k:int=10,   # length of a list, at most
+        items,  # titles or ids, one or many
+        k: int = 10,  # length of a list, at most
     ) -> pd.DataFrame:  # similar_to, item_id, score (cosine), rank, and title where known
         "The items that the model can hardly tell from these."
         return most_similar(self.trained, find_items(as_listed(items), self.trained.items, self.tell), as_count('k', k))
 
     def index(
         self,
-        kind:str='auto',    # auto, brute-force, per-component, component-mean, combined, exact or h-indexer
-        **settings,         # of that kind, such as k_prime
+        kind: str = 'auto',  # auto, brute-force, per-component, component-mean, combined, exact or h-indexer
+        **settings,  # of that kind, such as k_prime
     ):
         "An index over the items, for `recommend(index=)`."
         return make_index(self.trained.model, kind, **settings)
 
     def add_items(
         self,
-        ids,                # of new items, one or many
-        embeddings=None,    # (n, D); None: by `like`
-        like=None,          # titles or ids of items whose mean they are, for all or for each
-        titles=None,        # of the new items
-    ) -> 'Recommender':     # itself
+        ids,  # of new items, one or many
+        embeddings=None,  # (n, D); None: by `like`
+        like=None,  # titles or ids of items whose mean they are, for all or for each
+        titles=None,  # of the new items
+    ) -> 'Recommender':  # itself
         "Know more items from now on, without training; what is recorded stays as it is."
         n, ids = len(self.trained.items), as_listed(ids)
         rows = new_rows(self.trained, ids, embeddings, like)
         self.trained = with_items(self.trained, ids, rows, titles)
-        for index in self._indexes.values(): index.add(torch.arange(n, n + len(ids)), rows)
+        for index in self._indexes.values():
+            index.add(torch.arange(n, n + len(ids)), rows)
         return self
 
     def save(
         self,
-        folder:str|Path,    # to be made
-    ) -> Path:              # the folder; `load` reads it
+        folder: str | Path,  # to be made
+    ) -> Path:  # the folder; `load` reads it
         "Keep the record: model, items, and what was measured; not the data, nor items that were added."
         return save_record(self.trained.folder, folder)
 
     @property
-    def metrics(self) -> dict: return self.record['metrics']['test']    # name -> value, of the test part
+    def metrics(self) -> dict:
+        return self.record['metrics']['test']  # name -> value, of the test part
 
     @property
-    def record(self) -> dict: return self.trained.record
+    def record(self) -> dict:
+        return self.trained.record
 
     @property
     def people(self) -> tuple:
@@ -292,82 +340,99 @@ class Recommender:
         self._people = self._people or users_of_run(self.trained, self.data)
         return self._people
 
-    def tell(self, remark:str) -> None:
+    def tell(self, remark: str) -> None:
         "Say something that was not said before."
-        if remark not in self._said: self._said.add(remark); self._say(remark)
+        if remark not in self._said:
+            self._said.add(remark)
+            self._say(remark)
 
     def _request(self, users, histories, k, at, filter_seen, allow, exclude, cold, unknown):
         "Who asks, and what may be shown."
         as_count('k', k)
-        if histories is None: asked = ask_users(self.people, users, at, cold)
-        elif users is None: asked = ask_by_hand(self.trained, histories, at, cold, unknown, self.tell)
-        else: raise ConfigError('recommend: wanted users or histories, and not both')
+        if histories is None:
+            asked = ask_users(self.people, users, at, cold)
+        elif users is None:
+            asked = ask_by_hand(self.trained, histories, at, cold, unknown, self.tell)
+        else:
+            raise ConfigError('recommend: wanted users or histories, and not both')
         return asked, make_rules(self.trained.items.item_id, asked.whose, not filter_seen, allow, exclude)
 
     def _search(self, index):
         "The index that is meant, built when it is first asked for."
-        if index is not None and not isinstance(index, str): return index
-        if (name := index or 'auto') not in self._indexes: self._indexes[name] = self.index(name)
+        if index is not None and not isinstance(index, str):
+            return index
+        if (name := index or 'auto') not in self._indexes:
+            self._indexes[name] = self.index(name)
         return self._indexes[name]
 
     def __repr__(self):
         c = self.trained.config
         model = f'{c.encoder} and {c.similarity} on {Path(c.dataset).stem}'
-        return f"Recommender: {model}, {len(self.trained.items):,} items, HR@10 {self.metrics['hr@10']:.4f}"
+        return f'Recommender: {model}, {len(self.trained.items):,} items, HR@10 {self.metrics["hr@10"]:.4f}'
 
 # %% ../nbs/17_recommender.ipynb #4f76c70a
 def request_key(
-    trained:Trained,
-    asked:Asked,
-    *settings,      # all else that decides what is in the lists, as JSON takes it
-) -> str:           # 12 hexadecimal digits
+    trained: Trained,
+    asked: Asked,
+    *settings,  # all else that decides what is in the lists, as JSON takes it
+) -> str:  # 12 hexadecimal digits
     "A name for lists: the same request has the same, another has another."
     history, at = asked.query.history, asked.query.at
     arrays = [a for a in (asked.place, history.offsets, history.items, history.times, at) if a is not None]
     words = json.dumps([trained.record, len(trained.items), n_block, settings], sort_keys=True)
     return digest(words, json.dumps(asked.whose.tolist()), *arrays)[:12]
 
+
 def list_schema(
-    whose:np.ndarray,       # the people
-    items:pd.DataFrame,     # as `titled` gives them
+    whose: np.ndarray,  # the people
+    items: pd.DataFrame,  # as `titled` gives them
 ) -> pa.Schema:
     "Columns of a file of lists and their types."
-    def of(ids): return pa.int64() if ids.dtype == np.int64 else pa.string()
-    columns = [('user_id', of(whose)), ('item_id', of(items.item_id)), ('score', pa.float32()), ('rank', pa.int64())]
-    return pa.schema(columns + [('title', pa.string())]*('title' in items))
 
-def part_file(folder:Path, i:int) -> Path: return folder/f'part-{i:06}.parquet'
+    def of(ids):
+        return pa.int64() if ids.dtype == np.int64 else pa.string()
+
+    columns = [('user_id', of(whose)), ('item_id', of(items.item_id)), ('score', pa.float32()), ('rank', pa.int64())]
+    return pa.schema(columns + [('title', pa.string())] * ('title' in items))
+
+
+def part_file(folder: Path, i: int) -> Path:
+    return folder / f'part-{i:06}.parquet'
+
 
 def write_parts(
-    folder:Path,            # of this request, held by the caller
-    blocks:Callable,        # number of a block -> an iterator over the lists of it and of those after it
-    n:int,                  # blocks in all
-    schema:pa.Schema,
-    step:Callable,          # is told the number of each block that is there
+    folder: Path,  # of this request, held by the caller
+    blocks: Callable,  # number of a block -> an iterator over the lists of it and of those after it
+    n: int,  # blocks in all
+    schema: pa.Schema,
+    step: Callable,  # is told the number of each block that is there
 ) -> None:
     "All parts that are not there yet."
     first = next((i for i in range(n) if not part_file(folder, i).exists()), n)
-    for i in range(first): step(i)
+    for i in range(first):
+        step(i)
     for i, lists in enumerate(blocks(first) if first < n else (), first):
         table = pa.Table.from_pandas(lists, schema, preserve_index=False)
-        with atomic_path(part_file(folder, i)) as aside: pq.write_table(table, aside)
+        with atomic_path(part_file(folder, i)) as aside:
+            pq.write_table(table, aside)
         step(i)
 
 # %% ../nbs/17_recommender.ipynb #9f367a46
 def list_writer(
-    file:Path,      # name.parquet or name.csv
-):                  # of pyarrow, to be closed; from (file, schema)
+    file: Path,  # name.parquet or name.csv
+):  # of pyarrow, to be closed; from (file, schema)
     "What writes tables to a file of that form."
     writers = {'.parquet': pq.ParquetWriter, '.csv': pa_csv.CSVWriter}
     if file.suffix not in writers:
         raise ConfigError(f'out: got {file.name!r}, wanted a name that ends in {" or ".join(writers)}')
     return writers[file.suffix]
 
+
 def join_parts(
-    parts:Iterable[Path],   # in order, at least one
-    out:Path,               # file to write
-    schema:pa.Schema,
-) -> int:                   # rows
+    parts: Iterable[Path],  # in order, at least one
+    out: Path,  # file to write
+    schema: pa.Schema,
+) -> int:  # rows
     "One file from all parts, whole or not at all."
     rows = 0
     with atomic_path(out) as aside, list_writer(out)(aside, schema) as writer:
@@ -377,42 +442,54 @@ def join_parts(
             rows += len(table)
     return rows
 
-def remove_parts(out:Path) -> None:
+
+def remove_parts(out: Path) -> None:
     "Remove what calls for a file left beside it, as far as nobody holds it."
     for folder in out.parent.glob('.molrec-parts-*'):
-        if not folder.name.endswith(f'-{out.name}'): continue
+        if not folder.name.endswith(f'-{out.name}'):
+            continue
         try:
-            with FileLock(folder/'.lock', timeout=0): shutil.rmtree(folder)
-        except (Timeout, OSError): pass     # it is another's, or goes the next time
+            with FileLock(folder / '.lock', timeout=0):
+                shutil.rmtree(folder)
+        except (Timeout, OSError):
+            pass  # it is another's, or goes the next time
 
-def rules_words(rules:Rules) -> list:
+
+def rules_words(rules: Rules) -> list:
     "Rules as JSON takes them."
     allow, exclude = rules.allow, rules.exclude
     return [rules.seen, None if allow is None else allow.tolist(), exclude and [own.tolist() for own in exclude]]
 
+
 def write_lists(
-    out:str|Path,           # name.parquet or name.csv
-    trained:Trained,
-    asked:Asked,
-    index,                  # over the items of the model
-    k:int,                  # length of a list
-    rules:Rules,            # of those who ask
-    settings:tuple=(),      # what else decides what is in the lists: of the index
-    progress:bool=True,     # show a bar
-) -> int:                   # rows
+    out: str | Path,  # name.parquet or name.csv
+    trained: Trained,
+    asked: Asked,
+    index,  # over the items of the model
+    k: int,  # length of a list
+    rules: Rules,  # of those who ask
+    settings: tuple = (),  # what else decides what is in the lists: of the index
+    progress: bool = True,  # show a bar
+) -> int:  # rows
     "Lists of all who ask, in a file; a call that was cut off goes on where it was."
     out = Path(out)
     list_writer(out)
-    if not len(asked): raise DataError('users: nobody is asked about')
+    if not len(asked):
+        raise DataError('users: nobody is asked about')
     key = request_key(trained, asked, k, rules_words(rules), *settings)
     folder, schema = out.with_name(f'.molrec-parts-{key}-{out.name}'), list_schema(asked.whose, trained.items)
-    def blocks(first): return list_blocks(index, trained, asked, k, rules, first)
-    n, bar = -(-len(asked)//n_block), tqdm(total=len(asked), unit='user', desc='lists', disable=not progress)
-    with saying(out): folder.mkdir(parents=True, exist_ok=True)
+
+    def blocks(first):
+        return list_blocks(index, trained, asked, k, rules, first)
+
+    n, bar = -(-len(asked) // n_block), tqdm(total=len(asked), unit='user', desc='lists', disable=not progress)
+    with saying(out):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder/'.lock', timeout=0), bar:
-            write_parts(folder, blocks, n, schema, lambda i: bar.update(min(n_block, len(asked) - i*n_block)))
+        with FileLock(folder / '.lock', timeout=0), bar:
+            write_parts(folder, blocks, n, schema, lambda i: bar.update(min(n_block, len(asked) - i * n_block)))
             rows = join_parts((part_file(folder, i) for i in range(n)), out, schema)
-    except Timeout: raise DataError(f'{out}: another process is making these lists') from None
+    except Timeout:
+        raise DataError(f'{out}: another process is making these lists') from None
     remove_parts(out)
     return rows

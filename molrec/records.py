@@ -27,137 +27,234 @@ from .core import Config, DataError, file_sha256, write_json
 
 # %% ../nbs/06a_records.ipynb #b11aa099
 kinds = dict(text=(str,), whole=(int,), number=(int, float), flag=(bool,), part=(dict,), list=(list,), time=(str,))
-kind_words = dict(text='text', whole='a whole number', number='a number', flag='true or false', part='an object',
-                  list='a list', time='a moment as in 2026-11-22T03:00:00+00:00')
+kind_words = dict(
+    text='text',
+    whole='a whole number',
+    number='a number',
+    flag='true or false',
+    part='an object',
+    list='a list',
+    time='a moment as in 2026-11-22T03:00:00+00:00',
+)
+
 
 @dataclass(frozen=True)
 class Field:
     "What may stand under a key of a record."
-    kind:str            # one of `kinds`
-    low:float=-math.inf # least number allowed
-    high:float=math.inf # largest number allowed
-    null:bool=False     # may it be null?
-    among:tuple=()      # the texts allowed; (): any
+
+    kind: str  # one of `kinds`
+    low: float = -math.inf  # least number allowed
+    high: float = math.inf  # largest number allowed
+    null: bool = False  # may it be null?
+    among: tuple = ()  # the texts allowed; (): any
 
     @property
     def words(self):
         "What is wanted, in words."
-        ends = f' from {self.low:g}'*(self.low > -math.inf) + f' to {self.high:g}'*(self.high < math.inf)
-        return (' or '.join(self.among) or kind_words[self.kind]) + ends + ' or null'*self.null
+        ends = f' from {self.low:g}' * (self.low > -math.inf) + f' to {self.high:g}' * (self.high < math.inf)
+        return (' or '.join(self.among) or kind_words[self.kind]) + ends + ' or null' * self.null
 
     def holds(self, value) -> bool:
         "Is a value of this kind, and in range?"
-        if value is None: return self.null
-        if type(value) not in kinds[self.kind]: return False
-        if self.kind == 'time': return is_moment(value)
-        if self.among: return value in self.among
+        if value is None:
+            return self.null
+        if type(value) not in kinds[self.kind]:
+            return False
+        if self.kind == 'time':
+            return is_moment(value)
+        if self.among:
+            return value in self.among
         return self.kind not in ('whole', 'number') or self.low <= value <= self.high
 
-def is_moment(text:str) -> bool:
+
+def is_moment(text: str) -> bool:
     "Is it a date with a time, as ISO 8601 writes them?"
-    try: return 'T' in text and bool(datetime.fromisoformat(text))
-    except ValueError: return False
+    try:
+        return 'T' in text and bool(datetime.fromisoformat(text))
+    except ValueError:
+        return False
 
 # %% ../nbs/06a_records.ipynb #60d5bab0
 setting_kinds = dict(str='text', int='whole', float='number', bool='flag')
 settings_needed = 'row dataset protocol tie_order encoder similarity loss scale n_blocks epochs'.split()
 
-def setting_fields() -> dict:   # path: Field
+
+def setting_fields() -> dict:  # path: Field
     "What the configuration declares of its settings."
     declared = {f.name: setting_kinds.get(getattr(f.type, '__name__', f.type)) for f in fields(Config)}
-    def path(name): return f'config.{name}' + '?'*(name not in settings_needed)
-    of_type = {path(name): Field(kind) for name, kind in declared.items() if kind}
-    return of_type | {'config.tie_order': Field('text', among=('stable', 'shuffled'))}   # the report has a section for each
 
-def metric_fields(where:str) -> dict:   # path: Field
+    def path(name):
+        return f'config.{name}' + '?' * (name not in settings_needed)
+
+    of_type = {path(name): Field(kind) for name, kind in declared.items() if kind}
+    return of_type | {
+        'config.tie_order': Field('text', among=('stable', 'shuffled'))
+    }  # the report has a section for each
+
+
+def metric_fields(where: str) -> dict:  # path: Field
     "An object of metrics: HR@10, which every page shows, and others."
     return {where: Field('part'), f'{where}.hr@10': Field('number', 0, 1), f'{where}.*': Field('number', 0)}
 
-def public_fields() -> dict:    # path: Field
+
+def public_fields() -> dict:  # path: Field
     "What a record says of the public rule; an older one says nothing."
-    fields = {'public_rule?': Field('part', null=True), 'public_rule.epoch': Field('whole', 0), 'public_rule.readings': Field('whole', 1),
-              'public_rule.again?': Field('part'), 'public_rule.again.same': Field('number', 0, 1), **metric_fields('public_rule.metrics'),
-              'public_rule.steps': Field('part'), 'public_rule.steps.catalogue': Field('list')}
-    for name in ('history', 'fed', 'depth', 'catalogue.[]'): fields |= metric_fields(f'public_rule.steps.{name}')
+    fields = {
+        'public_rule?': Field('part', null=True),
+        'public_rule.epoch': Field('whole', 0),
+        'public_rule.readings': Field('whole', 1),
+        'public_rule.again?': Field('part'),
+        'public_rule.again.same': Field('number', 0, 1),
+        **metric_fields('public_rule.metrics'),
+        'public_rule.steps': Field('part'),
+        'public_rule.steps.catalogue': Field('list'),
+    }
+    for name in ('history', 'fed', 'depth', 'catalogue.[]'):
+        fields |= metric_fields(f'public_rule.steps.{name}')
     return fields
+
 
 def declared_fields() -> dict:  # path: Field; an object comes before what is in it
     "All that some page reads of a record."
     text, maybe_text, part = Field('text'), Field('text', null=True), Field('part')
     some, count, amount = Field('whole', 1), Field('whole', 0), Field('number', 0)
-    return {'id': text, 'command?': text, 'seed': Field('whole'), 'config_hash': text, 'config': part, **setting_fields(),
-            'split': part, 'split.fingerprint': text, 'split.n_interactions_train': count, 'split.n_valid_users?': count, 'split.median_gap_s?': Field('number', 0, null=True),
-            **dict.fromkeys(('split.n_users', 'split.n_items', 'split.n_test_users', 'split.n_test_targets'), some),
-            'code': part, 'code.version?': maybe_text, 'code.commit?': maybe_text, 'code.dirty?': Field('flag', null=True),
-            'environment': part, **dict.fromkeys(('environment.python', 'environment.torch', 'environment.cpu'), text),
-            'environment.cores': Field('whole', 1, null=True), 'environment.threads?': some, 'environment.gpu?': maybe_text,
-            'started': Field('time'), 'wall_time_s': amount, 'peak_memory_mib': amount, 'n_parameters': count,
-            'epochs': count, 'best_epoch': count, 'positions_per_s': Field('number', 0, null=True),
-            'history': Field('list'), 'history.[]': part, 'history.[].epoch': count,
-            'history.[].valid_hr@10?': Field('number', 0, 1, null=True), 'test_hr10_by_epoch?': Field('list'),
-            'metrics': part, **metric_fields('metrics.test'), 'metrics.valid?': part, 'metrics.valid.*': amount,
-            'published_way': Field('part', null=True), 'published_way.epoch': count, **metric_fields('published_way.metrics'),
-            **public_fields(), 'asked?': Field('part', null=True), 'asked.*': part,
-            **metric_fields('asked.*.valid'), **metric_fields('asked.*.test'),
-            'other_epochs?': Field('part', null=True), **metric_fields('other_epochs.*'),
-            'notes?': Field('list'), 'notes.[]': text, 'n_threads?': some, 'files?': part, 'files.*': text, 'seal?': text, 'ranks_sha256?': text}
+    return {
+        'id': text,
+        'command?': text,
+        'seed': Field('whole'),
+        'config_hash': text,
+        'config': part,
+        **setting_fields(),
+        'split': part,
+        'split.fingerprint': text,
+        'split.n_interactions_train': count,
+        'split.n_valid_users?': count,
+        'split.median_gap_s?': Field('number', 0, null=True),
+        **dict.fromkeys(('split.n_users', 'split.n_items', 'split.n_test_users', 'split.n_test_targets'), some),
+        'code': part,
+        'code.version?': maybe_text,
+        'code.commit?': maybe_text,
+        'code.dirty?': Field('flag', null=True),
+        'environment': part,
+        **dict.fromkeys(('environment.python', 'environment.torch', 'environment.cpu'), text),
+        'environment.cores': Field('whole', 1, null=True),
+        'environment.threads?': some,
+        'environment.gpu?': maybe_text,
+        'started': Field('time'),
+        'wall_time_s': amount,
+        'peak_memory_mib': amount,
+        'n_parameters': count,
+        'epochs': count,
+        'best_epoch': count,
+        'positions_per_s': Field('number', 0, null=True),
+        'history': Field('list'),
+        'history.[]': part,
+        'history.[].epoch': count,
+        'history.[].valid_hr@10?': Field('number', 0, 1, null=True),
+        'test_hr10_by_epoch?': Field('list'),
+        'metrics': part,
+        **metric_fields('metrics.test'),
+        'metrics.valid?': part,
+        'metrics.valid.*': amount,
+        'published_way': Field('part', null=True),
+        'published_way.epoch': count,
+        **metric_fields('published_way.metrics'),
+        **public_fields(),
+        'asked?': Field('part', null=True),
+        'asked.*': part,
+        **metric_fields('asked.*.valid'),
+        **metric_fields('asked.*.test'),
+        'other_epochs?': Field('part', null=True),
+        **metric_fields('other_epochs.*'),
+        'notes?': Field('list'),
+        'notes.[]': text,
+        'n_threads?': some,
+        'files?': part,
+        'files.*': text,
+        'seal?': text,
+        'ranks_sha256?': text,
+    }
+
 
 record_fields = declared_fields()
 
 # %% ../nbs/06a_records.ipynb #56bf6ea4
-absent = object()   # stands for what is not there
+absent = object()  # stands for what is not there
+
 
 def found(
-    value,          # of a record, or the whole of it
-    path:str,       # as in `record_fields`, without its ?
-    where:str='',   # path so far
-) -> Iterator:      # (where, value or `absent`)
+    value,  # of a record, or the whole of it
+    path: str,  # as in `record_fields`, without its ?
+    where: str = '',  # path so far
+) -> Iterator:  # (where, value or `absent`)
     "All that a path leads to."
-    if not path: yield where, value; return
+    if not path:
+        yield where, value
+        return
     head, _, rest = path.partition('.')
-    if head == '[]': inside = enumerate(value) if isinstance(value, list) else ()
-    elif not isinstance(value, dict): inside = ()
-    else: inside = list(value.items()) if head == '*' else [(head, value.get(head, absent))]
+    if head == '[]':
+        inside = enumerate(value) if isinstance(value, list) else ()
+    elif not isinstance(value, dict):
+        inside = ()
+    else:
+        inside = list(value.items()) if head == '*' else [(head, value.get(head, absent))]
     for key, inner in inside:
-        if inner is not absent: yield from found(inner, rest, f'{where}.{key}'.strip('.'))
-        elif not rest: yield f'{where}.{key}'.strip('.'), absent
+        if inner is not absent:
+            yield from found(inner, rest, f'{where}.{key}'.strip('.'))
+        elif not rest:
+            yield f'{where}.{key}'.strip('.'), absent
+
 
 def check_fields(
-    record:dict,        # as read from JSON
-    file:str|Path,      # named in errors
+    record: dict,  # as read from JSON
+    file: str | Path,  # named in errors
 ) -> None:
     "Refuse a record that lacks a key of `record_fields` or holds something else under it."
     lines = [(path, *at) for path in record_fields for at in found(record, path.rstrip('?'))]
     missing = [where for path, where, value in lines if value is absent and not path.endswith('?')]
-    if missing: raise DataError(f'{file}: missing {", ".join(missing)}')
+    if missing:
+        raise DataError(f'{file}: missing {", ".join(missing)}')
     for path, where, value in lines:
         if value is not absent and not (field := record_fields[path]).holds(value):
             raise DataError(f'{file}: {where}: got {shortened(value)}, wanted {field.words}')
 
-def shortened(value) -> str: return text if len(text := repr(value)) <= 60 else f'{text[:57]}...'
+
+def shortened(value) -> str:
+    return text if len(text := repr(value)) <= 60 else f'{text[:57]}...'
 
 # %% ../nbs/06a_records.ipynb #0db3e119
-def once(pairs:list) -> dict:
+def once(pairs: list) -> dict:
     "An object of JSON, whose keys must differ."
     content = dict(pairs)
-    if len(content) == len(pairs): return content
+    if len(content) == len(pairs):
+        return content
     keys = [key for key, _ in pairs]
     raise ValueError(f'key {next(k for k in keys if keys.count(k) > 1)!r} comes twice')
 
-def check_plain(value, deepest:int=12) -> None:     # `deepest`: levels of nesting that are allowed
+
+def check_plain(value, deepest: int = 12) -> None:  # `deepest`: levels of nesting that are allowed
     "Refuse what no run writes: infinite or huge numbers, broken text, deep nesting."
-    if isinstance(value, str): value.encode()
-    elif isinstance(value, int) and abs(value) >= 2**63: raise ValueError('a whole number of more than 63 bits')
-    elif isinstance(value, float) and not math.isfinite(value): raise ValueError('a number that is not finite')
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError('a whole number of more than 63 bits')
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError('a number that is not finite')
     elif isinstance(value, (dict, list)):
-        if not deepest: raise ValueError('nested too deep')
-        for inner in (*value, *value.values()) if isinstance(value, dict) else value: check_plain(inner, deepest - 1)
+        if not deepest:
+            raise ValueError('nested too deep')
+        for inner in (*value, *value.values()) if isinstance(value, dict) else value:
+            check_plain(inner, deepest - 1)
+
 
 def read_json(
-    file:str|Path,   # of UTF-8
-):                   # dict, list or a plain value
+    file: str | Path,  # of UTF-8
+):  # dict, list or a plain value
     "JSON of a file, or a `DataError` that names it."
-    def refuse(name): raise ValueError(f'{name} is not JSON')
+
+    def refuse(name):
+        raise ValueError(f'{name} is not JSON')
+
     try:
         content = json.loads(Path(file).read_text(encoding='utf-8'), parse_constant=refuse, object_pairs_hook=once)
         check_plain(content)
@@ -165,36 +262,42 @@ def read_json(
         raise DataError(f'{file}: cannot be read: {first_line(e)}') from None
     return content
 
-def first_line(error:BaseException) -> str:
+
+def first_line(error: BaseException) -> str:
     "What an error says, without what other libraries add and without the path, which we name ourselves."
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (words.splitlines() or [type(error).__name__])[0]
 
 # %% ../nbs/06a_records.ipynb #e86be9c4
 def seal_of(
-    record:dict,    # with or without its seal
-) -> str:           # 64 hexadecimal digits
+    record: dict,  # with or without its seal
+) -> str:  # 64 hexadecimal digits
     "sha256 of a record, written in one fixed way, without its seal."
     content = {key: value for key, value in record.items() if key != 'seal'}
     canonical = json.dumps(content, sort_keys=True, separators=(',', ':'), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
+
 def check_seal(
-    record:dict,    # as read from JSON
-    file:str|Path,  # named in errors
+    record: dict,  # as read from JSON
+    file: str | Path,  # named in errors
 ) -> None:
     "Refuse a record that is not what was sealed; one that never was passes."
-    if 'seal' not in record and 'files' not in record: return
+    if 'seal' not in record and 'files' not in record:
+        return
     if record.get('seal') != seal_of(record):
-        raise DataError(f'{file}: not what was sealed: something in it was changed, added or cut since the run wrote it')
+        raise DataError(
+            f'{file}: not what was sealed: something in it was changed, added or cut since the run wrote it'
+        )
 
 # %% ../nbs/06a_records.ipynb #01929879
 def check_record(
-    record,            # as read from JSON
-    file:str|Path,     # named in errors
-) -> dict:             # the same record
+    record,  # as read from JSON
+    file: str | Path,  # named in errors
+) -> dict:  # the same record
     "Refuse a record that is cut, altered, incomplete, or of a layout unknown here."
-    if not isinstance(record, dict): raise DataError(f'{file}: a record is a JSON object, got {type(record).__name__}')
+    if not isinstance(record, dict):
+        raise DataError(f'{file}: a record is a JSON object, got {type(record).__name__}')
     schema = record.get('schema', 1)
     if type(schema) is not int or schema != 1:
         raise DataError(f'{file}: record of schema {shortened(schema)}, this version reads schema 1')
@@ -202,63 +305,74 @@ def check_record(
     check_fields(record, file)
     return record
 
+
 def read_record(
-    folder:str|Path,    # of a run
+    folder: str | Path,  # of a run
 ) -> dict:
     "The record of a run, checked."
-    file = Path(folder)/'record.json'
+    file = Path(folder) / 'record.json'
     record = check_record(read_json(file), file)
     if 'seal' not in record:
-        warnings.warn(f'{file}: not sealed, so a change to it goes unnoticed; `molrec runs seal {folder}` seals it', stacklevel=2)
+        warnings.warn(
+            f'{file}: not sealed, so a change to it goes unnoticed; `molrec runs seal {folder}` seals it', stacklevel=2
+        )
     return record
 
 # %% ../nbs/06a_records.ipynb #5d2ead80
 def check_bytes(
-    found:str,          # sha256 of a file
-    wanted:str|None,    # sha256 it should have; None: nothing to compare with
-    file:str|Path,      # named in errors
+    found: str,  # sha256 of a file
+    wanted: str | None,  # sha256 it should have; None: nothing to compare with
+    file: str | Path,  # named in errors
 ) -> None:
     "Refuse a file that is not the one its record was sealed with."
     if wanted not in (None, found):
         raise DataError(f'{file}: not the file that was sealed: its sha256 is {found[:12]}…, wanted {wanted[:12]}…')
 
+
 def sha256_in(
-    record:dict,    # of the run
-    name:str,       # of a file
-) -> str|None:      # None: the record has no checksum of it
+    record: dict,  # of the run
+    name: str,  # of a file
+) -> str | None:  # None: the record has no checksum of it
     "The checksum that a record holds of one of its files."
     early = record.get('ranks_sha256') if name == 'ranks.parquet' else None  # what records had before there were seals
     return record.get('files', {}).get(name, early)
 
+
 def read_table(
-    file:str|Path,          # a parquet file of a record
-    columns:tuple,          # that it must have
-    sha256:str|None=None,   # of its bytes; None: not known
+    file: str | Path,  # a parquet file of a record
+    columns: tuple,  # that it must have
+    sha256: str | None = None,  # of its bytes; None: not known
 ) -> pd.DataFrame:
     "A table of a record, or a `DataError` that names the file."
-    try: content = Path(file).read_bytes()
-    except OSError as e: raise DataError(f'{file}: cannot be read: {first_line(e)}') from None
+    try:
+        content = Path(file).read_bytes()
+    except OSError as e:
+        raise DataError(f'{file}: cannot be read: {first_line(e)}') from None
     check_bytes(hashlib.sha256(content).hexdigest(), sha256, file)
-    try: table = pd.read_parquet(io.BytesIO(content))
-    except Exception as e: raise DataError(f'{file}: cannot be read: {first_line(e)}') from None
+    try:
+        table = pd.read_parquet(io.BytesIO(content))
+    except Exception as e:
+        raise DataError(f'{file}: cannot be read: {first_line(e)}') from None
     missing = [c for c in columns if c not in table]
-    if missing: raise DataError(f'{file}: no column {", ".join(missing)}')
+    if missing:
+        raise DataError(f'{file}: no column {", ".join(missing)}')
     return table.reset_index(drop=True)
 
 # %% ../nbs/06a_records.ipynb #8d4a71ad
 def check_id_column(
-    column:pd.Series,   # of ids
-    file:str|Path,      # named in errors
+    column: pd.Series,  # of ids
+    file: str | Path,  # named in errors
 ) -> None:
     "Refuse ids that are neither whole numbers nor text, or missing."
     known = pd.api.types.is_integer_dtype(column) or pd.api.types.is_string_dtype(column)
     if column.isna().any() or not known:
         raise DataError(f'{file}: {column.name}: wanted whole numbers or text, none missing, got {column.dtype}')
 
+
 def check_counts(
-    column:pd.Series,   # of numbers
-    least:int,          # the smallest allowed
-    file:str|Path,      # named in errors
+    column: pd.Series,  # of numbers
+    least: int,  # the smallest allowed
+    file: str | Path,  # named in errors
 ) -> None:
     "Refuse a column that holds anything but whole numbers from `least` on."
     if not pd.api.types.is_integer_dtype(column):
@@ -266,305 +380,399 @@ def check_counts(
     if column.isna().any() or not column.between(least, 2**62).all():
         raise DataError(f'{file}: {column.name}: values start at {least}, got {column.min()}')
 
+
 def read_pairs(
-    file:str|Path,          # ranks.parquet
-    sha256:str|None=None,   # of its bytes; None: not known
-) -> pd.DataFrame:          # user_id, item_id, rank; a row per target, those of a user together
+    file: str | Path,  # ranks.parquet
+    sha256: str | None = None,  # of its bytes; None: not known
+) -> pd.DataFrame:  # user_id, item_id, rank; a row per target, those of a user together
     "Test targets with their ranks, checked."
     pairs = read_table(file, ('user_id', 'item_id', 'rank'), sha256)
-    if not len(pairs): raise DataError(f'{file}: no targets')
-    for name in ('user_id', 'item_id'): check_id_column(pairs[name], file)
+    if not len(pairs):
+        raise DataError(f'{file}: no targets')
+    for name in ('user_id', 'item_id'):
+        check_id_column(pairs[name], file)
     check_counts(pairs['rank'], 1, file)
-    if pairs.duplicated(['user_id', 'item_id']).any(): raise DataError(f'{file}: a target comes twice')
+    if pairs.duplicated(['user_id', 'item_id']).any():
+        raise DataError(f'{file}: a target comes twice')
     first = pairs.user_id.to_numpy()[starts_of(pairs)]
-    if pd.Series(first).duplicated().any(): raise DataError(f'{file}: lines of a user are not together')
+    if pd.Series(first).duplicated().any():
+        raise DataError(f'{file}: lines of a user are not together')
     return pairs
 
-def starts_of(pairs:pd.DataFrame) -> np.ndarray:    # (B,), int64
+
+def starts_of(pairs: pd.DataFrame) -> np.ndarray:  # (B,), int64
     "The first row of each user."
     users = pairs.user_id.to_numpy()
     return np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
 
 # %% ../nbs/06a_records.ipynb #ac108953
 def ranks_of(
-    pairs:pd.DataFrame,     # as `read_pairs` gives it
-    file:str|Path,          # named in errors
-    n_items:int|None=None,  # N; None: not known
-):                          # `Ranks` of its users, in the order of the file
+    pairs: pd.DataFrame,  # as `read_pairs` gives it
+    file: str | Path,  # named in errors
+    n_items: int | None = None,  # N; None: not known
+):  # `Ranks` of its users, in the order of the file
     "The ranks of a table of targets."
     from molrec.metrics import Ranks  # late: torch takes seconds to import, and a list of records needs no metric
+
     starts = starts_of(pairs)
-    try: return Ranks(pairs.user_id.to_numpy()[starts], np.r_[starts, len(pairs)], pairs['rank'].to_numpy(), n_items)
-    except DataError as e: raise DataError(f'{file}: {e}') from None
+    try:
+        return Ranks(pairs.user_id.to_numpy()[starts], np.r_[starts, len(pairs)], pairs['rank'].to_numpy(), n_items)
+    except DataError as e:
+        raise DataError(f'{file}: {e}') from None
+
 
 def read_ranks(
-    file:str|Path,          # ranks.parquet
-    sha256:str|None=None,   # of its bytes; None: not known
-    n_items:int|None=None,  # N; None: not known
-):                          # `Ranks`
+    file: str | Path,  # ranks.parquet
+    sha256: str | None = None,  # of its bytes; None: not known
+    n_items: int | None = None,  # N; None: not known
+):  # `Ranks`
     "Ranks of a run, checked."
     return ranks_of(read_pairs(file, sha256), file, n_items)
 
 # %% ../nbs/06a_records.ipynb #1655cc19
 def read_items(
-    folder:str|Path,    # of a run
-    record:dict,        # of the same run
-) -> pd.DataFrame:      # item_id, trained, shown, and title, year, genres where known; in the order of the model's rows
+    folder: str | Path,  # of a run
+    record: dict,  # of the same run
+) -> pd.DataFrame:  # item_id, trained, shown, and title, year, genres where known; in the order of the model's rows
     "The items of a run, checked."
-    file = Path(folder)/'items.parquet'
+    file = Path(folder) / 'items.parquet'
     items = read_table(file, ('item_id', 'trained', 'shown'), sha256_in(record, file.name))
     check_id_column(items.item_id, file)
-    for name in ('trained', 'shown'): check_counts(items[name], 0, file)
+    for name in ('trained', 'shown'):
+        check_counts(items[name], 0, file)
     twice, wanted = items.item_id[items.item_id.duplicated()], record['split']['n_items']
-    if len(twice): raise DataError(f'{file}: item {twice.iloc[0]} comes twice')
-    if len(items) != wanted: raise DataError(f'{file}: {len(items)} items, the record says {wanted}')
-    if 'title' in items and not items.title.dropna().map(type).eq(str).all(): raise DataError(f'{file}: title: wanted text')
+    if len(twice):
+        raise DataError(f'{file}: item {twice.iloc[0]} comes twice')
+    if len(items) != wanted:
+        raise DataError(f'{file}: {len(items)} items, the record says {wanted}')
+    if 'title' in items and not items.title.dropna().map(type).eq(str).all():
+        raise DataError(f'{file}: title: wanted text')
     return items
 
 # %% ../nbs/06a_records.ipynb #ad21d8ca
 def metric_values(
-    ranks,           # `Ranks` of a run
-    name:str,        # registered: 'mrr', or 'hr@k', 'ndcg@k' and others for a whole number k
-) -> np.ndarray:     # per user, (B,), float64
+    ranks,  # `Ranks` of a run
+    name: str,  # registered: 'mrr', or 'hr@k', 'ndcg@k' and others for a whole number k
+) -> np.ndarray:  # per user, (B,), float64
     "A metric by its name in a record."
     from molrec.metrics import per_user_metric  # late: torch takes seconds to import
+
     return per_user_metric(name, ranks=ranks)
 
+
 def check_metrics(
-    stated:dict,     # metric: value, as recorded
-    ranks,           # `Ranks` of the same run
-    file:str|Path,   # named in errors
+    stated: dict,  # metric: value, as recorded
+    ranks,  # `Ranks` of the same run
+    file: str | Path,  # named in errors
 ) -> None:
     "Refuse metrics that the ranks do not give."
     for name, value in stated.items():
-        try: found = metric_values(ranks, name).mean()
-        except ValueError as e: raise DataError(f'{file}: {e}') from None
-        if abs(found - value) > 1e-9: raise DataError(f'{file}: {name} is recorded as {value}, the ranks give {found}')
+        try:
+            found = metric_values(ranks, name).mean()
+        except ValueError as e:
+            raise DataError(f'{file}: {e}') from None
+        if abs(found - value) > 1e-9:
+            raise DataError(f'{file}: {name} is recorded as {value}, the ranks give {found}')
 
 # %% ../nbs/06a_records.ipynb #d3a6619f
 @dataclass(frozen=True, eq=False)
 class Run:
     "A record and its tables."
-    record:dict   # content of record.json
-    ranks:object  # `Ranks` of the test targets
-    label:str     # the row's name in tables
-    notebook:str=''      # its executed notebook, from the report's folder; '': not there
-    repeats:tuple=()     # of `Run`: the same row with other seeds
-    targets:pd.DataFrame|None=None   # user_id, item_id, rank: the ranks with the ids of the source
-    public:object=None   # `Ranks` by the public rule; None: not known
-    items:pd.DataFrame|None=None     # as `read_items` gives it; None: an older record, which has none
+
+    record: dict  # content of record.json
+    ranks: object  # `Ranks` of the test targets
+    label: str  # the row's name in tables
+    notebook: str = ''  # its executed notebook, from the report's folder; '': not there
+    repeats: tuple = ()  # of `Run`: the same row with other seeds
+    targets: pd.DataFrame | None = None  # user_id, item_id, rank: the ranks with the ids of the source
+    public: object = None  # `Ranks` by the public rule; None: not known
+    items: pd.DataFrame | None = None  # as `read_items` gives it; None: an older record, which has none
 
     @property
-    def config(self): return self.record['config']
+    def config(self):
+        return self.record['config']
+
     @property
-    def each(self): return self, *self.repeats
+    def each(self):
+        return self, *self.repeats
 
 # %% ../nbs/06a_records.ipynb #fed78aba
 def check_tables(
-    run:Run,            # whose tables are compared with its record
-    folder:Path,        # of the run
-) -> Run:               # the same run
+    run: Run,  # whose tables are compared with its record
+    folder: Path,  # of the run
+) -> Run:  # the same run
     "Refuse a run whose record and tables disagree."
-    file, record = folder/'record.json', run.record
+    file, record = folder / 'record.json', run.record
     if record['id'] != folder.name:
         raise DataError(f'{file}: the record of run {shortened(record["id"])} lies in folder {folder.name!r}')
     for name, found in dict(n_test_users=len(run.ranks), n_test_targets=len(run.targets)).items():
         stated = record['split'][name]
-        if stated != found: raise DataError(f'{file}: {name} is {stated}, ranks.parquet has {found}')
+        if stated != found:
+            raise DataError(f'{file}: {name} is {stated}, ranks.parquet has {found}')
     check_metrics(record['metrics']['test'], run.ranks, file)
     if run.public is not None:
         if not np.array_equal(run.public.users, run.ranks.users):
-            raise DataError(f'{folder/"ranks-public.parquet"}: other users than in ranks.parquet')
+            raise DataError(f'{folder / "ranks-public.parquet"}: other users than in ranks.parquet')
         check_metrics(record['public_rule']['metrics'], run.public, file)
     unknown = run.targets.item_id[~run.targets.item_id.isin(run.items.item_id)] if run.items is not None else []
-    if len(unknown): raise DataError(f'{folder/"items.parquet"}: no item {unknown.iloc[0]}, which ranks.parquet has')
+    if len(unknown):
+        raise DataError(f'{folder / "items.parquet"}: no item {unknown.iloc[0]}, which ranks.parquet has')
     return run
 
-def has_items(folder:Path, record:dict) -> bool:
-    "Does a record have items? Older ones do not."
-    return 'items.parquet' in record.get('files', {}) or (folder/'items.parquet').exists()
 
-def notebook_of(folder:Path, record:dict) -> str:
+def has_items(folder: Path, record: dict) -> bool:
+    "Does a record have items? Older ones do not."
+    return 'items.parquet' in record.get('files', {}) or (folder / 'items.parquet').exists()
+
+
+def notebook_of(folder: Path, record: dict) -> str:
     "The executed notebook of a run, from the report's folder; '' if there is none, or another than was sealed."
-    file = folder/'run.ipynb'
-    if not file.is_file() or sha256_in(record, file.name) not in (None, file_sha256(file)): return ''
+    file = folder / 'run.ipynb'
+    if not file.is_file() or sha256_in(record, file.name) not in (None, file_sha256(file)):
+        return ''
     return f'{folder.parent.name}/{folder.name}/{file.name}'
 
+
 def read_public(
-    folder:Path,    # of a run
-    record:dict,    # of the same run
-):                  # `Ranks`; None: the record knows nothing of the public rule
+    folder: Path,  # of a run
+    record: dict,  # of the same run
+):  # `Ranks`; None: the record knows nothing of the public rule
     "Ranks by the public rule, checked."
-    if not record.get('public_rule'): return None
-    file = folder/'ranks-public.parquet'
+    if not record.get('public_rule'):
+        return None
+    file = folder / 'ranks-public.parquet'
     return read_ranks(file, sha256_in(record, file.name), record['split']['n_items'])
 
+
 def read_run(
-    folder:str|Path,   # with record.json and ranks.parquet
+    folder: str | Path,  # with record.json and ranks.parquet
 ) -> Run:
     "Read a run; its files are compared with its seal, its metrics computed again from its ranks."
     folder, record = Path(folder), read_record(folder)
-    pairs = read_pairs(folder/'ranks.parquet', sha256_in(record, 'ranks.parquet'))
+    pairs = read_pairs(folder / 'ranks.parquet', sha256_in(record, 'ranks.parquet'))
     items = read_items(folder, record) if has_items(folder, record) else None
-    ranks = ranks_of(pairs, folder/'ranks.parquet', record['split']['n_items'])
-    run = Run(record, ranks, record['config']['row'], notebook_of(folder, record), targets=pairs, public=read_public(folder, record), items=items)
+    ranks = ranks_of(pairs, folder / 'ranks.parquet', record['split']['n_items'])
+    run = Run(
+        record,
+        ranks,
+        record['config']['row'],
+        notebook_of(folder, record),
+        targets=pairs,
+        public=read_public(folder, record),
+        items=items,
+    )
     return check_tables(run, folder)
 
 # %% ../nbs/06a_records.ipynb #04c03727
-kept_files = 'ranks.parquet', 'ranks-public.parquet', 'items.parquet', 'model.safetensors', 'run.ipynb'     # beside record.json
+kept_files = (
+    'ranks.parquet',
+    'ranks-public.parquet',
+    'items.parquet',
+    'model.safetensors',
+    'run.ipynb',
+)  # beside record.json
+
 
 def weights_file(
-    folder:Path,    # of a run
-) -> Path:          # there or not
+    folder: Path,  # of a run
+) -> Path:  # there or not
     "A run's own weights, or where there are none the checkpoint of that name in the folder beside `runs`."
-    own, kept = folder/'model.safetensors', folder.parent.parent/'checkpoints'/f'{folder.name}.safetensors'
+    own, kept = folder / 'model.safetensors', folder.parent.parent / 'checkpoints' / f'{folder.name}.safetensors'
     return kept if folder.parent.name == 'runs' and kept.exists() and not own.exists() else own
 
-def file_of(folder:Path, name:str) -> Path:     # there or not
+
+def file_of(folder: Path, name: str) -> Path:  # there or not
     "Where a file of a record lies."
-    return weights_file(folder) if name == 'model.safetensors' else folder/name
+    return weights_file(folder) if name == 'model.safetensors' else folder / name
+
 
 def sealed(
-    record:dict,        # of a run
-    folder:str|Path,    # where its files are
-) -> dict:              # the record with `files` and `seal`
+    record: dict,  # of a run
+    folder: str | Path,  # where its files are
+) -> dict:  # the record with `files` and `seal`
     "A record with the checksums of its files, those that are there and those that were."
     files, folder = dict(record.get('files', {})), Path(folder)
     for name in kept_files:
-        if not (file := file_of(folder, name)).is_file(): continue
+        if not (file := file_of(folder, name)).is_file():
+            continue
         found = file_sha256(file)
-        if name != 'run.ipynb': check_bytes(found, sha256_in(record, name), file)
+        if name != 'run.ipynb':
+            check_bytes(found, sha256_in(record, name), file)
         files[name] = found
     record = {key: value for key, value in record.items() if key != 'seal'} | dict(files=files)
     return record | dict(seal=seal_of(record))
 
 # %% ../nbs/06a_records.ipynb #abfb2140
 def seal(
-    folder:str|Path,    # of a run
-) -> dict:              # the record, sealed
+    folder: str | Path,  # of a run
+) -> dict:  # the record, sealed
     "Read a run, and write the checksums of its files into its record."
     folder = Path(folder)
-    with FileLock(folder/'.lock'), warnings.catch_warnings():
+    with FileLock(folder / '.lock'), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*not sealed')  # it is about to be
         record = read_run(folder).record
-        if (new := sealed(record, folder)) != record: write_json(folder/'record.json', new)
+        if (new := sealed(record, folder)) != record:
+            write_json(folder / 'record.json', new)
     return new
 
+
 def seal_all(
-    folder:str|Path,    # of a run, or of runs
-) -> list[str]:         # ids, in order
+    folder: str | Path,  # of a run, or of runs
+) -> list[str]:  # ids, in order
     "Seal one record, or every record of a folder that can be; then say which cannot."
     folder = Path(folder)
-    folders = [folder] if (folder/'record.json').exists() else sorted(f.parent for f in folder.glob('*/record.json'))
-    if not folders: raise DataError(f'{folder}: no record.json in it, nor in a folder of it')
+    folders = [folder] if (folder / 'record.json').exists() else sorted(f.parent for f in folder.glob('*/record.json'))
+    if not folders:
+        raise DataError(f'{folder}: no record.json in it, nor in a folder of it')
     done, bad = [], []
     for f in folders:
-        try: done.append(seal(f)['id'])
-        except DataError as e: bad.append(str(e))
-    if bad: raise DataError(f'{len(done)} sealed, {len(bad)} not: {"; ".join(bad)}')
+        try:
+            done.append(seal(f)['id'])
+        except DataError as e:
+            bad.append(str(e))
+    if bad:
+        raise DataError(f'{len(done)} sealed, {len(bad)} not: {"; ".join(bad)}')
     return done
 
 # %% ../nbs/06a_records.ipynb #e5e860ab
 def read_folder(
-    folder:str|Path,    # of runs, one folder each
-) -> tuple[list[Run], dict]:    # runs in the order of their names; of those passed over, folder: why
+    folder: str | Path,  # of runs, one folder each
+) -> tuple[list[Run], dict]:  # runs in the order of their names; of those passed over, folder: why
     "Every run of a folder, checked."
     folder, runs, bad = Path(folder), [], {}
     for file in sorted(folder.glob('*/record.json')):
-        try: runs.append(read_run(file.parent))
-        except DataError as e: bad[file.parent.name] = str(e).replace(f'{folder}/', '')
-    others = f' (none of the {len(bad)} records of {folder} can be used)'*(len(bad) > 1)
-    if bad and not runs: raise DataError(next(iter(bad.values())) + others)
-    for why in bad.values(): warnings.warn(f'passed over: {why}', stacklevel=2)
+        try:
+            runs.append(read_run(file.parent))
+        except DataError as e:
+            bad[file.parent.name] = str(e).replace(f'{folder}/', '')
+    others = f' (none of the {len(bad)} records of {folder} can be used)' * (len(bad) > 1)
+    if bad and not runs:
+        raise DataError(next(iter(bad.values())) + others)
+    for why in bad.values():
+        warnings.warn(f'passed over: {why}', stacklevel=2)
     return runs, bad
 
 # %% ../nbs/06a_records.ipynb #73343564
 def list_runs(
-    runs:str|Path,      # folder of runs
-) -> pd.DataFrame:      # row, data, protocol, hr@10, when, where (its folder), note ('': all is well); the newest first
+    runs: str | Path,  # folder of runs
+) -> pd.DataFrame:  # row, data, protocol, hr@10, when, where (its folder), note ('': all is well); the newest first
     "What is recorded in a folder."
     lines = [list_line(f, Path(runs)) for f in sorted(Path(runs).glob('*/record.json'))]
     table = pd.DataFrame(lines, columns=['row', 'data', 'protocol', 'hr@10', 'when', 'where', 'note'])
     return table.sort_values('when', ascending=False, kind='stable', ignore_index=True)
 
+
 def readable(
-    runs:str|Path,      # folder of runs
+    runs: str | Path,  # folder of runs
 ) -> list[dict]:
     "The records of a folder that can be read, without their tables."
     records = []
     for file in sorted(Path(runs).glob('*/record.json')):
-        try: records.append(check_record(read_json(file), file))
-        except DataError: continue
+        try:
+            records.append(check_record(read_json(file), file))
+        except DataError:
+            continue
     return records
 
+
 def list_line(
-    file:Path,      # record.json of a run
-    runs:Path,      # folder of runs
+    file: Path,  # record.json of a run
+    runs: Path,  # folder of runs
 ) -> dict:
     "A record in a line."
-    try: r = check_record(read_json(file), file)
+    try:
+        r = check_record(read_json(file), file)
     except DataError as e:
         empty = dict.fromkeys(('row', 'data', 'protocol', 'when'), '')
         return empty | dict(where=file.parent.name, note=str(e).replace(f'{runs}/', ''))
     c, when = r['config'], datetime.fromisoformat(r['started']).strftime('%Y-%m-%d %H:%M')
-    return dict(row=c['row'], data=Path(c['dataset']).stem, protocol=c['protocol'], when=when, where=file.parent.name,
-                note='' if 'seal' in r else 'not sealed') | {'hr@10': r['metrics']['test']['hr@10']}
+    return dict(
+        row=c['row'],
+        data=Path(c['dataset']).stem,
+        protocol=c['protocol'],
+        when=when,
+        where=file.parent.name,
+        note='' if 'seal' in r else 'not sealed',
+    ) | {'hr@10': r['metrics']['test']['hr@10']}
 
 # %% ../nbs/06a_records.ipynb #3ff4a72d
 def run_command(
-    record:dict,  # of a run
-) -> str:         # what to type at the project's root
+    record: dict,  # of a run
+) -> str:  # what to type at the project's root
     "The command that makes this record again."
     c = record['config']
-    row = f"{c['dataset']}/{c['encoder']}-{c['similarity']}-{c['loss']}"
+    row = f'{c["dataset"]}/{c["encoder"]}-{c["similarity"]}-{c["loss"]}'
     return record.get('command') or f'molrec run nbs/configs/{row}.yaml'
 
-def flat(content:dict, prefix:str='') -> dict:
+
+def flat(content: dict, prefix: str = '') -> dict:
     "Nested keys joined by dots."
     found = {}
-    for k, v in content.items(): found |= flat(v, f'{prefix}{k}.') if isinstance(v, dict) else {f'{prefix}{k}': v}
+    for k, v in content.items():
+        found |= flat(v, f'{prefix}{k}.') if isinstance(v, dict) else {f'{prefix}{k}': v}
     return found
 
 # %% ../nbs/06a_records.ipynb #37ddea4f
-def run_facts(
-    run:Run,
-) -> dict:        # name: text
+def run_facts(run: Run) -> dict:  # name: text
     "What is shown of a run besides its metrics."
     r, e = run.record, run.record['environment']
-    facts = {'command': run_command(r), 'seed': r['seed'], 'split': r['split']['fingerprint'],
-             'config hash': r['config_hash'], 'started': r['started'], 'wall time': f"{r['wall_time_s']:,.0f} s",
-             'peak memory': f"{r['peak_memory_mib']:,.0f} MiB", 'parameters': f"{r['n_parameters']:,}",
-             'epochs': f"{r['epochs']}, best {r['best_epoch']}", 'hardware': hardware(run)}
-    def pairs(d): return ', '.join(f'{k}={v}' for k, v in flat(d).items())
-    counts = {k: v for k, v in r['split'].items() if k != 'fingerprint'}
-    return {k: str(v) for k, v in facts.items()} | {'config': pairs(r['config']), 'split counts': pairs(counts),
-                                                    'code': pairs(r['code']), 'environment': pairs(e)}
+    facts = {
+        'command': run_command(r),
+        'seed': r['seed'],
+        'split': r['split']['fingerprint'],
+        'config hash': r['config_hash'],
+        'started': r['started'],
+        'wall time': f'{r["wall_time_s"]:,.0f} s',
+        'peak memory': f'{r["peak_memory_mib"]:,.0f} MiB',
+        'parameters': f'{r["n_parameters"]:,}',
+        'epochs': f'{r["epochs"]}, best {r["best_epoch"]}',
+        'hardware': hardware(run),
+    }
 
-def hardware(run:Run) -> str:
+    def pairs(d):
+        return ', '.join(f'{k}={v}' for k, v in flat(d).items())
+
+    counts = {k: v for k, v in r['split'].items() if k != 'fingerprint'}
+    return {k: str(v) for k, v in facts.items()} | {
+        'config': pairs(r['config']),
+        'split counts': pairs(counts),
+        'code': pairs(r['code']),
+        'environment': pairs(e),
+    }
+
+
+def hardware(run: Run) -> str:
     "Processor and cores of a run, and the GPU if there was one."
     e = run.record['environment']
-    gpu = f", {e['gpu']}" if e.get('gpu') else ''
-    return f"{e.get('cpu', 'unknown processor')}, {e.get('cores', '?')} cores{gpu}"
+    gpu = f', {e["gpu"]}' if e.get('gpu') else ''
+    return f'{e.get("cpu", "unknown processor")}, {e.get("cores", "?")} cores{gpu}'
 
 # %% ../nbs/06a_records.ipynb #ce439200
 def file_states(
-    folder:str|Path,    # of a run
-    record:dict,        # of the same run
-) -> dict:              # file: as sealed, changed, not here, or not sealed
+    folder: str | Path,  # of a run
+    record: dict,  # of the same run
+) -> dict:  # file: as sealed, changed, not here, or not sealed
     "How the files of a record stand to its seal."
+
     def state(name):
         file, wanted = file_of(Path(folder), name), sha256_in(record, name)
-        if not file.is_file(): return 'not here' if wanted else ''
-        if wanted is None: return 'not sealed'
+        if not file.is_file():
+            return 'not here' if wanted else ''
+        if wanted is None:
+            return 'not sealed'
         return 'as sealed' if file_sha256(file) == wanted else 'changed since it was sealed'
+
     return {name: said for name in kept_files if (said := state(name))}
 
+
 def show_run(
-    folder:str|Path,    # of a run
-) -> str:               # lines of `name  value`
+    folder: str | Path,  # of a run
+) -> str:  # lines of `name  value`
     "A run in full: what it gave, what it was, and how its files stand to its seal."
     run = read_run(folder)
     metrics = ', '.join(f'{name} {value:.4f}' for name, value in run.record['metrics']['test'].items())
-    facts = {'row': run.label, 'id': run.record['id'], 'test': metrics} | run_facts(run) | file_states(folder, run.record)
+    facts = (
+        {'row': run.label, 'id': run.record['id'], 'test': metrics} | run_facts(run) | file_states(folder, run.record)
+    )
     width = max(map(len, facts))
     return '\n'.join(f'{name:{width}}  {value}' for name, value in facts.items())

@@ -42,75 +42,105 @@ from .records import Run, hardware, metric_values, read_folder, run_facts
 
 # %% ../nbs/34_report.ipynb #2b07a498
 published_source = 'a replication report of 2024 on MovieLens 1M, with a cut of its own and 5 epochs'
-n_published = 450   # its test users: every hit rate it prints is a fraction of 450
-published = pd.DataFrame([
-    ('SASRec, MLP + BCE',             'sasrec', 'mlp',      'bce',             .0644, .3467, .7044, .9378, .1588),
-    ('SASRec, MoL + BCE',             'sasrec', 'mol',      'bce',             .0644, .3489, .6533, .9378, .1521),
-    ('SVD, MLP + BCE',                'svd',    'mlp',      'bce',             .0600, .3244, .6844, .9356, .1497),
-    ('SASRec, MoL + sampled softmax', 'sasrec', 'mol',      'sampled-softmax', .0600, .3200, .6178, .9267, .1454),
-    ('SASRec, dot product',           'sasrec', 'dot',      None,              .0466, .3355, .6355, .9311, .1355),
-    ('SASRec, FM + BCE',              'sasrec', 'fm',       'bce',             .0578, .3044, .5667, .9222, .1334),
-    ('SASRec, NeuralFM + BCE',        'sasrec', 'neuralfm', 'bce',             .0378, .2956, .6156, .9200, .1257),
-    ('SVD, FM + BCE',                 'svd',    'fm',       'bce',             .0511, .2200, .4844, .8644, .1142),
-    ('SVD, NeuralFM + BCE',           'svd',    'neuralfm', 'bce',             .0378, .2667, .6356, .9133, .1113),
-    ('SVD, dot product',              'svd',    'dot',      None,              .0044, .1933, .5400, .9088, .0633),
-], columns=['row', 'encoder', 'similarity', 'loss', 'hr@1', 'hr@10', 'hr@50', 'hr@500', 'mrr'])
+n_published = 450  # its test users: every hit rate it prints is a fraction of 450
+published = pd.DataFrame(
+    [
+        ('SASRec, MLP + BCE', 'sasrec', 'mlp', 'bce', 0.0644, 0.3467, 0.7044, 0.9378, 0.1588),
+        ('SASRec, MoL + BCE', 'sasrec', 'mol', 'bce', 0.0644, 0.3489, 0.6533, 0.9378, 0.1521),
+        ('SVD, MLP + BCE', 'svd', 'mlp', 'bce', 0.0600, 0.3244, 0.6844, 0.9356, 0.1497),
+        ('SASRec, MoL + sampled softmax', 'sasrec', 'mol', 'sampled-softmax', 0.0600, 0.3200, 0.6178, 0.9267, 0.1454),
+        ('SASRec, dot product', 'sasrec', 'dot', None, 0.0466, 0.3355, 0.6355, 0.9311, 0.1355),
+        ('SASRec, FM + BCE', 'sasrec', 'fm', 'bce', 0.0578, 0.3044, 0.5667, 0.9222, 0.1334),
+        ('SASRec, NeuralFM + BCE', 'sasrec', 'neuralfm', 'bce', 0.0378, 0.2956, 0.6156, 0.9200, 0.1257),
+        ('SVD, FM + BCE', 'svd', 'fm', 'bce', 0.0511, 0.2200, 0.4844, 0.8644, 0.1142),
+        ('SVD, NeuralFM + BCE', 'svd', 'neuralfm', 'bce', 0.0378, 0.2667, 0.6356, 0.9133, 0.1113),
+        ('SVD, dot product', 'svd', 'dot', None, 0.0044, 0.1933, 0.5400, 0.9088, 0.0633),
+    ],
+    columns=['row', 'encoder', 'similarity', 'loss', 'hr@1', 'hr@10', 'hr@50', 'hr@500', 'mrr'],
+)
 
 # %% ../nbs/34_report.ipynb #77df532f
 last_out_source = 'under leave-last-one-out, the tables in the public code of generative-recommenders and rails, 101 epochs, ties shuffled; for stable ties, RecTools'
-published_last_out = {dataset: {key: dict(zip(('hr@10', 'ndcg@10', 'hr@50', 'ndcg@50', 'hr@200', 'ndcg@200'), values)) for key, values in rows.items()} for dataset, rows in {
-    'ml-1m': {
-        ('sasrec', 'dot'):     (.2853, .1603, .5474, .2185, .7528, .2498),
-        ('bert4rec', 'dot'):   (.2843, .1537),
-        ('gru4rec', 'dot'):    (.2811, .1648),
-        ('hstu', 'dot'):       (.3097, .1720, .5754, .2307, .7716, .2606),
-        ('hstu-large', 'dot'): (.3294, .1893, .5935, .2481, .7839, .2771),
-        ('hstu-large', 'mol'): (.3412, .1979, .6013, .2556, .7877, .2840)},
-    'ml-20m': {
-        ('sasrec', 'dot'):     (.2889, .1621, .5503, .2199, .7661, .2527),
-        ('bert4rec', 'dot'):   (.2816, .1703),
-        ('gru4rec', 'dot'):    (.2813, .1730),
-        ('hstu', 'dot'):       (.3273, .1895, .5889, .2473, .7952, .2787),
-        ('hstu-large', 'dot'): (.3556, .2098, .6143, .2671, .8074, .2965),
-        ('hstu-large', 'mol'): (.3661, .2181, .6234, .2753, .8116, .3039)},
-    'amazon-books': {
-        ('sasrec', 'dot'):     (.0306, .0164, .0754, .0260, .1431, .0362),
-        ('hstu', 'dot'):       (.0416, .0227, .0957, .0344, .1735, .0461),
-        ('hstu-large', 'dot'): (.0478, .0262, .1082, .0393, .1908, .0517),
-        ('hstu-large', 'mol'): (.0613, .0350, .1292, .0498, .2167, .0629)}}.items()}
-published_stable = {('hstu-large', 'dot'): {'hr@10': .3642}}   # MovieLens 1M by RecTools, with ties in the order of the file
+published_last_out = {
+    dataset: {
+        key: dict(zip(('hr@10', 'ndcg@10', 'hr@50', 'ndcg@50', 'hr@200', 'ndcg@200'), values))
+        for key, values in rows.items()
+    }
+    for dataset, rows in {
+        'ml-1m': {
+            ('sasrec', 'dot'): (0.2853, 0.1603, 0.5474, 0.2185, 0.7528, 0.2498),
+            ('bert4rec', 'dot'): (0.2843, 0.1537),
+            ('gru4rec', 'dot'): (0.2811, 0.1648),
+            ('hstu', 'dot'): (0.3097, 0.1720, 0.5754, 0.2307, 0.7716, 0.2606),
+            ('hstu-large', 'dot'): (0.3294, 0.1893, 0.5935, 0.2481, 0.7839, 0.2771),
+            ('hstu-large', 'mol'): (0.3412, 0.1979, 0.6013, 0.2556, 0.7877, 0.2840),
+        },
+        'ml-20m': {
+            ('sasrec', 'dot'): (0.2889, 0.1621, 0.5503, 0.2199, 0.7661, 0.2527),
+            ('bert4rec', 'dot'): (0.2816, 0.1703),
+            ('gru4rec', 'dot'): (0.2813, 0.1730),
+            ('hstu', 'dot'): (0.3273, 0.1895, 0.5889, 0.2473, 0.7952, 0.2787),
+            ('hstu-large', 'dot'): (0.3556, 0.2098, 0.6143, 0.2671, 0.8074, 0.2965),
+            ('hstu-large', 'mol'): (0.3661, 0.2181, 0.6234, 0.2753, 0.8116, 0.3039),
+        },
+        'amazon-books': {
+            ('sasrec', 'dot'): (0.0306, 0.0164, 0.0754, 0.0260, 0.1431, 0.0362),
+            ('hstu', 'dot'): (0.0416, 0.0227, 0.0957, 0.0344, 0.1735, 0.0461),
+            ('hstu-large', 'dot'): (0.0478, 0.0262, 0.1082, 0.0393, 0.1908, 0.0517),
+            ('hstu-large', 'mol'): (0.0613, 0.0350, 0.1292, 0.0498, 0.2167, 0.0629),
+        },
+    }.items()
+}
+published_stable = {
+    ('hstu-large', 'dot'): {'hr@10': 0.3642}
+}  # MovieLens 1M by RecTools, with ties in the order of the file
 published_epochs = {'ml-1m': 101, 'ml-20m': 151, 'amazon-books': 201}
 published_dims = {'ml-1m': 50, 'ml-20m': 256, 'amazon-books': 64}
 
-def published_name(config:dict) -> tuple:   # encoder and similarity, as a key of `published_last_out`
+
+def published_name(config: dict) -> tuple:  # encoder and similarity, as a key of `published_last_out`
     "HSTU with eight layers or more is the large one."
-    return config['encoder'] + '-large'*(config['encoder'] == 'hstu' and config['n_blocks'] >= 8), config['similarity']
+    return config['encoder'] + '-large' * (config['encoder'] == 'hstu' and config['n_blocks'] >= 8), config[
+        'similarity'
+    ]
+
 
 def as_many_negatives(
-    config:dict,    # of a run
+    config: dict,  # of a run
 ) -> bool:
     "SASRec and HSTU are published with at least 128 sampled negatives: fewer, or the whole catalogue, repeat nothing."
-    if config['encoder'] not in ('sasrec', 'hstu'): return True
+    if config['encoder'] not in ('sasrec', 'hstu'):
+        return True
     return config.get('loss', 'sampled-softmax') != 'full-softmax' and config.get('n_negatives', 128) >= 128
 
+
 def published_metrics(
-    config:dict,    # of a run
-) -> dict:          # metric: value; empty where nothing was published of this data set, width, order of ties, time of asking and length of training
+    config: dict,  # of a run
+) -> dict:  # metric: value; empty where nothing was published of this data set, width, order of ties, time of asking and length of training
     "What a leave-last-one-out run is to be held against."
     dataset = config['dataset']
-    if dataset not in published_epochs or config.get('sample_users') or config.get('ask', 'target') != 'target': return {}
-    if config.get('train_fraction', 1) < 1 or config.get('dim', published_dims[dataset]) != published_dims[dataset]: return {}
-    if config['epochs'] + config.get('warm_epochs', 0) < published_epochs[dataset]: return {}
-    if not as_many_negatives(config): return {}
-    if dataset == 'ml-1m' and config['tie_order'] == 'stable': return published_stable.get(published_name(config), {})
+    if dataset not in published_epochs or config.get('sample_users') or config.get('ask', 'target') != 'target':
+        return {}
+    if config.get('train_fraction', 1) < 1 or config.get('dim', published_dims[dataset]) != published_dims[dataset]:
+        return {}
+    if config['epochs'] + config.get('warm_epochs', 0) < published_epochs[dataset]:
+        return {}
+    if not as_many_negatives(config):
+        return {}
+    if dataset == 'ml-1m' and config['tie_order'] == 'stable':
+        return published_stable.get(published_name(config), {})
     return published_last_out[dataset].get(published_name(config), {})
 
-report_metrics = {'global-time': ('hr@1', 'hr@10', 'hr@50', 'hr@500', 'mrr'),
-                  'leave-last-one-out': ('hr@10', 'ndcg@10', 'hr@50', 'ndcg@50', 'hr@200', 'ndcg@200')}
+
+report_metrics = {
+    'global-time': ('hr@1', 'hr@10', 'hr@50', 'hr@500', 'mrr'),
+    'leave-last-one-out': ('hr@10', 'ndcg@10', 'hr@50', 'ndcg@50', 'hr@200', 'ndcg@200'),
+}
+
 
 def published_row(
-    config:dict,       # of a run: encoder, similarity, loss
-) -> pd.Series|None:   # the line of `published` this run repeats; `None`: it repeats none
+    config: dict,  # of a run: encoder, similarity, loss
+) -> pd.Series | None:  # the line of `published` this run repeats; `None`: it repeats none
     "Match by encoder, similarity and loss; a line without a loss matches any."
     same = published[(published.encoder == config['encoder']) & (published.similarity == config['similarity'])]
     same = same[same.loss.isna() | (same.loss == config['loss'])]
@@ -119,393 +149,559 @@ def published_row(
 # %% ../nbs/34_report.ipynb #25c76a8b
 report_metrics['report-2024'] = report_metrics['global-time']
 protocol_order = ('report-2024', 'global-time', 'leave-last-one-out')
-another_rule = 'printed under another rule'   # the verdict where the model is the same and the question is not
+another_rule = 'printed under another rule'  # the verdict where the model is the same and the question is not
+
 
 def standing(
-    block:tuple,    # as `block_of` gives it
-) -> str:           # 'judged', 'shown' or 'apart'
+    block: tuple,  # as `block_of` gives it
+) -> str:  # 'judged', 'shown' or 'apart'
     "How the replication report's figures stand beside a block."
     dataset, protocol, *_ = block
-    if dataset != 'ml-1m': return 'apart'
+    if dataset != 'ml-1m':
+        return 'apart'
     return {'report-2024': 'judged', 'global-time': 'shown'}.get(protocol, 'apart')
 
 # %% ../nbs/34_report.ipynb #2f636d17
-def block_of(run:Run) -> tuple:
+def block_of(run: Run) -> tuple:
     "Runs of a block have the same test users: data set, protocol, fingerprint of the split, and how many of its users were drawn."
-    return run.config['dataset'], run.config['protocol'], run.record['split']['fingerprint'], run.record['split']['n_test_users']
+    return (
+        run.config['dataset'],
+        run.config['protocol'],
+        run.record['split']['fingerprint'],
+        run.record['split']['n_test_users'],
+    )
+
 
 def blocks(
-    runs:list[Run],    # of any splits
+    runs: list[Run],  # of any splits
 ) -> list[list[Run]]:  # MovieLens first, and of a data set what the public tables measure
     "Runs that may be compared, together."
     ties = {block_of(r): r.config['tie_order'] for r in runs}
-    keys = sorted(ties, key=lambda k: (not k[0].startswith('ml-'), k[0], ties[k] != 'shuffled', protocol_order.index(k[1]) if k[1] in protocol_order else len(protocol_order), -k[3], k))
+    keys = sorted(
+        ties,
+        key=lambda k: (
+            not k[0].startswith('ml-'),
+            k[0],
+            ties[k] != 'shuffled',
+            protocol_order.index(k[1]) if k[1] in protocol_order else len(protocol_order),
+            -k[3],
+            k,
+        ),
+    )
     return [[r for r in runs if block_of(r) == key] for key in keys]
 
-def place(run:Run):
+
+def place(run: Run):
     "Sort key: published order, then ours by name."
     order = list(published_last_out['ml-1m'])
-    if run.config['protocol'] == 'leave-last-one-out': return order.index(name) if (name := published_name(run.config)) in order else len(order), run.label, run.record['id']
+    if run.config['protocol'] == 'leave-last-one-out':
+        return (
+            order.index(name) if (name := published_name(run.config)) in order else len(order),
+            run.label,
+            run.record['id'],
+        )
     row = published_row(run.config)
     return len(published) if row is None else row.name, run.label, run.record['id']
 
 # %% ../nbs/34_report.ipynb #c312c5d1
 def settled(
-    runs:list[Run],   # any
-) -> list[Run]:       # in the order of the table
+    runs: list[Run],  # any
+) -> list[Run]:  # in the order of the table
     "The latest record of each row and seed, the seeds of a row together."
     latest, by_row = {}, {}
     for run in sorted(runs, key=lambda r: (r.record['started'], r.record['id'])):
         key = block_of(run) + (run.config['scale'], run.config.get('tie_seed', 0), run.label, run.record['seed'])
         latest[key] = run
-    for key, run in sorted(latest.items()): by_row.setdefault(key[:-1], []).append(run)
-    def together(r, *more): return replace(r, label=r.label + f' ({len(more) + 1} seeds)'*bool(more), repeats=tuple(more))
+    for key, run in sorted(latest.items()):
+        by_row.setdefault(key[:-1], []).append(run)
+
+    def together(r, *more):
+        return replace(r, label=r.label + f' ({len(more) + 1} seeds)' * bool(more), repeats=tuple(more))
+
     return sorted((together(*seeds) for seeds in by_row.values()), key=place)
 
+
 def sort_records(
-    folder:str|Path,        # of runs, one folder each
-    scale:str|None=None,    # only runs of this scale; `None`: all
-    rows:set|None=None,     # `config_hash` of every row to be reported; `None`: every run is a row
-) -> tuple[list[Run], list[Run], dict]:     # rows in the order of the table; trials; of records passed over, folder: why
+    folder: str | Path,  # of runs, one folder each
+    scale: str | None = None,  # only runs of this scale; `None`: all
+    rows: set | None = None,  # `config_hash` of every row to be reported; `None`: every run is a row
+) -> tuple[list[Run], list[Run], dict]:  # rows in the order of the table; trials; of records passed over, folder: why
     "What of a folder stands in the tables, what beside them, and what cannot be used."
     runs, bad = read_folder(folder)
     for r in runs:
-        if r.config['protocol'] not in report_metrics: bad[r.record['id']] = no_report(r)
+        if r.config['protocol'] not in report_metrics:
+            bad[r.record['id']] = no_report(r)
     runs = [r for r in runs if r.record['id'] not in bad and scale in (None, r.config['scale'])]
     a_row = [rows is None or r.record['config_hash'] in rows for r in runs]
-    return settled([r for r, is_row in zip(runs, a_row) if is_row]), sorted((r for r, is_row in zip(runs, a_row) if not is_row), key=place), bad
+    return (
+        settled([r for r, is_row in zip(runs, a_row) if is_row]),
+        sorted((r for r, is_row in zip(runs, a_row) if not is_row), key=place),
+        bad,
+    )
 
-def no_report(run:Run) -> str:
+
+def no_report(run: Run) -> str:
     "Why a run of another protocol is in no report."
-    return f"run {run.record['id']!r}: no report for protocol {run.config['protocol']!r}; known are {', '.join(report_metrics)}"
+    return f'run {run.record["id"]!r}: no report for protocol {run.config["protocol"]!r}; known are {", ".join(report_metrics)}'
+
 
 def read_runs(
-    folder:str|Path,        # of runs, one folder each
-    scale:str|None=None,    # only runs of this scale; `None`: all
-    rows:set|None=None,     # `config_hash` of every row to be reported; `None`: every run is a row
-) -> list[Run]:             # in the order of the table
+    folder: str | Path,  # of runs, one folder each
+    scale: str | None = None,  # only runs of this scale; `None`: all
+    rows: set | None = None,  # `config_hash` of every row to be reported; `None`: every run is a row
+) -> list[Run]:  # in the order of the table
     "The rows of a folder; a record that cannot be used is passed over with a warning."
     return sort_records(folder, scale, rows)[0]
 
 # %% ../nbs/34_report.ipynb #811f3745
-verdict_rule = ('The verdict, by a rule fixed beforehand: "above", our 95 % interval over users and seeds lies above the published value; "reached", our mean is at or above it; '
-                '"within noise", our mean is below it and it lies in our interval; "not reproduced", it lies above our interval.')
+verdict_rule = (
+    'The verdict, by a rule fixed beforehand: "above", our 95 % interval over users and seeds lies above the published value; "reached", our mean is at or above it; '
+    '"within noise", our mean is below it and it lies in our interval; "not reproduced", it lies above our interval.'
+)
+
 
 def verdict(
-    published:float,    # NaN: none
-    ours:float,         # NaN: not run
-    low:float,          # of our interval
-    high:float,         # of our interval
-) -> str:               # above, reached, within noise, not reproduced; no published value, not run
+    published: float,  # NaN: none
+    ours: float,  # NaN: not run
+    low: float,  # of our interval
+    high: float,  # of our interval
+) -> str:  # above, reached, within noise, not reproduced; no published value, not run
     "Where the published value lies against our interval."
-    if math.isnan(published): return 'no published value'
-    if math.isnan(ours): return 'not run'
-    if low > published: return 'above'
-    if round(ours - published, 9) >= 0: return 'reached'
+    if math.isnan(published):
+        return 'no published value'
+    if math.isnan(ours):
+        return 'not run'
+    if low > published:
+        return 'above'
+    if round(ours - published, 9) >= 0:
+        return 'reached'
     return 'within noise' if published <= high else 'not reproduced'
 
 # %% ../nbs/34_report.ipynb #5e757a88
-def values(run:Run, metric:str) -> np.ndarray:  # per user, (B,), float64
+def values(run: Run, metric: str) -> np.ndarray:  # per user, (B,), float64
     "A metric of a row, the mean over its seeds."
     return np.mean([metric_values(r.ranks, metric) for r in run.each], axis=0)
 
-def seed_half(run:Run, metric:str) -> float:
+
+def seed_half(run: Run, metric: str) -> float:
     "Half of a 95 % interval for the mean over seeds; 0 for a single one."
     means = [metric_values(r.ranks, metric).mean() for r in run.each]
-    return float(student_t.ppf(.975, len(means) - 1)*np.std(means, ddof=1)/math.sqrt(len(means))) if len(means) > 1 else 0.
+    return (
+        float(student_t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / math.sqrt(len(means)))
+        if len(means) > 1
+        else 0.0
+    )
 
-def interval(run:Run, metric:str) -> tuple:
+
+def interval(run: Run, metric: str) -> tuple:
     "Mean and interval of a metric of a row: ours, low, high."
     per_user = values(run, metric)
     mean, (low, high), half = float(per_user.mean()), bootstrap_ci(per_user), seed_half(run, metric)
     return mean, mean - math.hypot(mean - low, half), mean + math.hypot(high - mean, half)
 
+
 def line(row, method, metric, theirs, ours, low, high):
     "A line of the results table."
-    return dict(row=row, method=method, metric=metric, published=theirs, ours=ours, low=low, high=high,
-                difference=ours - theirs, verdict=verdict(theirs, ours, low, high))
+    return dict(
+        row=row,
+        method=method,
+        metric=metric,
+        published=theirs,
+        ours=ours,
+        low=low,
+        high=high,
+        difference=ours - theirs,
+        verdict=verdict(theirs, ours, low, high),
+    )
 
-def method_of(config:dict) -> str:
+
+def method_of(config: dict) -> str:
     "The look of a run in figures: its similarity, or that it is the popularity list."
     return 'popularity' if config['encoder'] == 'popularity' else config['similarity']
 
 # %% ../nbs/34_report.ipynb #25e95f19
 def results_table(
-    runs:list[Run],   # of one block
-) -> pd.DataFrame:    # row, method, metric, published, ours, low, high, difference, verdict; NaN where there is none
+    runs: list[Run],  # of one block
+) -> pd.DataFrame:  # row, method, metric, published, ours, low, high, difference, verdict; NaN where there is none
     "Published beside ours, line by line."
-    if len(set(map(block_of, runs))) != 1: raise DataError('runs of different splits do not belong in one table: see `blocks`')
+    if len(set(map(block_of, runs))) != 1:
+        raise DataError('runs of different splits do not belong in one table: see `blocks`')
     lines, stands = [], standing(block_of(runs[0]))
     for metric in report_metrics[runs[0].config['protocol']]:
         for run in runs:
             twin = published_row(run.config)
             theirs = twin[metric] if stands != 'apart' and twin is not None else math.nan
             lines.append(line(run.label, method_of(run.config), metric, theirs, *interval(run, metric)))
-            if stands == 'apart' and twin is not None: lines[-1]['verdict'] = 'not comparable'
-            if stands == 'shown' and twin is not None: lines[-1] |= dict(difference=math.nan, verdict=another_rule)
+            if stands == 'apart' and twin is not None:
+                lines[-1]['verdict'] = 'not comparable'
+            if stands == 'shown' and twin is not None:
+                lines[-1] |= dict(difference=math.nan, verdict=another_rule)
         if stands == 'judged':
             ran = [t.name for r in runs if (t := published_row(r.config)) is not None]
-            lines += [line(t.row, t.similarity, metric, t[metric], *[math.nan]*3) for _, t in published.drop(index=ran).iterrows()]
+            lines += [
+                line(t.row, t.similarity, metric, t[metric], *[math.nan] * 3)
+                for _, t in published.drop(index=ran).iterrows()
+            ]
     return pd.DataFrame(lines)
 
 # %% ../nbs/34_report.ipynb #ecc907f9
 def paired_tests(
-    runs:list[Run],   # of one block
-    metrics:tuple,    # names
-) -> pd.DataFrame:    # metric, row_a, row_b, difference (a - b), p, p_holm
+    runs: list[Run],  # of one block
+    metrics: tuple,  # names
+) -> pd.DataFrame:  # metric, row_a, row_b, difference (a - b), p, p_holm
     "Every pair of rows on every metric; Holm's correction within a metric."
     for run in runs[1:]:
-        if not np.array_equal(run.ranks.users, runs[0].ranks.users): raise DataError(f'{run.label!r} and {runs[0].label!r} were tested on different users')
+        if not np.array_equal(run.ranks.users, runs[0].ranks.users):
+            raise DataError(f'{run.label!r} and {runs[0].label!r} were tested on different users')
     parts = []
     for metric in metrics:
         of = {r.label: values(r, metric) for r in runs}
         pairs = list(itertools.combinations(of, 2))
         p = paired_test(*(np.stack([of[pair[i]] for pair in pairs]) for i in (0, 1))) if pairs else []
-        part = [dict(metric=metric, row_a=a, row_b=b, difference=(of[a] - of[b]).mean(), p=one) for (a, b), one in zip(pairs, p)]
+        part = [
+            dict(metric=metric, row_a=a, row_b=b, difference=(of[a] - of[b]).mean(), p=one)
+            for (a, b), one in zip(pairs, p)
+        ]
         parts += [d | dict(p_holm=p) for d, p in zip(part, holm([d['p'] for d in part]))]
     return pd.DataFrame(parts, columns=['metric', 'row_a', 'row_b', 'difference', 'p', 'p_holm'])
 
 # %% ../nbs/34_report.ipynb #02f7a669
-def p_between(tests:pd.DataFrame, metric:str, a:str, b:str) -> float:
+def p_between(tests: pd.DataFrame, metric: str, a: str, b: str) -> float:
     "Adjusted p of a pair, in either order."
     return tests[(tests.metric == metric) & tests.row_a.isin([a, b]) & tests.row_b.isin([a, b])].p_holm.iloc[0]
 
+
 def clear_best(
-    table:pd.DataFrame,  # of one metric, as `results_table` gives it
-    tests:pd.DataFrame,  # as `paired_tests` gives it
-    level:float=.05,     # adjusted p must be below it
-) -> str|None:           # row; `None`: no row is clearly best
+    table: pd.DataFrame,  # of one metric, as `results_table` gives it
+    tests: pd.DataFrame,  # as `paired_tests` gives it
+    level: float = 0.05,  # adjusted p must be below it
+) -> str | None:  # row; `None`: no row is clearly best
     "The best of our rows, if the paired test against the runner-up says so."
     ran = table.dropna(subset='ours').sort_values('ours', ascending=False, kind='stable')
-    if len(ran) < 2: return None
+    if len(ran) < 2:
+        return None
     first, second = ran.row.iloc[:2]
     return first if p_between(tests, ran.metric.iloc[0], first, second) < level else None
 
 # %% ../nbs/34_report.ipynb #49bf64e2
 def not_told_apart(
-    rates:pd.Series,   # hit rate of each row, 0 to 1, index = row
-    n:int,             # users behind each of them
-) -> list:             # rows within 1.96 standard errors of the difference from the best, the best included
+    rates: pd.Series,  # hit rate of each row, 0 to 1, index = row
+    n: int,  # users behind each of them
+) -> list:  # rows within 1.96 standard errors of the difference from the best, the best included
     "Rows that n users cannot tell from the best one."
-    variance = rates*(1 - rates)/n
+    variance = rates * (1 - rates) / n
     best = rates.idxmax()
-    return rates[rates[best] - rates <= 1.96*np.sqrt(variance[best] + variance*(rates.index != best))].index.tolist()
+    return rates[
+        rates[best] - rates <= 1.96 * np.sqrt(variance[best] + variance * (rates.index != best))
+    ].index.tolist()
+
 
 def published_remark() -> str:  # three sentences, plain text
     "What the published table can and cannot say."
     rates = published.set_index('row')['hr@10']
     near, best = not_told_apart(rates, n_published), rates.idxmax()
-    error = math.sqrt(rates[best]*(1 - rates[best])/n_published)
-    return (f'The published hit rates come from {n_published} test users, so the best HR@10, {sig(rates[best])}, has a standard error of {sig(error)}. '
-            f'{len(near)} of the {len(rates)} published rows lie within 1.96 standard errors of the difference from it: which of those is first is, as far as these figures can tell, luck. '
-            f'Only {listed([r for r in rates.index if r not in near])} {"stands" if len(rates) - len(near) == 1 else "stand"} clearly below.')
+    error = math.sqrt(rates[best] * (1 - rates[best]) / n_published)
+    return (
+        f'The published hit rates come from {n_published} test users, so the best HR@10, {sig(rates[best])}, has a standard error of {sig(error)}. '
+        f'{len(near)} of the {len(rates)} published rows lie within 1.96 standard errors of the difference from it: which of those is first is, as far as these figures can tell, luck. '
+        f'Only {listed([r for r in rates.index if r not in near])} {"stands" if len(rates) - len(near) == 1 else "stand"} clearly below.'
+    )
 
-def listed(names:list) -> str:
+
+def listed(names: list) -> str:
     "a; b and c (rows have commas in their names)."
-    return '; '.join(names[:-1]) + ' and '*(len(names) > 1) + names[-1] if names else 'none'
+    return '; '.join(names[:-1]) + ' and ' * (len(names) > 1) + names[-1] if names else 'none'
 
 # %% ../nbs/34_report.ipynb #c1c7c294
-def sig(x:float) -> str:
+def sig(x: float) -> str:
     "Three significant digits; an en dash for NaN."
     return '–' if pd.isna(x) else f'{x:#.3g}' if abs(x) >= 1e-3 else f'{x:.2e}' if x else '0'
 
-def signed(x:float) -> str:
+
+def signed(x: float) -> str:
     "With its sign and at most four decimals, three significant digits."
-    if pd.isna(x): return '–'
-    decimals = 4 if abs(x) < .1 else 3
-    return f'{round(x, decimals) + 0.:+.{decimals}f}'.replace('-', '−')
+    if pd.isna(x):
+        return '–'
+    decimals = 4 if abs(x) < 0.1 else 3
+    return f'{round(x, decimals) + 0.0:+.{decimals}f}'.replace('-', '−')
 
 # %% ../nbs/34_report.ipynb #eba6e62d
 def our_remark(
-    table:pd.DataFrame,  # of the block
-    tests:pd.DataFrame,  # of the block
-    n_users:int,         # test users of the block
-    level:float=.05,     # adjusted p must be below it
-) -> str:                # two or three sentences, plain text
+    table: pd.DataFrame,  # of the block
+    tests: pd.DataFrame,  # of the block
+    n_users: int,  # test users of the block
+    level: float = 0.05,  # adjusted p must be below it
+) -> str:  # two or three sentences, plain text
     "How wide our intervals are and how many pairs the paired tests tell apart."
     ran = table[table.metric == 'hr@10'].dropna(subset='ours').sort_values('ours', ascending=False, kind='stable')
     best, pairs = ran.iloc[0], tests[tests.metric == 'hr@10']
     text = f'Ours come from {n_users:,} test users: the interval of the best HR@10, {best.row} at {sig(best.ours)}, is {sig(best.high - best.low)} wide.'
-    if len(pairs) == 1: return text + f' Tested user by user, the two rows {both_words(tests, level)}.'
+    if len(pairs) == 1:
+        return text + f' Tested user by user, the two rows {both_words(tests, level)}.'
     if len(pairs):
-        apart = [int((tests[tests.metric == m].p_holm < level).sum()) for m in ('hr@10', 'mrr') if (tests.metric == m).any()]
-        text += f' Tested user by user, {apart[0]} of our {len(pairs)} pairs of rows differ in HR@10' + (f' and {apart[1]} in reciprocal rank' if len(apart) > 1 else '') + ' after Holm\'s correction at 5 %.'
+        apart = [
+            int((tests[tests.metric == m].p_holm < level).sum()) for m in ('hr@10', 'mrr') if (tests.metric == m).any()
+        ]
+        text += (
+            f' Tested user by user, {apart[0]} of our {len(pairs)} pairs of rows differ in HR@10'
+            + (f' and {apart[1]} in reciprocal rank' if len(apart) > 1 else '')
+            + " after Holm's correction at 5 %."
+        )
         same = [r for r in ran.row.iloc[1:] if p_between(tests, 'hr@10', best.row, r) >= level]
-        text += f' ' + (f'In HR@10, {listed(same)} cannot be told from the best.' if same else 'In HR@10, every other row can be told from the best.')
+        text += f' ' + (
+            f'In HR@10, {listed(same)} cannot be told from the best.'
+            if same
+            else 'In HR@10, every other row can be told from the best.'
+        )
     return text
 
-def both_words(tests:pd.DataFrame, level:float) -> str:
+
+def both_words(tests: pd.DataFrame, level: float) -> str:
     "What a single pair's tests say, for HR@10 and reciprocal rank."
     words = {'hr@10': 'HR@10', 'mrr': 'reciprocal rank'}
-    said = [f'{"differ" if t.p_holm < level else "do not differ"} in {words[t.metric]} (p = {t.p_holm:.2g})' for t in tests.itertuples() if t.metric in words]
+    said = [
+        f'{"differ" if t.p_holm < level else "do not differ"} in {words[t.metric]} (p = {t.p_holm:.2g})'
+        for t in tests.itertuples()
+        if t.metric in words
+    ]
     return ' and '.join(said)
 
 # %% ../nbs/34_report.ipynb #b21b026a
-def drawn_remark(run:Run) -> str:   # a sentence, plain text; empty where all were tested
+def drawn_remark(run: Run) -> str:  # a sentence, plain text; empty where all were tested
     "How many of all users were tested."
-    if not run.config.get('holdout_users'): return ''
+    if not run.config.get('holdout_users'):
+        return ''
     part = run.record['split']
-    return f"Of {part['n_users']:,} users, all of them trained on, {part['n_test_users']:,} were drawn for the test, the same ones for every row."
+    return f'Of {part["n_users"]:,} users, all of them trained on, {part["n_test_users"]:,} were drawn for the test, the same ones for every row.'
 
 # %% ../nbs/34_report.ipynb #f3683dad
 def floor_remark(
-    runs:list[Run],      # of the block
-    table:pd.DataFrame,  # of the block
-) -> str:                # two sentences, plain text; empty where popularity was not run
+    runs: list[Run],  # of the block
+    table: pd.DataFrame,  # of the block
+) -> str:  # two sentences, plain text; empty where popularity was not run
     "What the popularity floor says about how hard the test part is."
     floor = next((r for r in runs if r.config['encoder'] == 'popularity'), None)
     best = table[table.metric == 'hr@10'].published.max()
-    if floor is None or math.isnan(best): return ''
+    if floor is None or math.isnan(best):
+        return ''
     part, hr = floor.record['split'], floor.record['metrics']['test']['hr@10']
-    text = (f"A test user has {part['n_test_targets']/part['n_test_users']:.1f} held-out items here and any of them counts; recommending what is popular, the same to everybody, "
-            f"reaches HR@10 {sig(hr)}, {'above' if hr > best else 'below'} the {sig(best)} of the best published model.")
-    return text + (' So our test part is the easier one: differences from the published column are first of all differences of the protocol, and rows are to be compared with each other and with the floor.' if hr > best else '')
+    text = (
+        f'A test user has {part["n_test_targets"] / part["n_test_users"]:.1f} held-out items here and any of them counts; recommending what is popular, the same to everybody, '
+        f'reaches HR@10 {sig(hr)}, {"above" if hr > best else "below"} the {sig(best)} of the best published model.'
+    )
+    return text + (
+        ' So our test part is the easier one: differences from the published column are first of all differences of the protocol, and rows are to be compared with each other and with the floor.'
+        if hr > best
+        else ''
+    )
 
 # %% ../nbs/34_report.ipynb #c19ba06d
-def by_public_rule(
-    run:Run,
-) -> Run|None:  # None: none of its seeds has ranks by the public rule
+def by_public_rule(run: Run) -> Run | None:  # None: none of its seeds has ranks by the public rule
     "A row as the public tables rank it, of the seeds that are known so."
     seeds = [replace(r, ranks=r.public, repeats=()) for r in run.each if r.public is not None]
     return replace(seeds[0], repeats=tuple(seeds[1:])) if seeds else None
 
+
 def read_their_way(
-    run:Run,
-    metric:str,
-) -> tuple:    # mean over seeds, low, high (NaN: not known); the epochs read, and how many seeds where some are missing
+    run: Run, metric: str
+) -> tuple:  # mean over seeds, low, high (NaN: not known); the epochs read, and how many seeds where some are missing
     "A row as the public tables would print it."
     public = by_public_rule(run)
-    if public is None: return *[math.nan]*3, '', ''
+    if public is None:
+        return *[math.nan] * 3, '', ''
     known, seeds, epochs = len(public.each), len(run.each), [str(r.record['public_rule']['epoch']) for r in public.each]
-    return *interval(public, metric), ', '.join(epochs), f'{known} of {seeds} seeds'*(known < seeds)
+    return *interval(public, metric), ', '.join(epochs), f'{known} of {seeds} seeds' * (known < seeds)
+
 
 def negatives_text(
-    config:dict,    # of a run
-) -> str:           # how many, own to each position, or shared by or dealt to so many
+    config: dict,  # of a run
+) -> str:  # how many, own to each position, or shared by or dealt to so many
     "Which negatives a position meets."
-    if config['encoder'] in ('popularity', 'svd') and config['similarity'] == 'dot': return 'none'
-    if config['loss'] in ('full-softmax', 'in-batch-softmax'): return config['loss']
+    if config['encoder'] in ('popularity', 'svd') and config['similarity'] == 'dot':
+        return 'none'
+    if config['loss'] in ('full-softmax', 'in-batch-softmax'):
+        return config['loss']
     share = config.get('share', 1)
-    return f"{config.get('n_negatives', 0):,} " + (f"{'dealt to' if config.get('deal') else 'shared by'} {share:,}" if share > 1 else 'own')
+    return f'{config.get("n_negatives", 0):,} ' + (
+        f'{"dealt to" if config.get("deal") else "shared by"} {share:,}' if share > 1 else 'own'
+    )
+
 
 asked_marks = {'target': 'ᵗ', 'usual': 'ᵘ', 'last': 'ˡ'}
 asked_notes = {
     'target': 'ᵗ asked at the time of the test item, as the published rows are: the model does not know what comes, but when.',
     'usual': 'ᵘ asked a usual gap after the last event, in training too: nothing of the test item is known.',
-    'last': 'ˡ reads times up to the last event alone.'}
+    'last': 'ˡ reads times up to the last event alone.',
+}
+
 
 def asked_of(
-    config:dict,    # of a run
-) -> str:           # a key of `asked_marks`; '': the model reads no times
+    config: dict,  # of a run
+) -> str:  # a key of `asked_marks`; '': the model reads no times
     "When a model that reads times was asked."
-    if config['encoder'] != 'hstu' or not config.get('use_time', True): return ''
+    if config['encoder'] != 'hstu' or not config.get('use_time', True):
+        return ''
     return config.get('ask', 'target') if config.get('next_time', True) else 'last'
 
-last_out_columns = 'row method negatives asked metric published published_way epoch reranked ours low high difference verdict'.split()
+
+last_out_columns = (
+    'row method negatives asked metric published published_way epoch reranked ours low high difference verdict'.split()
+)
+
 
 def last_out_table(
-    runs:list[Run],   # of one leave-last-one-out block
-) -> pd.DataFrame:    # `last_out_columns`
+    runs: list[Run],  # of one leave-last-one-out block
+) -> pd.DataFrame:  # `last_out_columns`
     "Published, ours read the published way, and ours validated."
     lines = []
     for run, metric in itertools.product(runs, report_metrics['leave-last-one-out']):
         theirs = published_metrics(run.config).get(metric, math.nan)
         *their_way, epoch, reranked = read_their_way(run, metric)
-        found, (ours, low, high) = line(run.label, method_of(run.config), metric, theirs, *their_way), interval(run, metric)
+        found, (ours, low, high) = (
+            line(run.label, method_of(run.config), metric, theirs, *their_way),
+            interval(run, metric),
+        )
         more = dict(negatives=negatives_text(run.config), asked=asked_of(run.config), epoch=epoch, reranked=reranked)
         read = dict(published_way=their_way[0], ours=ours, low=low, high=high, verdict=judged(found['verdict'], run))
         lines.append(found | more | read)
     return pd.DataFrame(lines)[last_out_columns]
 
+
 def judged(
-    said:str,   # as `verdict` gives it
-    run:Run,
+    said: str,  # as `verdict` gives it
+    run: Run,
 ) -> str:
     "The verdict of a row, or why there is none."
-    if said != 'not run': return said
+    if said != 'not run':
+        return said
     return 'not re-ranked' if any(r.record['published_way'] for r in run.each) else 'not comparable'
 
 # %% ../nbs/34_report.ipynb #b762f973
-anchor_columns = ('source', 'ties', 'hidden', 'epoch by')   # of the table of anchors: words
+anchor_columns = ('source', 'ties', 'hidden', 'epoch by')  # of the table of anchors: words
+
 
 @dataclass(frozen=True)
 class Cell:
     "A place in a table."
-    text:str        # a name from data, or a number of ours
-    bold:bool=False
-    ci:str=''       # the interval behind a number
-    href:str=''     # where a name leads, from the page
-    look:str=''     # class of a verdict; '': none
 
-    def __str__(self): return f'{self.text} {self.ci}'.strip()
+    text: str  # a name from data, or a number of ours
+    bold: bool = False
+    ci: str = ''  # the interval behind a number
+    href: str = ''  # where a name leads, from the page
+    look: str = ''  # class of a verdict; '': none
 
-def cell_of(content) -> Cell: return content if isinstance(content, Cell) else Cell(str(content))
+    def __str__(self):
+        return f'{self.text} {self.ci}'.strip()
+
+
+def cell_of(content) -> Cell:
+    return content if isinstance(content, Cell) else Cell(str(content))
+
 
 def markdown_cell(
-    content,        # `Cell`, or text
+    content,  # `Cell`, or text
 ) -> str:
     "A place in a Markdown table."
     cell = cell_of(content)
     text = markdown_text(cell.text)
-    if cell.href: text = f'[{text}]({cell.href})'
-    return (f'**{text}**' if cell.bold else text) + f' {cell.ci}'*bool(cell.ci)
+    if cell.href:
+        text = f'[{text}]({cell.href})'
+    return (f'**{text}**' if cell.bold else text) + f' {cell.ci}' * bool(cell.ci)
 
 # %% ../nbs/34_report.ipynb #d00cf8bf
 metric_names = lambda metric: metric.upper()
 
+
 def cells(
-    part:pd.DataFrame,       # lines of a table
-    first:str,               # column that names the line: row or metric
-    best:str|None=None,      # row in bold
-    notebooks:dict={},       # row: its executed notebook, from the page
-) -> pd.DataFrame:           # of `Cell` and text
+    part: pd.DataFrame,  # lines of a table
+    first: str,  # column that names the line: row or metric
+    best: str | None = None,  # row in bold
+    notebooks: dict = {},  # row: its executed notebook, from the page
+) -> pd.DataFrame:  # of `Cell` and text
     "A table as it is printed."
-    def marked(r): return f"{r.row} {asked_marks.get(getattr(r, 'asked', ''), '')}".strip()
-    def row(r): return Cell(marked(r), r.row == best, href=relative(notebooks.get(r.row) or ''))
-    def metric(r): return Cell(metric_names(r.metric), r.row == best)
-    def ours(r): return '–' if pd.isna(r.ours) else Cell(sig(r.ours), r.row == best, f'[{sig(r.low)}, {sig(r.high)}]')
-    def verdict(r): return Cell(r.verdict, look=slug(r.verdict))
-    def their_way(r): return Cell(sig(r.published_way), ci=f'({r.reranked})'*bool(r.reranked))
+
+    def marked(r):
+        return f'{r.row} {asked_marks.get(getattr(r, "asked", ""), "")}'.strip()
+
+    def row(r):
+        return Cell(marked(r), r.row == best, href=relative(notebooks.get(r.row) or ''))
+
+    def metric(r):
+        return Cell(metric_names(r.metric), r.row == best)
+
+    def ours(r):
+        return '–' if pd.isna(r.ours) else Cell(sig(r.ours), r.row == best, f'[{sig(r.low)}, {sig(r.high)}]')
+
+    def verdict(r):
+        return Cell(r.verdict, look=slug(r.verdict))
+
+    def their_way(r):
+        return Cell(sig(r.published_way), ci=f'({r.reranked})' * bool(r.reranked))
+
     columns = {'embedder, similarity + loss': row} if first == 'row' else {'metric': metric}
     if 'negatives' in part and first == 'row' and (part.metric == 'hr@10').all():
         columns['negatives'] = lambda r: r.negatives
-    shown = dict(published=('published', lambda r: sig(r.published)),
-                 published_way=('ours, published way', their_way), ours=('ours [95 % interval]', ours),
-                 difference=('difference', lambda r: signed(r.difference)), verdict=('verdict', verdict))
+    shown = dict(
+        published=('published', lambda r: sig(r.published)),
+        published_way=('ours, published way', their_way),
+        ours=('ours [95 % interval]', ours),
+        difference=('difference', lambda r: signed(r.difference)),
+        verdict=('verdict', verdict),
+    )
     columns |= dict(shown[column] for column in shown if column in part)
     return pd.DataFrame({header: [of(r) for r in part.itertuples()] for header, of in columns.items()}, dtype=object)
 
-comparing = ['published', 'published_way', 'difference', 'verdict']   # columns that are empty where nothing is published
+
+comparing = ['published', 'published_way', 'difference', 'verdict']  # columns that are empty where nothing is published
 
 # %% ../nbs/34_report.ipynb #d1a9db91
 def markdown_table(
-    text:pd.DataFrame,  # as `cells` gives it; headers are ours
+    text: pd.DataFrame,  # as `cells` gives it; headers are ours
 ) -> str:
     "Pipes and dashes; numbers to the right."
-    left = {text.columns[0], 'row with MoL', 'negatives', 'verdict', 'data', 'protocol', 'run', 'reason',
-            'changed', 'command', *anchor_columns}
+    left = {
+        text.columns[0],
+        'row with MoL',
+        'negatives',
+        'verdict',
+        'data',
+        'protocol',
+        'run',
+        'reason',
+        'changed',
+        'command',
+        *anchor_columns,
+    }
     rule = [':--' if c in left or c.startswith('verdict') else '--:' for c in text]
     rows = [map(markdown_cell, r) for r in text.values.tolist()]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [text.columns, rule, *rows])
 
 # %% ../nbs/34_report.ipynb #7eb9d34d
-html_cell = template('''
+html_cell = template("""
 {% if bold %}<b>{% endif %}
 {%- if href %}<a href="{{ href }}">{{ text }}</a>
 {%- elif look %}<span class="v {{ look }}">{{ text }}</span>
 {%- else %}{{ text }}{% endif %}
 {%- if bold %}</b>{% endif %}
 {%- if ci %} <span class="ci">{{ ci }}</span>{% endif %}
-''')
+""")
 
-table_look = dict(table_width='100%', table_font_size='14px', data_row_padding='5px', column_labels_font_weight='600',
-                  table_border_top_style='hidden', table_border_bottom_color='#D8D8D8', table_body_hlines_color='#EFEFEF',
-                  container_overflow_x='auto')
+table_look = dict(
+    table_width='100%',
+    table_font_size='14px',
+    data_row_padding='5px',
+    column_labels_font_weight='600',
+    table_border_top_style='hidden',
+    table_border_bottom_color='#D8D8D8',
+    table_body_hlines_color='#EFEFEF',
+    container_overflow_x='auto',
+)
+
 
 def set_table(
-    text:pd.DataFrame,      # of `Cell` and text
-    name:str,               # id in the page; made a slug
-    left:tuple=('negatives', 'verdict'),    # columns of words
+    text: pd.DataFrame,  # of `Cell` and text
+    name: str,  # id in the page; made a slug
+    left: tuple = ('negatives', 'verdict'),  # columns of words
 ) -> Markup:
     "A table as HTML: the first column and those of words to the left, numbers to the right."
     words = [text.columns[0], *(c for c in left if c in text)]
@@ -514,82 +710,97 @@ def set_table(
     table = table.cols_align('right', columns=numbers).cols_align('left', columns=words)
     return Markup(table.tab_options(**table_look).as_raw_html())
 
-def html_table(part:pd.DataFrame, first:str, name:str, best:str|None=None, notebooks:dict={}) -> Markup:
+
+def html_table(part: pd.DataFrame, first: str, name: str, best: str | None = None, notebooks: dict = {}) -> Markup:
     "Lines of a table as HTML; arguments are those of `cells` and `set_table`."
     return set_table(cells(part, first, best, notebooks), name)
 
 # %% ../nbs/34_report.ipynb #ed18e1ec
 def pairs_square(
-    tests:pd.DataFrame,             # as `paired_tests` gives it
-    rows:list,                      # labels, in order
-    upper:str='hr@10', lower:str='mrr',
-) -> pd.DataFrame:                  # of `Cell` and text; columns numbered as the rows are
+    tests: pd.DataFrame,  # as `paired_tests` gives it
+    rows: list,  # labels, in order
+    upper: str = 'hr@10',
+    lower: str = 'mrr',
+) -> pd.DataFrame:  # of `Cell` and text; columns numbered as the rows are
     "Adjusted p of every pair, two metrics in one square; below .05 in bold."
     p = {(t.metric, a, b): t.p_holm for t in tests.itertuples() for a, b in ((t.row_a, t.row_b), (t.row_b, t.row_a))}
+
     def cell(i, j):
-        if i == j: return '·'
+        if i == j:
+            return '·'
         value = p[upper if i < j else lower, rows[i], rows[j]]
-        return Cell('<.001' if value < .001 else f'{value:.3f}'.lstrip('0'), value < .05)
+        return Cell('<.001' if value < 0.001 else f'{value:.3f}'.lstrip('0'), value < 0.05)
+
     square = {'': [f'{i + 1} {r}' for i, r in enumerate(rows)]}
     return pd.DataFrame(square | {str(j + 1): [cell(i, j) for i in range(len(rows))] for j in range(len(rows))})
 
 # %% ../nbs/34_report.ipynb #7ac9660e
-printed_names = {('sasrec', 'dot'): 'SASRec', ('bert4rec', 'dot'): 'BERT4Rec', ('gru4rec', 'dot'): 'GRU4Rec',
-                 ('hstu', 'dot'): 'HSTU', ('hstu-large', 'dot'): 'HSTU-large', ('hstu-large', 'mol'): 'HSTU-large, MoL'}
+printed_names = {
+    ('sasrec', 'dot'): 'SASRec',
+    ('bert4rec', 'dot'): 'BERT4Rec',
+    ('gru4rec', 'dot'): 'GRU4Rec',
+    ('hstu', 'dot'): 'HSTU',
+    ('hstu-large', 'dot'): 'HSTU-large',
+    ('hstu-large', 'mol'): 'HSTU-large, MoL',
+}
 anchor_metrics = ('hr@10', 'ndcg@10')
 
+
 def printed(
-    dataset:str,    # name in the catalogue
+    dataset: str,  # name in the catalogue
 ) -> pd.DataFrame:  # model, source, hr@10, ndcg@10; the highest on top
     "All that is printed of a data set under leave-last-one-out."
-    by_code = [dict(model=printed_names[key], source='public code') | {m: values[m] for m in anchor_metrics}
-               for key, values in published_last_out.get(dataset, {}).items()]
+    by_code = [
+        dict(model=printed_names[key], source='public code') | {m: values[m] for m in anchor_metrics}
+        for key, values in published_last_out.get(dataset, {}).items()
+    ]
     columns = ['model', 'source', *anchor_metrics]
     both = pd.concat([pd.DataFrame(by_code, columns=columns), anchors.loc[anchors.dataset == dataset, columns]])
     both = both.astype({m: float for m in anchor_metrics})
     return both.sort_values('hr@10', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../nbs/34_report.ipynb #9abcb493
-def validation(
-    run:Run,
-    metric:str='hr@10',
-) -> float:     # mean over seeds; NaN: not recorded
+def validation(run: Run, metric: str = 'hr@10') -> float:  # mean over seeds; NaN: not recorded
     "What chose the epoch."
     return float(np.mean([(r.record['metrics'].get('valid') or {}).get(metric, math.nan) for r in run.each]))
 
+
 def chosen(
-    runs:list[Run],     # that may be compared
-) -> Run|None:          # None: none of them knows its validation
+    runs: list[Run],  # that may be compared
+) -> Run | None:  # None: none of them knows its validation
     "The row that validation favours; the test has no say."
     return max((r for r in runs if not math.isnan(validation(r))), key=validation, default=None)
 
 # %% ../nbs/34_report.ipynb #61f2fd87
-def read_both_ways(
-    run:Run,
-) -> dict:      # (is nothing hidden but the last 200?, metric): mean, low, high; NaN: not known
+def read_both_ways(run: Run) -> dict:  # (is nothing hidden but the last 200?, metric): mean, low, high; NaN: not known
     "A row as sources of either kind would rank it."
     ways = {True: by_public_rule(run), False: run}
-    return {(way, m): interval(r, m) if r else (math.nan,)*3 for way, r in ways.items() for m in anchor_metrics}
+    return {(way, m): interval(r, m) if r else (math.nan,) * 3 for way, r in ways.items() for m in anchor_metrics}
+
 
 def against(
-    both:dict,      # of our row, as `read_both_ways` gives it
-    a:dict,         # a line of `printed`
-    metric:str,
-) -> dict:          # published, ours, low, high, verdict
+    both: dict,  # of our row, as `read_both_ways` gives it
+    a: dict,  # a line of `printed`
+    metric: str,
+) -> dict:  # published, ours, low, high, verdict
     "A printed figure and ours."
     found = line('', '', metric, a[metric], *both[sources[a['source']].hidden == 'the last 200', metric])
     said = 'not re-ranked' if found['verdict'] == 'not run' else found['verdict']
     return {k: found[k] for k in ('published', 'ours', 'low', 'high')} | dict(verdict=said)
 
+
 def anchor_lines(
-    runs:list[Run],     # of one leave-last-one-out block
-) -> pd.DataFrame:      # model, source, metric, published, ours, low, high, verdict
+    runs: list[Run],  # of one leave-last-one-out block
+) -> pd.DataFrame:  # model, source, metric, published, ours, low, high, verdict
     "Printed figures beside the row that validation favours."
     top, ties = chosen(runs), (runs[0].config['tie_order'], unknown)
     there = [a for a in printed(runs[0].config['dataset']).to_dict('records') if sources[a['source']].ties in ties]
     both = read_both_ways(top) if top and there else {}
-    lines = [dict(model=a['model'], source=a['source'], metric=m) | against(both, a, m)
-             for a in there*bool(both) for m in anchor_metrics]
+    lines = [
+        dict(model=a['model'], source=a['source'], metric=m) | against(both, a, m)
+        for a in there * bool(both)
+        for m in anchor_metrics
+    ]
     return pd.DataFrame(lines, columns=['model', 'source', 'metric', 'published', 'ours', 'low', 'high', 'verdict'])
 
 # %% ../nbs/34_report.ipynb #72a35196
@@ -598,15 +809,17 @@ def rule_cells(names) -> dict:  # keys of `sources`; header: column
     rules = [sources[name] for name in names]
     return {'ties': [r.ties for r in rules], 'hidden': [r.hidden for r in rules], 'epoch by': [r.epoch for r in rules]}
 
+
 def both_verdicts(
-    lines:pd.DataFrame,     # as `anchor_lines` gives it, of one figure: HR@10, then NDCG@10
+    lines: pd.DataFrame,  # as `anchor_lines` gives it, of one figure: HR@10, then NDCG@10
 ) -> str:
     "The two verdicts; one where NDCG is not printed."
     return ' / '.join(lines.verdict[lines.published.notna()])
 
+
 def anchor_cells(
-    lines:pd.DataFrame,     # as `anchor_lines` gives it
-) -> pd.DataFrame:          # of text, a line per printed figure
+    lines: pd.DataFrame,  # as `anchor_lines` gives it
+) -> pd.DataFrame:  # of text, a line per printed figure
     "The figures of others as they are printed."
     there = [group for _, group in lines.groupby(['model', 'source'], sort=False)]
     names = [g.source.iloc[0] for g in there]
@@ -614,45 +827,60 @@ def anchor_cells(
     values = {metric_names(m): [sig(g.published[g.metric == m].iloc[0]) for g in there] for m in anchor_metrics}
     return pd.DataFrame(printed_by | values | {'verdict on ours': list(map(both_verdicts, there))}, dtype=object)
 
-def finding_words(models) -> list[str]:   # printed names of models
+
+def finding_words(models) -> list[str]:  # printed names of models
     "What others found out of them."
     return [f'{name}, by {cite}: {said}.' for name, (cite, said) in findings.items() if name in set(models)]
 
+
 def chosen_words(
-    top:Run,    # the row that stands for us
+    top: Run,  # the row that stands for us
 ) -> str:
     "What it comes to, by either rule."
     both = read_both_ways(top)
-    def one(way, m): return '{} {} [{}, {}]'.format(metric_names(m), *map(sig, both[way, m]))
-    def of(way): return ', '.join(one(way, m) for m in anchor_metrics)
+
+    def one(way, m):
+        return '{} {} [{}, {}]'.format(metric_names(m), *map(sig, both[way, m]))
+
+    def of(way):
+        return ', '.join(one(way, m) for m in anchor_metrics)
+
     public = f'{of(True)} with nothing hidden but the last 200'
-    if math.isnan(both[True, 'hr@10'][0]): public = 'with nothing hidden but the last 200 it was not ranked'
+    if math.isnan(both[True, 'hr@10'][0]):
+        public = 'with nothing hidden but the last 200 it was not ranked'
     return f'{of(False)} with the whole history hidden; {public}.'
 
+
 def anchor_words(
-    runs:list[Run],         # of the block
-    lines:pd.DataFrame,     # as `anchor_lines` gives it
-) -> str:                   # plain text
+    runs: list[Run],  # of the block
+    lines: pd.DataFrame,  # as `anchor_lines` gives it
+) -> str:  # plain text
     "Which row stands beside the figures of others, what they found, and whom to cite."
     top = chosen(runs)
-    parts = [f'Ours is {top.label}, the row with the best HR@10 on validation, {sig(validation(top))}, of {len(runs)}:',
-             chosen_words(top),
-             asked_notes.get(asked_of(top.config)), 'The verdict is on HR@10, then on NDCG@10.',
-             'Hidden, what cannot be a wrong answer; epoch by, the part that chose it; ?, the source does not say.']
+    parts = [
+        f'Ours is {top.label}, the row with the best HR@10 on validation, {sig(validation(top))}, of {len(runs)}:',
+        chosen_words(top),
+        asked_notes.get(asked_of(top.config)),
+        'The verdict is on HR@10, then on NDCG@10.',
+        'Hidden, what cannot be a wrong answer; epoch by, the part that chose it; ?, the source does not say.',
+    ]
     return ' '.join(filter(None, [*parts, *finding_words(lines.model), *cited(lines.source)]))
 
 # %% ../nbs/34_report.ipynb #f2d14994
-own_table = ('amazon-beauty', 'amazon-sports', 'amazon-toys')   # whose printed figures stand elsewhere
+own_table = ('amazon-beauty', 'amazon-sports', 'amazon-toys')  # whose printed figures stand elsewhere
+
 
 def told_elsewhere(
-    config:dict,    # of a run of the block
-) -> str:           # a sentence, plain text; empty where the figures stand beside the tables, or there are none
+    config: dict,  # of a run of the block
+) -> str:  # a sentence, plain text; empty where the figures stand beside the tables, or there are none
     "Where the figures of others are."
-    if config['protocol'] != 'leave-last-one-out' or config['dataset'] not in own_table: return ''
+    if config['protocol'] != 'leave-last-one-out' or config['dataset'] not in own_table:
+        return ''
     return 'What others print of this set stands under Beauty, Sports, Toys.'
 
+
 def has_anchors(
-    runs:list[Run],     # of one block
+    runs: list[Run],  # of one block
 ) -> bool:
     "Do the figures of others belong under this block?"
     c = runs[0].config
@@ -660,65 +888,71 @@ def has_anchors(
     return whole and c['dataset'] not in own_table and len(anchor_lines(runs)) > 0
 
 # %% ../nbs/34_report.ipynb #1aa897fa
-details = template('''
+details = template("""
 <details><summary>{{ title }}</summary><dl>
 {%- for name, text in facts.items() -%}
 <dt>{{ name }}</dt><dd>{% if name in ('command', 'split') %}<code>{{ text }}</code>{% else %}{{ text }}{% endif %}</dd>
 {%- endfor -%}
 </dl></details>
-''')
+""")
 
-def run_details(run:Run) -> Markup:
+
+def run_details(run: Run) -> Markup:
     "A folded section of a run, as HTML."
-    seed = f", seed {run.record['seed']}"*(run.record['seed'] != 0 or bool(run.repeats))
+    seed = f', seed {run.record["seed"]}' * (run.record['seed'] != 0 or bool(run.repeats))
     return details(title=run.config['row'] + seed, facts=run_facts(run))
 
 # %% ../nbs/34_report.ipynb #a1416d37
 svg_opening = template('<svg class="{{ look }}" role="img" aria-label="{{ label }}"')
 
+
 def inline_svg(
-    svg:str,      # a file's text, as matplotlib writes it
-    name:str,     # prefix of its ids in the page; made a slug
-    label:str,    # read aloud in place of the picture
-    look:str='',  # class of its element
+    svg: str,  # a file's text, as matplotlib writes it
+    name: str,  # prefix of its ids in the page; made a slug
+    label: str,  # read aloud in place of the picture
+    look: str = '',  # class of its element
 ) -> Markup:
     "An SVG to put into HTML: no addresses, no clashing ids, scales with the page."
-    svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.S)
+    svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.S)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', '', svg)
     svg = re.sub(r'\bid="', f'id="{slug(name)}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf'\g<1>{slug(name)}-', svg)
     return Markup(re.sub(r'<svg\b', lambda _: svg_opening(look=look, label=label), svg, count=1))
 
 # %% ../nbs/34_report.ipynb #5fef1f0f
-figure = template('''
+figure = template("""
 <figure>{% for drawing in drawings %}{{ drawing }}{% endfor %}<figcaption>{{ caption }}</figcaption></figure>
-''')
+""")
+
 
 def figure_html(
-    svg:Path,       # a file that matplotlib wrote
-    name:str,       # prefix of its ids
-    caption:str,    # below it
+    svg: Path,  # a file that matplotlib wrote
+    name: str,  # prefix of its ids
+    caption: str,  # below it
 ) -> Markup:
     "A figure of the page."
     return figure(drawings=[inline_svg(svg.read_text(encoding='utf-8'), name, caption)], caption=caption)
 
+
 def figure_of(
-    table:pd.DataFrame,  # HR@10 lines of a block
-    caption:str,         # below the figure
-    stem:Path,           # where the wide one is saved; its name makes ids
-) -> Markup:             # <figure> with a wide and a narrow drawing
+    table: pd.DataFrame,  # HR@10 lines of a block
+    caption: str,  # below the figure
+    stem: Path,  # where the wide one is saved; its name makes ids
+) -> Markup:  # <figure> with a wide and a narrow drawing
     "Save the figure and return it as HTML."
     data = table.drop(columns='metric')
     file = save_figure(hr_figure(table), stem, data)[0]
     drawn = dict(wide=file.read_text(encoding='utf-8'))
     with tempfile.TemporaryDirectory() as folder:
-        small = save_figure(hr_figure(table, width=4.1), Path(folder)/'narrow', data)[0]
+        small = save_figure(hr_figure(table, width=4.1), Path(folder) / 'narrow', data)[0]
         drawn['narrow'] = small.read_text(encoding='utf-8')
     name = Path(stem).name
-    return figure(drawings=[inline_svg(svg, f'{name}-{look}', caption, look) for look, svg in drawn.items()], caption=caption)
+    return figure(
+        drawings=[inline_svg(svg, f'{name}-{look}', caption, look) for look, svg in drawn.items()], caption=caption
+    )
 
 # %% ../nbs/34_report.ipynb #e4de4fe7
-style = template('''
+style = template("""
 :root { color-scheme: light }
 * { box-sizing: border-box }
 body { margin: 0; background: #FFF; color: #1F2328; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
@@ -738,41 +972,63 @@ main table.gt_table { font-family: inherit !important; font-variant-numeric: tab
   svg.wide { display: none } svg.narrow { display: block } .ci { display: block } dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: 6px }
   main table.gt_table { font-size: 11.5px !important } main .gt_table .gt_row, main .gt_table .gt_col_heading { padding-left: 2px !important; padding-right: 3px !important }
   main .gt_table .gt_col_heading { font-size: 10.5px !important } .gt_table .ci { font-size: 10.5px } main .gt_table b { font-weight: 700 }
-}''')()
+}""")()
 
 # %% ../nbs/34_report.ipynb #cca2dea9
-dataset_names = {'ml-1m': 'MovieLens 1M', 'ml-100k': 'MovieLens 100K', 'ml-20m': 'MovieLens 20M',
-                 'amazon-beauty': 'Amazon Beauty', 'amazon-games': 'Amazon Games', 'amazon-sports': 'Amazon Sports', 'amazon-toys': 'Amazon Toys', 'amazon-books': 'Amazon Books'}
-protocol_names = {'report-2024': "the replication report's cut", 'global-time': 'global time split', 'leave-last-one-out': 'leave-last-one-out'}
+dataset_names = {
+    'ml-1m': 'MovieLens 1M',
+    'ml-100k': 'MovieLens 100K',
+    'ml-20m': 'MovieLens 20M',
+    'amazon-beauty': 'Amazon Beauty',
+    'amazon-games': 'Amazon Games',
+    'amazon-sports': 'Amazon Sports',
+    'amazon-toys': 'Amazon Toys',
+    'amazon-books': 'Amazon Books',
+}
+protocol_names = {
+    'report-2024': "the replication report's cut",
+    'global-time': 'global time split',
+    'leave-last-one-out': 'leave-last-one-out',
+}
 bold_words = "Bold: the best of our rows, where the paired test against the runner-up survives Holm's correction."
 how_judged = f'{verdict_rule} {bold_words}'
 
-def section_title(runs:list[Run]) -> str:
+
+def section_title(runs: list[Run]) -> str:
     "Data set and protocol of a block, and the order of ties where there are two."
     dataset, protocol, _, n = block_of(runs[0])
-    order = dict(shuffled=', ties shuffled', stable=', ties as in the file'*(dataset == 'ml-1m' and protocol == 'leave-last-one-out'))
-    shuffled, drawn = order[runs[0].config['tie_order']], f', {n:,} users drawn'*bool(runs[0].config.get('holdout_users'))
-    sample = ', a sample'*bool(runs[0].config.get('sample_users'))
+    order = dict(
+        shuffled=', ties shuffled',
+        stable=', ties as in the file' * (dataset == 'ml-1m' and protocol == 'leave-last-one-out'),
+    )
+    shuffled, drawn = (
+        order[runs[0].config['tie_order']],
+        f', {n:,} users drawn' * bool(runs[0].config.get('holdout_users')),
+    )
+    sample = ', a sample' * bool(runs[0].config.get('sample_users'))
     return f'{dataset_names.get(dataset, dataset)}{sample}, {protocol_names.get(protocol, protocol)}{shuffled}{drawn}'
 
 # %% ../nbs/34_report.ipynb #cc0cee6e
-tables = template('''
+tables = template("""
 {% for title, table in shown %}<h3>{{ title }}</h3>{{ table }}{% endfor %}
 <details><summary>{{ names|join(', ') }}</summary>
 {%- for title, table in folded %}<h3>{{ title }}</h3>{{ table }}{% endfor %}
 </details>
-''')
+""")
+
 
 def metric_tables(
-    table:pd.DataFrame,  # of a block
-    tests:pd.DataFrame,  # of a block
-    name:str,            # prefix of ids
-    notebooks:dict={},   # row: its executed notebook, from the page
-) -> Markup:             # HR@10 in sight, and NDCG@10 where it is reported; the rest folded
+    table: pd.DataFrame,  # of a block
+    tests: pd.DataFrame,  # of a block
+    name: str,  # prefix of ids
+    notebooks: dict = {},  # row: its executed notebook, from the page
+) -> Markup:  # HR@10 in sight, and NDCG@10 where it is reported; the rest folded
     "The tables of a block, one per metric."
+
     def one(m):
         part = table[table.metric == m]
         return metric_names(m), html_table(part, 'row', f'{name}-{m}', clear_best(part, tests), notebooks)
+
     metrics = table.metric.unique()
     first = [m for m in ('hr@10', 'ndcg@10') if m in metrics]
     rest = [m for m in metrics if m not in first]
@@ -782,81 +1038,139 @@ def metric_tables(
 @dataclass(frozen=True, eq=False)
 class Block:
     "Runs on the same test users and all that is computed from them."
-    runs:list             # of `Run`
-    name:str              # suffix of files and prefix of ids
-    table:pd.DataFrame    # results_table or last_out_table
-    tests:pd.DataFrame    # paired_tests
-    remarks:list          # of sentences, plain text
-    caption:str           # of its figure
+
+    runs: list  # of `Run`
+    name: str  # suffix of files and prefix of ids
+    table: pd.DataFrame  # results_table or last_out_table
+    tests: pd.DataFrame  # paired_tests
+    remarks: list  # of sentences, plain text
+    caption: str  # of its figure
 
     @property
-    def hr10(self): return self.table[self.table.metric == 'hr@10']
+    def hr10(self):
+        return self.table[self.table.metric == 'hr@10']
+
     @property
-    def notebooks(self): return {r.label: r.notebook for r in self.runs}
+    def notebooks(self):
+        return {r.label: r.notebook for r in self.runs}
+
     @property
-    def last_out(self): return block_of(self.runs[0])[1] == 'leave-last-one-out'
+    def last_out(self):
+        return block_of(self.runs[0])[1] == 'leave-last-one-out'
+
     @property
-    def comparable(self): return block_of(self.runs[0])[0] == 'ml-1m' or any(published_metrics(r.config) for r in self.runs if self.last_out)
+    def comparable(self):
+        return block_of(self.runs[0])[0] == 'ml-1m' or any(
+            published_metrics(r.config) for r in self.runs if self.last_out
+        )
+
     @property
-    def shown(self): return self.table if self.comparable else self.table.drop(columns=comparing, errors='ignore')
+    def shown(self):
+        return self.table if self.comparable else self.table.drop(columns=comparing, errors='ignore')
 
 # %% ../nbs/34_report.ipynb #a9c04754
-def readings(run:Run) -> int:
+def readings(run: Run) -> int:
     "How often the test item was read for the published way; 0: never."
     return min((r.record['public_rule']['readings'] for r in run.each if r.public is not None), default=0)
 
-def readings_remark(runs:list[Run]) -> str:     # a sentence or two, plain text; empty where every repeated row was read as often as theirs
-    "Over how many readings of the test item the published way is a maximum."
-    few = [f'{n} ({r.label})' for r in runs if published_metrics(r.config) and (n := readings(r)) and n < published_epochs[r.config['dataset']]]
-    return f"The published way is a maximum over epochs, of which theirs are {published_epochs[runs[0].config['dataset']]}: ours are {listed(few)}, which is the stricter reading." if few else ''
 
-def asked_remarks(runs:list[Run]) -> list[str]:     # of plain text
+def readings_remark(
+    runs: list[Run],
+) -> str:  # a sentence or two, plain text; empty where every repeated row was read as often as theirs
+    "Over how many readings of the test item the published way is a maximum."
+    few = [
+        f'{n} ({r.label})'
+        for r in runs
+        if published_metrics(r.config) and (n := readings(r)) and n < published_epochs[r.config['dataset']]
+    ]
+    return (
+        f'The published way is a maximum over epochs, of which theirs are {published_epochs[runs[0].config["dataset"]]}: ours are {listed(few)}, which is the stricter reading.'
+        if few
+        else ''
+    )
+
+
+def asked_remarks(runs: list[Run]) -> list[str]:  # of plain text
     "What the marks at rows mean."
     return [asked_notes[asked] for asked in asked_notes if any(asked_of(r.config) == asked for r in runs)]
 
-def short_remark(runs:list[Run]) -> str:    # a sentence, plain text; empty where there are none
+
+def short_remark(runs: list[Run]) -> str:  # a sentence, plain text; empty where there are none
     "Rows that were planned for fewer epochs than the published ones."
     wanted = published_epochs.get(runs[0].config['dataset'], 0)
-    short = [r.label for r in runs if r.config['encoder'] not in ('popularity', 'svd') and r.config['epochs'] + r.config.get('warm_epochs', 0) < wanted and not r.config.get('sample_users')]
-    return f"{listed(short)} {'were' if len(short) > 1 else 'was'} trained for fewer than {wanted} epochs, to compare settings: no published figure belongs to {'them' if len(short) > 1 else 'it'}." if short else ''
+    short = [
+        r.label
+        for r in runs
+        if r.config['encoder'] not in ('popularity', 'svd')
+        and r.config['epochs'] + r.config.get('warm_epochs', 0) < wanted
+        and not r.config.get('sample_users')
+    ]
+    return (
+        f'{listed(short)} {"were" if len(short) > 1 else "was"} trained for fewer than {wanted} epochs, to compare settings: no published figure belongs to {"them" if len(short) > 1 else "it"}.'
+        if short
+        else ''
+    )
 
 # %% ../nbs/34_report.ipynb #c5f0b174
 def make_block(
-    runs:list[Run],  # of one block
-    name:str,        # suffix of files
+    runs: list[Run],  # of one block
+    name: str,  # suffix of files
 ) -> Block:
     "Table, tests and remarks of a block."
     dataset, protocol, *_ = block_of(runs[0])
-    if protocol not in report_metrics: raise DataError(no_report(runs[0]))
+    if protocol not in report_metrics:
+        raise DataError(no_report(runs[0]))
     table = last_out_table(runs) if protocol == 'leave-last-one-out' else results_table(runs)
     tests = paired_tests(runs, (*report_metrics[protocol], *(['mrr'] if protocol == 'leave-last-one-out' else [])))
     n = len(runs[0].ranks)
     remarks = [our_remark(table, tests, n)]
-    remarks += filter(None, [drawn_remark(runs[0]), told_elsewhere(runs[0].config), *([readings_remark(runs), short_remark(runs)] if protocol == 'leave-last-one-out' else [])])
-    if standing(block_of(runs[0])) == 'judged': remarks = [published_remark(), *filter(None, [floor_remark(runs, table)]), *remarks]
+    remarks += filter(
+        None,
+        [
+            drawn_remark(runs[0]),
+            told_elsewhere(runs[0].config),
+            *([readings_remark(runs), short_remark(runs)] if protocol == 'leave-last-one-out' else []),
+        ],
+    )
+    if standing(block_of(runs[0])) == 'judged':
+        remarks = [published_remark(), *filter(None, [floor_remark(runs, table)]), *remarks]
     machines = sorted(set(map(hardware, runs)))
     block = Block(runs, name, table, tests, remarks, '')
-    return replace(block, caption=hr_caption(block.hr10, n, [r.record['seed'] for run in runs for r in run.each], '; '.join(machines)))
+    return replace(
+        block,
+        caption=hr_caption(block.hr10, n, [r.record['seed'] for run in runs for r in run.each], '; '.join(machines)),
+    )
 
 # %% ../nbs/34_report.ipynb #a73aa681
-last_out_words = ('"Ours, published way" is read as the published figures are: at the epoch that is best on the test item, with nothing hidden but what the model was fed. It carries the difference and the verdict; a dash stands where ranks by that rule are not known. '
-                  f'{verdict_rule} '
-                  '"Not re-ranked": the record is older than that reading, and its weights are not here. '
-                  '"Ours" is what we claim: the epoch is chosen on a validation item and the test item is used once, with the whole history hidden. The interval is over users, and over seeds where there are several; another training run of a row with one seed may differ by as much. '
-                  'Negatives: so many, uniform, own to each position as published, shared by so many positions, or dealt to them (positions in random order, items off a shuffled deck). '
-                  "The authors' own later run on MovieLens 1M has .3237 for HSTU-large and .3474 with MoL. The published BERT4Rec and GRU4Rec come from arXiv 2309.07602 and were trained against the whole catalogue, ours against sampled items.")
+last_out_words = (
+    '"Ours, published way" is read as the published figures are: at the epoch that is best on the test item, with nothing hidden but what the model was fed. It carries the difference and the verdict; a dash stands where ranks by that rule are not known. '
+    f'{verdict_rule} '
+    '"Not re-ranked": the record is older than that reading, and its weights are not here. '
+    '"Ours" is what we claim: the epoch is chosen on a validation item and the test item is used once, with the whole history hidden. The interval is over users, and over seeds where there are several; another training run of a row with one seed may differ by as much. '
+    'Negatives: so many, uniform, own to each position as published, shared by so many positions, or dealt to them (positions in random order, items off a shuffled deck). '
+    "The authors' own later run on MovieLens 1M has .3237 for HSTU-large and .3474 with MoL. The published BERT4Rec and GRU4Rec come from arXiv 2309.07602 and were trained against the whole catalogue, ours against sampled items."
+)
 elsewhere = "The published figures are for another data set: nothing here repeats them, so none is shown. Bold: the best of these trained models, where the paired test over users against the runner-up survives Holm's correction; with one seed a row, another training run may say otherwise."
 
-shown_words = ("The published column is printed under another rule, the one of the block above, in which histories stay in the ranking: it stands here to show what a rule decides, and nothing is judged by it. "
-               "Bold: the best of these rows, where the paired test against the runner-up survives Holm's correction.")
+shown_words = (
+    'The published column is printed under another rule, the one of the block above, in which histories stay in the ranking: it stands here to show what a rule decides, and nothing is judged by it. '
+    "Bold: the best of these rows, where the paired test against the runner-up survives Holm's correction."
+)
 
-def words(b:Block) -> str:
+
+def words(b: Block) -> str:
     "How the tables of a block are to be read."
-    if standing(block_of(b.runs[0])) == 'shown': return shown_words
-    return ' '.join([elsewhere if not b.comparable else last_out_words if b.last_out else how_judged, *asked_remarks(b.runs)*b.last_out])
+    if standing(block_of(b.runs[0])) == 'shown':
+        return shown_words
+    return ' '.join(
+        [
+            elsewhere if not b.comparable else last_out_words if b.last_out else how_judged,
+            *asked_remarks(b.runs) * b.last_out,
+        ]
+    )
 
 # %% ../nbs/34_report.ipynb #940639d5
-section = template('''
+section = template("""
 <h2>{{ title }}</h2>{{ figure }}{{ tables }}<p class="small">{{ words }}</p>
 {% if others %}<h3>What others print</h3>{{ others }}<p class="small">{{ cited }}</p>{% endif %}
 <h3>What can be told apart</h3>{% for remark in remarks %}<p>{{ remark }}</p>{% endfor %}
@@ -868,75 +1182,96 @@ Each test flips signs 10,000 times, so no adjusted p is below {{ least }}.</p>{{
 {% endif %}
 <h3>How each row was made</h3>{% for run in runs %}{{ run }}{% endfor %}
 
-''')
+""")
 
-def others_beside(
-    b:Block,
-) -> tuple:     # `anchor_cells` and `anchor_words`; None and '' where there are none
+
+def others_beside(b: Block) -> tuple:  # `anchor_cells` and `anchor_words`; None and '' where there are none
     "The figures of others beside a block."
-    if not has_anchors(b.runs): return None, ''
+    if not has_anchors(b.runs):
+        return None, ''
     lines = anchor_lines(b.runs)
     return anchor_cells(lines), anchor_words(b.runs, lines)
 
+
 def block_html(
-    b:Block,
-    figure:str='',   # <figure>, or nothing
+    b: Block,
+    figure: str = '',  # <figure>, or nothing
 ) -> Markup:
     "Section of a block."
     rows = [r.label for r in b.runs]
     square = set_table(pairs_square(b.tests, rows), f'{b.name}-pairs') if len(rows) > 1 else ''
     table, said = others_beside(b)
     others = set_table(table, f'{b.name}-others', ('verdict on ours', *anchor_columns)) if said else ''
-    return section(title=section_title(b.runs), figure=figure, words=words(b), remarks=b.remarks, others=others, cited=said,
-                   tables=metric_tables(b.shown, b.tests, b.name, b.notebooks),
-                   square=square, least=f'{len(rows)*(len(rows) - 1)/20_002:.2g}',
-                   runs=[run_details(r) for run in b.runs for r in run.each])
+    return section(
+        title=section_title(b.runs),
+        figure=figure,
+        words=words(b),
+        remarks=b.remarks,
+        others=others,
+        cited=said,
+        tables=metric_tables(b.shown, b.tests, b.name, b.notebooks),
+        square=square,
+        least=f'{len(rows) * (len(rows) - 1) / 20_002:.2g}',
+        runs=[run_details(r) for run in b.runs for r in run.each],
+    )
 
 # %% ../nbs/34_report.ipynb #b748cd55
 verdict_words = {'above': ('lies below our interval', 'lie below our interval')} | {
-    said: (f'is {said}', f'are {said}') for said in ('reached', 'within noise', 'not reproduced', 'not re-ranked')}
+    said: (f'is {said}', f'are {said}') for said in ('reached', 'within noise', 'not reproduced', 'not re-ranked')
+}
+
 
 def headline(
-    b:Block,    # of the report
-) -> str:       # plain text
+    b: Block,  # of the report
+) -> str:  # plain text
     "How many figures are reached."
     whole, hr = (t.query('verdict in @verdict_words') for t in (b.table, b.hr10))
-    if not len(whole): return f'{section_title(b.runs)}: no row here repeats a published figure.'
+    if not len(whole):
+        return f'{section_title(b.runs)}: no row here repeats a published figure.'
     counts = hr.verdict.value_counts()
+
     def missed(v):
         rows = [f'{r.row} {signed(r.difference)}' for r in hr.itertuples() if r.verdict == v]
-        return f" ({', '.join(rows)})" if v in ('within noise', 'not reproduced') else ''
-    parts = [f'{int(counts[v])} {w[int(counts[v] > 1)]}{missed(v)}' for v, w in verdict_words.items() if counts.get(v, 0)]
-    return (f'{section_title(b.runs)}: of {len(hr)} published hit rates at 10 that we repeated, {listed(parts).replace(";", ",")}; '
-            f"over all metrics {int(whole.verdict.isin(['above', 'reached']).sum())} of {len(whole)} are reached.")
+        return f' ({", ".join(rows)})' if v in ('within noise', 'not reproduced') else ''
+
+    parts = [
+        f'{int(counts[v])} {w[int(counts[v] > 1)]}{missed(v)}' for v, w in verdict_words.items() if counts.get(v, 0)
+    ]
+    return (
+        f'{section_title(b.runs)}: of {len(hr)} published hit rates at 10 that we repeated, {listed(parts).replace(";", ",")}; '
+        f'over all metrics {int(whole.verdict.isin(["above", "reached"]).sum())} of {len(whole)} are reached.'
+    )
 
 # %% ../nbs/34_report.ipynb #adb58781
-document = template('''
+document = template("""
 <!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title><style>{{ style }}</style></head><body><main>{{ body }}</main></body></html>
-''')
+""")
 
-report_body = template('''
+report_body = template("""
 <h1>Published and ours</h1>
 {% for line in lead %}<p class="lead">{{ line }}</p>{% endfor %}
 
 <p class="small">{{ foot }} The name of a row leads to the notebook that made it.
 Rebuild: <code class="ci">make report SCALE={{ scale }}</code></p>
 {% for section in sections %}{{ section }}{% endfor %}{{ more }}
-''')
+""")
+
 
 def page(
-    parts:list,   # of (Block, figure as HTML)
-    scale:str,    # smoke or quick
-    more:str='',  # further sections: `Markup`; a plain string is escaped
+    parts: list,  # of (Block, figure as HTML)
+    scale: str,  # smoke or quick
+    more: str = '',  # further sections: `Markup`; a plain string is escaped
 ) -> Markup:
     "The whole report as one HTML file."
     lead = [headline(b) for b, _ in parts if b.comparable] or [headline(parts[0][0])]
     made = sorted(r.record['started'] for b, _ in parts for run in b.runs for r in run.each)
     days = ' to '.join(sorted({made[0][:10], made[-1][:10]}))
-    foot = (f'Built from {len(made)} run records, started {days}. '
-            f'Published: {last_out_source}; under report-2024, {published_source}.')
+    foot = (
+        f'Built from {len(made)} run records, started {days}. '
+        f'Published: {last_out_source}; under report-2024, {published_source}.'
+    )
     sections = [block_html(b, figure) for b, figure in parts]
     body = report_body(lead=lead, foot=foot, scale=scale, sections=sections, more=more)
     return document(title=f'molrec results, {scale}', style=style, body=body) + '\n'
@@ -944,26 +1279,31 @@ def page(
 # %% ../nbs/34_report.ipynb #0a50eb0a
 fold = template('<details><summary>{{ names }}</summary>')
 
+
 def block_markdown(
-    b:Block,
-    brief:bool=False,   # HR@10 and NDCG@10 alone
+    b: Block,
+    brief: bool = False,  # HR@10 and NDCG@10 alone
 ) -> str:
     "Section of a block, for GitHub."
     notebooks = {row: f'../{file}' for row, file in b.notebooks.items() if file}
+
     def one(m):
         part = b.shown[b.table.metric == m]
         return markdown_table(cells(part, 'row', clear_best(part, b.tests), notebooks))
+
     metrics = list(b.table.metric.unique())
     first = [m for m in ('hr@10', 'ndcg@10') if m in metrics]
     rest = [m for m in metrics if m not in first]
-    def titled(m, title=''): return f'**{markdown_text(title + metric_names(m))}**\n\n{one(m)}'
-    more = [fold(names=', '.join(map(metric_names, rest))), *map(titled, rest), '</details>']*(not brief)
-    tables = [titled(m, f'{section_title(b.runs)}, ') for m in first]
-    return '\n\n'.join([*tables, *more, words(b), *others_markdown(b)*(not brief), *map(markdown_text, b.remarks)])
 
-def others_markdown(
-    b:Block,
-) -> list[str]:     # folded; empty where there are none
+    def titled(m, title=''):
+        return f'**{markdown_text(title + metric_names(m))}**\n\n{one(m)}'
+
+    more = [fold(names=', '.join(map(metric_names, rest))), *map(titled, rest), '</details>'] * (not brief)
+    tables = [titled(m, f'{section_title(b.runs)}, ') for m in first]
+    return '\n\n'.join([*tables, *more, words(b), *others_markdown(b) * (not brief), *map(markdown_text, b.remarks)])
+
+
+def others_markdown(b: Block) -> list[str]:  # folded; empty where there are none
     "The figures of others beside a block."
     table, said = others_beside(b)
     return [fold(names='What others print'), markdown_table(table), markdown_text(said), '</details>'] if said else []
@@ -971,11 +1311,14 @@ def others_markdown(
 # %% ../nbs/34_report.ipynb #5e412b00
 bold_fold = template('<details><summary><b>{{ title }}</b></summary>')
 
-def folded(b:Block) -> str: return f'{bold_fold(title=section_title(b.runs))}\n\n{block_markdown(b)}\n\n</details>'
+
+def folded(b: Block) -> str:
+    return f'{bold_fold(title=section_title(b.runs))}\n\n{block_markdown(b)}\n\n</details>'
+
 
 def summary_markdown(
-    blocks:list[Block],     # the first is shown
-    tables:str,             # the file with all of it, beside this one
+    blocks: list[Block],  # the first is shown
+    tables: str,  # the file with all of it, beside this one
 ) -> str:
     "What the README shows."
     others = ' '.join(markdown_text(headline(b)) for b in blocks[1:] if b.comparable)
@@ -983,21 +1326,24 @@ def summary_markdown(
     return f'{block_markdown(blocks[0], brief=True)}\n\n' + f'{others} {link}'.strip()
 
 # %% ../nbs/34_report.ipynb #a2ca4af8
-def write(path:Path, text:str) -> Path:
+def write(path: Path, text: str) -> Path:
     "Write text atomically, the same bytes on every system."
-    with atomic_path(path) as aside: aside.write_bytes(text.encode())
+    with atomic_path(path) as aside:
+        aside.write_bytes(text.encode())
     return path
 
+
 def block_name(
-    config:dict,    # of a run
-    first:str,      # the data set that is not named
+    config: dict,  # of a run
+    first: str,  # the data set that is not named
 ) -> str:
     "Data set, protocol, and whether ties are shuffled or users drawn."
     dataset = '' if config['dataset'] == first else slug(Path(config['dataset']).stem, 40) + '-'
-    ties, drawn = '-shuffled'*(config['tie_order'] == 'shuffled'), '-drawn'*bool(config.get('holdout_users'))
+    ties, drawn = '-shuffled' * (config['tie_order'] == 'shuffled'), '-drawn' * bool(config.get('holdout_users'))
     return dataset + config['protocol'] + ties + drawn
 
-def make_blocks(runs:list[Run]) -> list[Block]:
+
+def make_blocks(runs: list[Run]) -> list[Block]:
     "Blocks of a report, each with a name of its own."
     groups = blocks(runs)
     names = unique([block_name(g[0].config, groups[0][0].config['dataset']) for g in groups])
@@ -1007,57 +1353,96 @@ def make_blocks(runs:list[Run]) -> list[Block]:
 trial_words = 'Runs in this folder whose settings are not those of a published row: tried with other settings, or before the row was changed. They stand in no table above.'
 bad_words = 'Records in this folder that cannot be used, and why. They stand in no table above.'
 
+
 def trial_lines(
-    trials:list[Run],   # as `sort_records` gives them
-) -> pd.DataFrame:      # of text
+    trials: list[Run],  # as `sort_records` gives them
+) -> pd.DataFrame:  # of text
     "Trials in a line each."
-    return pd.DataFrame([{'row': r.config['row'], 'data': dataset_names.get(r.config['dataset'], Path(r.config['dataset']).stem),
-        'protocol': protocol_names.get(r.config['protocol']), 'HR@10': sig(r.record['metrics']['test']['hr@10']), 'run': r.record['id']} for r in trials])
+    return pd.DataFrame(
+        [
+            {
+                'row': r.config['row'],
+                'data': dataset_names.get(r.config['dataset'], Path(r.config['dataset']).stem),
+                'protocol': protocol_names.get(r.config['protocol']),
+                'HR@10': sig(r.record['metrics']['test']['hr@10']),
+                'run': r.record['id'],
+            }
+            for r in trials
+        ]
+    )
 
-def bad_lines(bad:dict) -> pd.DataFrame: return pd.DataFrame({'record': list(bad), 'reason': list(bad.values())})  # of text
 
-def asides(trials:list[Run], bad:dict) -> list[tuple]:
+def bad_lines(bad: dict) -> pd.DataFrame:
+    return pd.DataFrame({'record': list(bad), 'reason': list(bad.values())})  # of text
+
+
+def asides(trials: list[Run], bad: dict) -> list[tuple]:
     "Title, words and table of what stands beside the tables."
-    return [*[('Trials', trial_words, trial_lines(trials))]*bool(trials), *[('Passed over', bad_words, bad_lines(bad))]*bool(bad)]
+    return [
+        *[('Trials', trial_words, trial_lines(trials))] * bool(trials),
+        *[('Passed over', bad_words, bad_lines(bad))] * bool(bad),
+    ]
+
 
 aside = template('<h2>{{ title }}</h2><p class="small">{{ words }}</p>{{ table }}')
 
-def aside_markdown(trials:list[Run], bad:dict) -> list[str]:    # as `sort_records` gives them
-    "Folded sections for GitHub."
-    return [f'{bold_fold(title=title)}\n\n{words}\n\n{markdown_table(t)}\n\n</details>' for title, words, t in asides(trials, bad)]
 
-def aside_html(trials:list[Run], bad:dict) -> Markup:           # as `sort_records` gives them
+def aside_markdown(trials: list[Run], bad: dict) -> list[str]:  # as `sort_records` gives them
+    "Folded sections for GitHub."
+    return [
+        f'{bold_fold(title=title)}\n\n{words}\n\n{markdown_table(t)}\n\n</details>'
+        for title, words, t in asides(trials, bad)
+    ]
+
+
+def aside_html(trials: list[Run], bad: dict) -> Markup:  # as `sort_records` gives them
     "Sections of the page."
-    def table(t, name): return set_table(t, name, tuple(c for c in t if c != 'HR@10'))
-    return Markup('').join(aside(title=title, words=words, table=table(t, title.lower())) for title, words, t in asides(trials, bad))
+
+    def table(t, name):
+        return set_table(t, name, tuple(c for c in t if c != 'HR@10'))
+
+    return Markup('').join(
+        aside(title=title, words=words, table=table(t, title.lower())) for title, words, t in asides(trials, bad)
+    )
 
 # %% ../nbs/34_report.ipynb #56bd4027
-def in_tables(run:Run) -> bool:
+def in_tables(run: Run) -> bool:
     "Does a row stand in the tables of results, or on a page of its own?"
     return not run.config.get('tie_seed') and run.config.get('train_fraction', 1) == 1
 
 # %% ../nbs/34_report.ipynb #b90ff5b9
 def build_report(
-    runs_dir:str|Path,      # folder of run folders
-    out_dir:str|Path,       # gets tables/, figures/ and results.html
-    scale:str='quick',      # whose runs: smoke or quick
-    more:str='',            # further sections of the page: `Markup`; a plain string is escaped
-    rows:set|None=None,     # `config_hash` of every row to be reported; `None`: every run is a row
-) -> dict:                  # name: Path of each file written
+    runs_dir: str | Path,  # folder of run folders
+    out_dir: str | Path,  # gets tables/, figures/ and results.html
+    scale: str = 'quick',  # whose runs: smoke or quick
+    more: str = '',  # further sections of the page: `Markup`; a plain string is escaped
+    rows: set | None = None,  # `config_hash` of every row to be reported; `None`: every run is a row
+) -> dict:  # name: Path of each file written
     "Tables, figures and the page, from the records alone."
     found, trials, bad = sort_records(runs_dir, scale, rows)
     runs = list(filter(in_tables, found))
-    if not runs: raise DataError(f'no records of scale {scale!r} in {runs_dir}: `molrec run`, or in a checkout `make report SCALE={scale}`, makes them')
-    out, name, made, parts = Path(out_dir), 'results' if scale == 'quick' else f'results-{slug(scale)}', make_blocks(runs), []
+    if not runs:
+        raise DataError(
+            f'no records of scale {scale!r} in {runs_dir}: `molrec run`, or in a checkout `make report SCALE={scale}`, makes them'
+        )
+    out, name, made, parts = (
+        Path(out_dir),
+        'results' if scale == 'quick' else f'results-{slug(scale)}',
+        make_blocks(runs),
+        [],
+    )
     files = {}
     for i, b in enumerate(made):
         stem = name if i == 0 else f'{name}-{b.name}'
         for kind, data in dict(table=b.table, paired=b.tests).items():
-            file = out/'tables'/(stem + '-paired'*(kind == 'paired') + '.csv')
+            file = out / 'tables' / (stem + '-paired' * (kind == 'paired') + '.csv')
             files[f'{b.name} {kind}'] = write(file, data.to_csv(index=False, float_format='%.6g', lineterminator='\n'))
-        parts.append((b, figure_of(b.hr10, b.caption, out/'figures'/stem)))
-        files |= {f'{b.name} {s}': out/'figures'/f'{stem}.{s}' for s in ('svg', 'png', 'csv')}
-    files['markdown'] = write(out/'tables'/f'{name}.md', '\n\n'.join([block_markdown(made[0]), *map(folded, made[1:]), *aside_markdown(trials, bad)]) + '\n')
-    files['summary'] = write(out/'tables'/f'{name}-summary.md', summary_markdown(made, f'{name}.md') + '\n')
-    files['html'] = write(out/f'{name}.html', page(parts, scale, more + aside_html(trials, bad)))
+        parts.append((b, figure_of(b.hr10, b.caption, out / 'figures' / stem)))
+        files |= {f'{b.name} {s}': out / 'figures' / f'{stem}.{s}' for s in ('svg', 'png', 'csv')}
+    files['markdown'] = write(
+        out / 'tables' / f'{name}.md',
+        '\n\n'.join([block_markdown(made[0]), *map(folded, made[1:]), *aside_markdown(trials, bad)]) + '\n',
+    )
+    files['summary'] = write(out / 'tables' / f'{name}-summary.md', summary_markdown(made, f'{name}.md') + '\n')
+    files['html'] = write(out / f'{name}.html', page(parts, scale, more + aside_html(trials, bad)))
     return files

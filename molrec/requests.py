@@ -22,115 +22,156 @@ from .quantize import is_finite
 # %% ../nbs/12a_requests.ipynb #2d6f9e9a
 whole_numbers = 'wanted whole numbers: a list, set, range, array, Series or tensor of them'
 
-def said(x:Any) -> str:
+
+def said(x: Any) -> str:
     "What came, in a few words."
-    if hasattr(x, 'dtype') and hasattr(x, 'shape'): return f'{x.dtype} of shape {tuple(x.shape)}'
+    if hasattr(x, 'dtype') and hasattr(x, 'shape'):
+        return f'{x.dtype} of shape {tuple(x.shape)}'
     text = repr(x) if isinstance(x, (int, float, str, bytes, type(None))) else ''
     return text if 0 < len(text) <= 40 else f'a {type(x).__name__}'
 
+
 def as_array(
-    name:str,   # of the argument, for the error
-    x:Any,      # numbers, in any form
-    wanted:str, # how the sentence goes on
-) -> np.ndarray|Tensor:
+    name: str,  # of the argument, for the error
+    x: Any,  # numbers, in any form
+    wanted: str,  # how the sentence goes on
+) -> np.ndarray | Tensor:
     "Numbers as an array or a tensor, whatever held them."
-    if isinstance(x, Tensor): return x.detach()
-    if isinstance(x, (str, bytes, dict)): raise DataError(f'{name}: got {said(x)}, {wanted}')
-    if isinstance(x, (set, frozenset)): x = list(x)
-    try: out = np.asarray(x)
+    if isinstance(x, Tensor):
+        return x.detach()
+    if isinstance(x, (str, bytes, dict)):
+        raise DataError(f'{name}: got {said(x)}, {wanted}')
+    if isinstance(x, (set, frozenset)):
+        x = list(x)
+    try:
+        out = np.asarray(x)
     except Exception as e:
         raise DataError(f'{name}: got {said(x)} that is no table of numbers ({type(e).__name__}), {wanted}') from None
-    if out.dtype == object and out.size and all(isinstance(v, (int, np.integer)) and type(v) is not bool for v in out.flat):
-        if all(-2**63 <= int(v) < 2**63 for v in out.flat): return out.astype(np.int64)
+    if (
+        out.dtype == object
+        and out.size
+        and all(isinstance(v, (int, np.integer)) and type(v) is not bool for v in out.flat)
+    ):
+        if all(-(2**63) <= int(v) < 2**63 for v in out.flat):
+            return out.astype(np.int64)
     return out
 
 # %% ../nbs/12a_requests.ipynb #ce5889ab
 def as_ids(
-    name:str,       # of the argument, for the error
-    x:Any,          # ids in any form; one id stands for a list of one
-) -> Tensor:        # (n,), int64, on the CPU
+    name: str,  # of the argument, for the error
+    x: Any,  # ids in any form; one id stands for a list of one
+) -> Tensor:  # (n,), int64, on the CPU
     "A flat list of whole numbers."
     x = as_array(name, x, whole_numbers)
     if isinstance(x, Tensor):
         whole = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
         size = x.numel()
-    else: whole, size = x.dtype.kind in 'iu', x.size
-    if x.ndim > 1 or size and not whole: raise DataError(f'{name}: {said(x)}, {whole_numbers}')
-    if not size: return torch.empty(0, dtype=torch.int64)
-    if isinstance(x, Tensor): return x.cpu().reshape(-1).long()
-    if x.dtype.kind == 'u' and int(x.max()) >= 2**63: raise DataError(f'{name}: {int(x.max())}, wanted ids below 2^63')
+    else:
+        whole, size = x.dtype.kind in 'iu', x.size
+    if x.ndim > 1 or size and not whole:
+        raise DataError(f'{name}: {said(x)}, {whole_numbers}')
+    if not size:
+        return torch.empty(0, dtype=torch.int64)
+    if isinstance(x, Tensor):
+        return x.cpu().reshape(-1).long()
+    if x.dtype.kind == 'u' and int(x.max()) >= 2**63:
+        raise DataError(f'{name}: {int(x.max())}, wanted ids below 2^63')
     return torch.from_numpy(x.reshape(-1).astype(np.int64))
 
 # %% ../nbs/12a_requests.ipynb #b88f1cad
 def as_table(
-    name:str,           # of the argument, for the error
-    x:Any,              # (n, D), finite numbers in any form
-    dim:int|None=None,  # D that is wanted; None: any
-) -> Tensor:            # (n, D), float32, where it was
+    name: str,  # of the argument, for the error
+    x: Any,  # (n, D), finite numbers in any form
+    dim: int | None = None,  # D that is wanted; None: any
+) -> Tensor:  # (n, D), float32, where it was
     "A table of finite numbers."
     wanted = f'wanted floating point numbers of shape (n, {"D" if dim is None else dim})'
     x = as_array(name, x, wanted)
     floating = x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == 'f'
-    if x.ndim != 2 or dim not in (None, x.shape[1]) or not floating: raise DataError(f'{name}: {said(x)}, {wanted}')
-    with np.errstate(over='ignore'): x = x.float() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, np.float32))
+    if x.ndim != 2 or dim not in (None, x.shape[1]) or not floating:
+        raise DataError(f'{name}: {said(x)}, {wanted}')
+    with np.errstate(over='ignore'):
+        x = x.float() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, np.float32))
     for lo, part in enumerate(x.split(2**16)):
-        if is_finite(part): continue
-        row = lo*2**16 + int((~torch.isfinite(part).all(1)).nonzero()[0])
+        if is_finite(part):
+            continue
+        row = lo * 2**16 + int((~torch.isfinite(part).all(1)).nonzero()[0])
         raise DataError(f'{name}: row {row} has NaN or infinity, wanted finite numbers')
     return x
 
 # %% ../nbs/12a_requests.ipynb #f7bf69f3
 def as_count(
-    name:str,   # of the argument, for the error
-    x:Any,      # a whole number of any integer type
-) -> int:       # 1 to 2^31 - 1
+    name: str,  # of the argument, for the error
+    x: Any,  # a whole number of any integer type
+) -> int:  # 1 to 2^31 - 1
     "How many."
     whole = isinstance(x, (int, np.integer)) and not isinstance(x, bool)
-    if isinstance(x, Tensor) and x.numel() == 1 and not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool):
+    if (
+        isinstance(x, Tensor)
+        and x.numel() == 1
+        and not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+    ):
         x, whole = x.item(), True
-    if not whole or not 1 <= x < 2**31: raise ConfigError(f'{name}: got {said(x)}, wanted a whole number from 1 to 2^31 - 1')
+    if not whole or not 1 <= x < 2**31:
+        raise ConfigError(f'{name}: got {said(x)}, wanted a whole number from 1 to 2^31 - 1')
     return int(x)
 
 # %% ../nbs/12a_requests.ipynb #8a6c37c1
-def is_collection(x:Any) -> bool:
+def is_collection(x: Any) -> bool:
     "Is this no single id?"
-    return x is None or getattr(x, 'ndim', 0) > 0 or isinstance(x, Iterable) and not isinstance(x, (str, bytes)) and getattr(x, 'ndim', 1) > 0
+    return (
+        x is None
+        or getattr(x, 'ndim', 0) > 0
+        or isinstance(x, Iterable)
+        and not isinstance(x, (str, bytes))
+        and getattr(x, 'ndim', 1) > 0
+    )
 
-def has_lists(exclude:Any) -> bool:
+
+def has_lists(exclude: Any) -> bool:
     "A list for each query, rather than ids alone?"
-    if getattr(exclude, 'ndim', 0) > 1: return True
+    if getattr(exclude, 'ndim', 0) > 1:
+        return True
     return isinstance(exclude, (list, tuple)) and any(map(is_collection, exclude))
 
+
 def exclusions(
-    exclude:Any,    # None; ids; a list of ids for each query; or histories with `items` and `offsets`
-    B:int,          # queries
-) -> tuple[Tensor, Tensor]: # query of each id, and ids, (n,), int64
+    exclude: Any,  # None; ids; a list of ids for each query; or histories with `items` and `offsets`
+    B: int,  # queries
+) -> tuple[Tensor, Tensor]:  # query of each id, and ids, (n,), int64
     "Who must not get what."
-    if exclude is None: return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-    if hasattr(exclude, 'offsets'): return flat_exclusions(exclude.items, exclude.offsets, B)
+    if exclude is None:
+        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    if hasattr(exclude, 'offsets'):
+        return flat_exclusions(exclude.items, exclude.offsets, B)
     if not has_lists(exclude):
         ids = as_ids('exclude', exclude)
         return torch.arange(B).repeat_interleave(len(ids)), ids.repeat(B)
     lists = [as_ids('exclude', [] if x is None else x) for x in exclude]
-    if len(lists) != B: raise DataError(f'exclude: {len(lists)} lists, wanted one for each of {B} queries, or ids alone')
+    if len(lists) != B:
+        raise DataError(f'exclude: {len(lists)} lists, wanted one for each of {B} queries, or ids alone')
     lengths = torch.tensor([len(x) for x in lists], dtype=torch.int64)
     return torch.arange(B).repeat_interleave(lengths), torch.cat([*lists, as_ids('exclude', [])])
+
 
 def flat_exclusions(ids, offsets, B):
     "The same from ids end to end."
     ids, offsets = as_ids('exclude', ids), as_ids('exclude', offsets)
     ascend = len(offsets) == B + 1 and offsets[0] == 0 and offsets[-1] == len(ids) and (offsets.diff() >= 0).all()
     if not ascend:
-        raise DataError(f'exclude: {len(offsets)} offsets for {len(ids)} ids, wanted {B + 1} that ascend from 0 to {len(ids)}')
+        raise DataError(
+            f'exclude: {len(offsets)} offsets for {len(ids)} ids, wanted {B + 1} that ascend from 0 to {len(ids)}'
+        )
     return torch.arange(B).repeat_interleave(offsets.diff()), ids
 
 # %% ../nbs/12a_requests.ipynb #f2fdf6cf
 def as_users(
-    users:Any,      # dense user ids in any form, (B,), or None
-    B:int,          # queries
-) -> Tensor|None:   # (B,), int64
+    users: Any,  # dense user ids in any form, (B,), or None
+    B: int,  # queries
+) -> Tensor | None:  # (B,), int64
     "A user for each query."
-    if users is None: return None
+    if users is None:
+        return None
     users = as_ids('users', users)
     if len(users) != B or (users < 0).any():
         raise DataError(f'users: {len(users)} for {B} queries, wanted one for each, none below 0')
@@ -140,22 +181,25 @@ def as_users(
 @dataclass(frozen=True)
 class Request:
     "Some queries and what they may be answered with."
-    queries:Tensor      # (b, D), float32
-    users:Tensor|None   # dense ids, (b,), int64; None: unknown
-    side:tuple          # the similarity's query side of them
-    allow:Tensor|None   # rows that may be returned, (N,), bool; None: all
-    ban_query:Tensor    # of each forbidden pair, (n,), int64, ascending
-    ban_row:Tensor      # of each forbidden pair, (n,), int64, ascending within a query
-    available:Tensor    # rows that may be returned, (b,), int64
 
-    def __len__(self): return len(self.queries)
+    queries: Tensor  # (b, D), float32
+    users: Tensor | None  # dense ids, (b,), int64; None: unknown
+    side: tuple  # the similarity's query side of them
+    allow: Tensor | None  # rows that may be returned, (N,), bool; None: all
+    ban_query: Tensor  # of each forbidden pair, (n,), int64, ascending
+    ban_row: Tensor  # of each forbidden pair, (n,), int64, ascending within a query
+    available: Tensor  # rows that may be returned, (b,), int64
+
+    def __len__(self):
+        return len(self.queries)
 
     @property
-    def banned(self) -> Tensor: return torch.bincount(self.ban_query, minlength=len(self))  # (b,)
+    def banned(self) -> Tensor:
+        return torch.bincount(self.ban_query, minlength=len(self))  # (b,)
 
     def take(
         self,
-        which:Tensor,   # queries, (m,), int64
+        which: Tensor,  # queries, (m,), int64
     ) -> 'Request':
         "The same for some of the queries."
         place = which.new_full((len(self),), -1)
@@ -164,38 +208,44 @@ class Request:
         own = own[place[self.ban_query[own]].argsort(stable=True)]
         users = None if self.users is None else self.users[which]
         bans = place[self.ban_query[own]], self.ban_row[own]
-        return Request(self.queries[which], users, tuple(t[which] for t in self.side), self.allow, *bans, self.available[which])
+        return Request(
+            self.queries[which], users, tuple(t[which] for t in self.side), self.allow, *bans, self.available[which]
+        )
 
     def part(
         self,
-        lo:int,     # first
-        hi:int,     # after the last
+        lo: int,  # first
+        hi: int,  # after the last
     ) -> 'Request':
         "The same for neighbouring queries, without a copy."
         a, b = torch.searchsorted(self.ban_query, torch.tensor([lo, hi], device=self.ban_query.device)).tolist()
         users = None if self.users is None else self.users[lo:hi]
         bans = self.ban_query[a:b] - lo, self.ban_row[a:b]
-        return Request(self.queries[lo:hi], users, tuple(t[lo:hi] for t in self.side), self.allow, *bans, self.available[lo:hi])
+        return Request(
+            self.queries[lo:hi], users, tuple(t[lo:hi] for t in self.side), self.allow, *bans, self.available[lo:hi]
+        )
 
     def mask(
         self,
-        scores:Tensor,  # of rows from `lo` on, (b, n) or (b, P, n); changed in place
-        lo:int,         # first row
-    ) -> Tensor:        # the same, -inf where forbidden
+        scores: Tensor,  # of rows from `lo` on, (b, n) or (b, P, n); changed in place
+        lo: int,  # first row
+    ) -> Tensor:  # the same, -inf where forbidden
         "Forbid in a range of rows."
         hi = lo + scores.shape[-1]
-        if self.allow is not None: scores.masked_fill_(~self.allow[lo:hi], -torch.inf)
+        if self.allow is not None:
+            scores.masked_fill_(~self.allow[lo:hi], -torch.inf)
         here = (self.ban_row >= lo) & (self.ban_row < hi)
         scores.movedim(-1, 1)[self.ban_query[here], self.ban_row[here] - lo] = -torch.inf
         return scores
 
     def forbid(
         self,
-        scores:Tensor,  # of candidates, (b, C); changed in place
-        rows:Tensor,    # candidates, (b, C), int32, ascending, -1 at the end
-    ) -> Tensor:        # the same, -inf where forbidden
+        scores: Tensor,  # of candidates, (b, C); changed in place
+        rows: Tensor,  # candidates, (b, C), int32, ascending, -1 at the end
+    ) -> Tensor:  # the same, -inf where forbidden
         "Forbid in lists of candidates."
-        if not len(self.ban_row): return scores
+        if not len(self.ban_row):
+            return scores
         banned = padded(self.ban_query, self.ban_row, len(self)).rows
         at = torch.searchsorted(rows.masked_fill(rows < 0, 2**31 - 1), banned).clamp(max=rows.shape[1] - 1)
         query, place = ((rows.gather(1, at) == banned) & (banned >= 0)).nonzero(as_tuple=True)
@@ -204,33 +254,39 @@ class Request:
 
 # %% ../nbs/12a_requests.ipynb #425f4cf0
 def cut(
-    scores:Tensor,  # of one query, (n,)
-    ids:Tensor,     # of the same items, (n,), int64
-    k:int,          # 1 to n
-) -> Tensor:        # places of the `k` best, (k,), int64, in any order
+    scores: Tensor,  # of one query, (n,)
+    ids: Tensor,  # of the same items, (n,), int64
+    k: int,  # 1 to n
+) -> Tensor:  # places of the `k` best, (k,), int64, in any order
     "The `k` best where the last of them has equals."
     last = scores.topk(k).values[-1]
     above, equal = (scores > last).nonzero().squeeze(1), (scores == last).nonzero().squeeze(1)
-    return torch.cat([above, equal[ids[equal].argsort()][:k - len(above)]])
+    return torch.cat([above, equal[ids[equal].argsort()][: k - len(above)]])
 
 # %% ../nbs/12a_requests.ipynb #e6b1a31f
 def best(
-    scores:Tensor,      # (Q, n), float32
-    rows:Tensor|int,    # row of each score, (Q, n); or the first row of a range
-    ids:Tensor,         # of all rows, (N,), int64
-    k:int,              # at most this many are kept
-) -> tuple[Tensor, Tensor]:     # scores (Q, min(k, n)), best first, and rows, int64
+    scores: Tensor,  # (Q, n), float32
+    rows: Tensor | int,  # row of each score, (Q, n); or the first row of a range
+    ids: Tensor,  # of all rows, (N,), int64
+    k: int,  # at most this many are kept
+) -> tuple[Tensor, Tensor]:  # scores (Q, min(k, n)), best first, and rows, int64
     "The `k` best of each query, ties to the lower id, NaN last."
     k, n = min(k, scores.shape[1]), scores.shape[1]
-    if k == 0 or len(scores) == 0: return scores[:, :k], scores.new_zeros(len(scores), k, dtype=torch.int64)
+    if k == 0 or len(scores) == 0:
+        return scores[:, :k], scores.new_zeros(len(scores), k, dtype=torch.int64)
     values, at = scores.topk(min(k + 1, n))
-    def rows_at(at): return at + rows if isinstance(rows, int) else rows.gather(1, at).long()
-    if n > 1 and (values[:, 1:] < values[:, :-1]).all(): return values[:, :k], rows_at(at[:, :k])
-    if values[:, 0].isnan().any(): return best(scores.masked_fill(scores.isnan(), -torch.inf), rows, ids, k)
+
+    def rows_at(at):
+        return at + rows if isinstance(rows, int) else rows.gather(1, at).long()
+
+    if n > 1 and (values[:, 1:] < values[:, :-1]).all():
+        return values[:, :k], rows_at(at[:, :k])
+    if values[:, 0].isnan().any():
+        return best(scores.masked_fill(scores.isnan(), -torch.inf), rows, ids, k)
     torn = (values[:, k - 1] == values[:, -1]) & (values[:, -1] > -torch.inf) & (k < n)
     at = at[:, :k].clone()
     for q in torn.nonzero().flatten().tolist():
-        at[q] = cut(scores[q], ids[rows:rows + n] if isinstance(rows, int) else ids[rows[q].long()], k)
+        at[q] = cut(scores[q], ids[rows : rows + n] if isinstance(rows, int) else ids[rows[q].long()], k)
     values, found = scores.gather(1, at), rows_at(at)
     order = ids[found].argsort(1)
     order = order.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))
@@ -239,19 +295,20 @@ def best(
 # %% ../nbs/12a_requests.ipynb #64cc4cf8
 class Best:
     "The best of all blocks seen so far."
+
     def __init__(
         self,
-        ids:Tensor,     # of all rows, (N,), int64
-        k:int,          # kept per query
+        ids: Tensor,  # of all rows, (N,), int64
+        k: int,  # kept per query
     ):
         self.ids, self.k = ids, k
-        self.scores:Any = None  # (Q, <=k), best first
-        self.rows:Any = None    # of the same, int64
+        self.scores: Any = None  # (Q, <=k), best first
+        self.rows: Any = None  # of the same, int64
 
     def add(
         self,
-        scores:Tensor,      # (Q, n), float32
-        rows:Tensor|int,    # (Q, n), or the first row of a range
+        scores: Tensor,  # (Q, n), float32
+        rows: Tensor | int,  # (Q, n), or the first row of a range
     ) -> None:
         "Take a block into account."
         scores, rows = best(scores, rows, self.ids, self.k)
@@ -260,4 +317,5 @@ class Best:
         self.scores, self.rows = scores, rows
 
     @property
-    def found(self) -> Tensor: return self.rows.masked_fill(self.scores == -torch.inf, -1)  # rows, -1 where there was nothing
+    def found(self) -> Tensor:
+        return self.rows.masked_fill(self.scores == -torch.inf, -1)  # rows, -1 where there was nothing

@@ -47,38 +47,51 @@ from .two_stages import HIndexer
 @dataclass(frozen=True)
 class Task:
     "A model, a corpus and queries."
-    name:str            # of the corpus, as shown
-    model:RetrievalModel
-    items:Tensor        # embeddings, (N, D)
-    queries:Tensor      # embeddings, (B, D)
-    users:Tensor|None   # dense ids, (B,); None: unknown
-    counts:Tensor       # how often each item occurs in training, (N0,)
-    seed:int=0
+
+    name: str  # of the corpus, as shown
+    model: RetrievalModel
+    items: Tensor  # embeddings, (N, D)
+    queries: Tensor  # embeddings, (B, D)
+    users: Tensor | None  # dense ids, (B,); None: unknown
+    counts: Tensor  # how often each item occurs in training, (N0,)
+    seed: int = 0
 
     @property
-    def mol(self): return self.model.similarity
-    def side(self): return self.mol.query_side(self.queries, self.users)
+    def mol(self):
+        return self.model.similarity
+
+    def side(self):
+        return self.mol.query_side(self.queries, self.users)
+
 
 @torch.no_grad()
 def trained_task(
-    name:str,           # of the corpus, as shown
-    model:RetrievalModel,  # trained
-    s:Split,            # its data
-    max_length:int,     # items per history
-    n_queries:int=256,  # test users, drawn at random
-    seed:int=0,
+    name: str,  # of the corpus, as shown
+    model: RetrievalModel,  # trained
+    s: Split,  # its data
+    max_length: int,  # items per history
+    n_queries: int = 256,  # test users, drawn at random
+    seed: int = 0,
 ) -> Task:
     "Retrieval from a trained model's own catalogue."
     model.eval()
     rows = np.sort(np.random.default_rng(seed).permutation(len(s.test))[:n_queries])
     part = Holdout(s.test.users[rows], s.test.history.select(rows), s.test.targets.select(rows))
     counts = torch.from_numpy(np.bincount(s.train.items, minlength=s.n_items)).float()
-    return Task(name, model, model.encoder.items.detach(), encode(model, part, max_length), torch.from_numpy(part.users), counts, seed)
+    return Task(
+        name,
+        model,
+        model.encoder.items.detach(),
+        encode(model, part, max_length),
+        torch.from_numpy(part.users),
+        counts,
+        seed,
+    )
 
 # %% ../nbs/33_retrieval.ipynb #89d15f96
 def grown(
-    task:Task,      # of a trained model
-    n:int,          # items
+    task: Task,  # of a trained model
+    n: int,  # items
 ) -> Task:
     "The same model and queries over a synthetic corpus of the same geometry."
     law = Corpus.fit(task.items, task.counts, seed=task.seed, queries=task.queries)
@@ -86,54 +99,62 @@ def grown(
 
 # %% ../nbs/33_retrieval.ipynb #fd39af99
 def relative_recall(
-    found:Tensor,   # item ids, (B, k), -1 where there is none
-    truth:Tensor,   # item ids of MoL alone, (B, k), -1 where there is none
-) -> np.ndarray:    # (B,), 0 to 1
+    found: Tensor,  # item ids, (B, k), -1 where there is none
+    truth: Tensor,  # item ids of MoL alone, (B, k), -1 where there is none
+) -> np.ndarray:  # (B,), 0 to 1
     "Share of the true results that were found."
     there = truth >= 0
     hit = (found[:, :, None] == truth[:, None, :]).any(1) & there
-    return (hit.sum(1)/there.sum(1).clamp(min=1)).double().numpy()
+    return (hit.sum(1) / there.sum(1).clamp(min=1)).double().numpy()
+
 
 def truth_of(
-    task:Task,
-    k:int,          # results
-) -> Tensor:        # item ids, (B, k)
+    task: Task,
+    k: int,  # results
+) -> Tensor:  # item ids, (B, k)
     "The k best items by MoL alone."
     return BruteForce.build(task.model, task.items, storage='fp32').search(task.queries, k, users=task.users)[1]
 
 # %% ../nbs/33_retrieval.ipynb #43f9c2a4
-stage1_labels = dict(fp32='h-indexer, fp32', bf16='h-indexer, bf16', int8='h-indexer, int8', fp8='h-indexer, fp8 (emulated)')
+stage1_labels = dict(
+    fp32='h-indexer, fp32', bf16='h-indexer, bf16', int8='h-indexer, int8', fp8='h-indexer, fp8 (emulated)'
+)
+
 
 def make_method(
-    name:str,       # 'h-indexer/<storage of stage 1>', or another key of `kinds`
-    task:Task,
-    **settings,     # for the index
-):                  # an index
+    name: str,  # 'h-indexer/<storage of stage 1>', or another key of `kinds`
+    task: Task,
+    **settings,  # for the index
+):  # an index
     "An index over the task's items."
     name, _, storage = name.partition('/')
-    if name not in kinds: raise ConfigError(f'method: got {name!r}, wanted one of {", ".join(kinds)}')
-    settings = dict(arithmetic='fp32' if name == 'exact' else 'bf16') | settings    # the faster way, as in the committed figures
+    if name not in kinds:
+        raise ConfigError(f'method: got {name!r}, wanted one of {", ".join(kinds)}')
+    settings = (
+        dict(arithmetic='fp32' if name == 'exact' else 'bf16') | settings
+    )  # the faster way, as in the committed figures
     return kinds[name].build(task.model, task.items, **settings, **(dict(stage1=storage) if storage else {}))
+
 
 def ask(
     index,
-    task:Task,
-    k_prime:int,    # candidates wanted
-    k:int,          # results
-) -> Answer:        # scores, ids (B, k), and what it cost
+    task: Task,
+    k_prime: int,  # candidates wanted
+    k: int,  # results
+) -> Answer:  # scores, ids (B, k), and what it cost
     "Search with as many candidates."
-    pairs, both = task.mol.n_query*task.mol.n_item, isinstance(index, Combined)
-    share = max(1, k_prime//2 if both else k_prime)
-    wanted = dict(k_prime=share, k_each=max(1, round(share/pairs)))
+    pairs, both = task.mol.n_query * task.mol.n_item, isinstance(index, Combined)
+    share = max(1, k_prime // 2 if both else k_prime)
+    wanted = dict(k_prime=share, k_each=max(1, round(share / pairs)))
     index.change(**{name: value for name, value in wanted.items() if hasattr(index.settings, name)})
     return index.answer(task.queries, k, users=task.users)
 
 # %% ../nbs/33_retrieval.ipynb #070d4f47
 def recall_rows(
-    task:Task,
-    methods:list,       # names for `make_method`
-    k_primes:list,      # candidates wanted
-    truth:Tensor,       # (B, k)
+    task: Task,
+    methods: list,  # names for `make_method`
+    k_primes: list,  # candidates wanted
+    truth: Tensor,  # (B, k)
 ) -> list[dict]:
     "Relative recall of each method at each k', with an interval over queries."
     rows, k = [], truth.shape[1]
@@ -143,16 +164,30 @@ def recall_rows(
             found = ask(index, task, k_prime, k)
             recall = relative_recall(found.ids, truth)
             low, high = bootstrap_ci(recall, seed=task.seed)
-            rows.append(dict(corpus=task.name, n_items=len(task.items), method=method, label=stage1_labels.get(storage, method), k_prime=k_prime, scored=found.scored.float().mean().item(),
-                             k=k, recall=recall.mean(), low=low, high=high, n_queries=len(recall), seed=task.seed))
+            rows.append(
+                dict(
+                    corpus=task.name,
+                    n_items=len(task.items),
+                    method=method,
+                    label=stage1_labels.get(storage, method),
+                    k_prime=k_prime,
+                    scored=found.scored.float().mean().item(),
+                    k=k,
+                    recall=recall.mean(),
+                    low=low,
+                    high=high,
+                    n_queries=len(recall),
+                    seed=task.seed,
+                )
+            )
     return rows
 
 # %% ../nbs/33_retrieval.ipynb #68ac4e60
 def head_rows(
-    task:Task,
-    heads:dict,         # name to Head, or None for the component mean; the first is what the others are compared with
-    k_primes:list,
-    truth:Tensor,       # (B, k)
+    task: Task,
+    heads: dict,  # name to Head, or None for the component mean; the first is what the others are compared with
+    k_primes: list,
+    truth: Tensor,  # (B, k)
 ) -> list[dict]:
     "Relative recall of stage 1 with each head, int8 storage."
     rows, first = [], {}
@@ -162,50 +197,82 @@ def head_rows(
             recall = relative_recall(ask(index, task, k_prime, truth.shape[1]).ids, truth)
             gap = first.setdefault(k_prime, recall) - recall
             low, high = bootstrap_ci(gap, seed=task.seed)
-            rows.append(dict(corpus=task.name, head=name, k_prime=k_prime, recall=recall.mean(), first_minus_this=gap.mean(), low=low, high=high, n_queries=len(recall), seed=task.seed))
+            rows.append(
+                dict(
+                    corpus=task.name,
+                    head=name,
+                    k_prime=k_prime,
+                    recall=recall.mean(),
+                    first_minus_this=gap.mean(),
+                    low=low,
+                    high=high,
+                    n_queries=len(recall),
+                    seed=task.seed,
+                )
+            )
     return rows
 
 # %% ../nbs/33_retrieval.ipynb #adb2f7f0
 batch, results = 32, 100  # queries per call, and k
 
-def some_queries(task:Task, n:int=batch) -> Task: return replace(task, queries=task.queries[:n], users=None if task.users is None else task.users[:n])
 
-def search_call(index, task:Task, k:int=results): return lambda: index.search(task.queries, k, users=task.users)
+def some_queries(task: Task, n: int = batch) -> Task:
+    return replace(task, queries=task.queries[:n], users=None if task.users is None else task.users[:n])
+
+
+def search_call(index, task: Task, k: int = results):
+    return lambda: index.search(task.queries, k, users=task.users)
+
 
 def pool_rows(
-    task:Task,
-    sizes:list,         # items
-    rounds:int=5,       # timings of each
-    share:float=.01,    # k' over N, at least 1,000 items
-    storage:str='bf16', # of the item side
+    task: Task,
+    sizes: list,  # items
+    rounds: int = 5,  # timings of each
+    share: float = 0.01,  # k' over N, at least 1,000 items
+    storage: str = 'bf16',  # of the item side
 ) -> list[dict]:
     "Throughput and recall of one stage and of two."
     rows, task = [], some_queries(task)
     for n in sizes:
-        pool, k_prime = grown(task, n), max(min(n, 1000), round(share*n))
-        indexes = {'brute-force': BruteForce.build(pool.model, pool.items, storage=storage, arithmetic='bf16'), 'h-indexer': make_method('h-indexer/int8', pool, k_prime=k_prime, storage=storage)}
+        pool, k_prime = grown(task, n), max(min(n, 1000), round(share * n))
+        indexes = {
+            'brute-force': BruteForce.build(pool.model, pool.items, storage=storage, arithmetic='bf16'),
+            'h-indexer': make_method('h-indexer/int8', pool, k_prime=k_prime, storage=storage),
+        }
         truth = indexes['brute-force'].search(pool.queries, results, users=pool.users)[1]
         times = in_turn({name: search_call(index, pool) for name, index in indexes.items()}, rounds)
         for name, index in indexes.items():
-            p20, p50, p80 = np.quantile(len(pool.queries)/times[name][:, 0], [.2, .5, .8])
-            rows.append(dict(n_items=n, method=name, k_prime=k_prime if name == 'h-indexer' else n, recall=relative_recall(index.search(pool.queries, results, users=pool.users)[1], truth).mean(),
-                             queries_per_s=p50, p20=p20, p80=p80, n=rounds, bytes_per_item=index.bytes_per_item))
+            p20, p50, p80 = np.quantile(len(pool.queries) / times[name][:, 0], [0.2, 0.5, 0.8])
+            rows.append(
+                dict(
+                    n_items=n,
+                    method=name,
+                    k_prime=k_prime if name == 'h-indexer' else n,
+                    recall=relative_recall(index.search(pool.queries, results, users=pool.users)[1], truth).mean(),
+                    queries_per_s=p50,
+                    p20=p20,
+                    p80=p80,
+                    n=rounds,
+                    bytes_per_item=index.bytes_per_item,
+                )
+            )
     return rows
 
 # %% ../nbs/33_retrieval.ipynb #eac6f2fc
 mol_shapes = [(2, 2, 32), (4, 2, 64), (4, 4, 64), (8, 4, 64), (8, 8, 64), (8, 8, 128)]  # P_q, P_x, d
 
+
 def flops_call(
-    shape:tuple,    # P_q, P_x, d
-    form:str,       # 'plain', 'fp32' or 'bf16'
-    n_items:int,
-    dim:int=50,     # D
-):                  # a call that scores a batch of queries against all items, and its FLOP
+    shape: tuple,  # P_q, P_x, d
+    form: str,  # 'plain', 'fp32' or 'bf16'
+    n_items: int,
+    dim: int = 50,  # D
+):  # a call that scores a batch of queries against all items, and its FLOP
     "MoL alone, in one form."
     torch.manual_seed(0)
     mol = MoL(dim, *shape).eval()
     items, q = torch.randn(n_items, dim), mol.query_side(torch.randn(batch, dim))
-    flop = batch*n_items*pair_flops(mol)//3   # forward alone, a third
+    flop = batch * n_items * pair_flops(mol) // 3  # forward alone, a third
     if form == 'plain':
         x = mol.item_side(items)
         return lambda: mol.scores(q, x), flop
@@ -214,95 +281,160 @@ def flops_call(
 
 # %% ../nbs/33_retrieval.ipynb #56524d2d
 def flops_peak(
-    shape:tuple, form:str, n_items:int,
-    threads:int=1,      # of torch
-) -> float:             # MiB above what was resident before the call
+    shape: tuple,
+    form: str,
+    n_items: int,
+    threads: int = 1,  # of torch
+) -> float:  # MiB above what was resident before the call
     "Peak memory of one call; for a process that does nothing else."
-    torch.set_num_threads(threads); torch.set_grad_enabled(False)
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
     flops_call(tuple(shape), form, 16)[0]()
     call, _ = flops_call(tuple(shape), form, n_items)
     before = resident_mib()
     call()
-    return max(0., peak_memory_mib() - before)
+    return max(0.0, peak_memory_mib() - before)
+
 
 def flops_rows(
-    n_items:int=20_000,
-    rounds:int=3,           # timings of each
-    shapes:list=mol_shapes,
-    memory:bool=True,       # measure that too, in processes of their own
+    n_items: int = 20_000,
+    rounds: int = 3,  # timings of each
+    shapes: list = mol_shapes,
+    memory: bool = True,  # measure that too, in processes of their own
 ) -> list[dict]:
     "Arithmetic rate and peak memory against FLOP per query."
     rows = []
     for shape in shapes:
         calls = {form: flops_call(shape, form, n_items) for form in ('plain', 'fp32', 'bf16')}
-        times = in_turn({form: call for form, (call, _) in calls.items()} | {f'matmul {t}': matmul_rate(1024, d) for t, d in dict(fp32=torch.float32, bf16=torch.bfloat16).items()}, rounds)
+        times = in_turn(
+            {form: call for form, (call, _) in calls.items()}
+            | {f'matmul {t}': matmul_rate(1024, d) for t, d in dict(fp32=torch.float32, bf16=torch.bfloat16).items()},
+            rounds,
+        )
         for form, (_, flop) in calls.items():
-            machine = 2*1024**3/np.median(times[f'matmul {"bf16" if form == "bf16" else "fp32"}'][:, 0])/1e9
-            rate = flop/np.median(times[form][:, 0])/1e9
-            rows.append(dict(shape='x'.join(map(str, shape)), form=form, n_items=n_items, mflop_per_query=flop/batch/1e6, gflop_per_s=rate, machine_gflop_per_s=machine, share=rate/machine,
-                             peak_mib=in_a_process('flops_peak', module='retrieval', shape=shape, form=form, n_items=n_items, threads=torch.get_num_threads()) if memory else np.nan, n=rounds))
+            machine = 2 * 1024**3 / np.median(times[f'matmul {"bf16" if form == "bf16" else "fp32"}'][:, 0]) / 1e9
+            rate = flop / np.median(times[form][:, 0]) / 1e9
+            rows.append(
+                dict(
+                    shape='x'.join(map(str, shape)),
+                    form=form,
+                    n_items=n_items,
+                    mflop_per_query=flop / batch / 1e6,
+                    gflop_per_s=rate,
+                    machine_gflop_per_s=machine,
+                    share=rate / machine,
+                    peak_mib=in_a_process(
+                        'flops_peak',
+                        module='retrieval',
+                        shape=shape,
+                        form=form,
+                        n_items=n_items,
+                        threads=torch.get_num_threads(),
+                    )
+                    if memory
+                    else np.nan,
+                    n=rounds,
+                )
+            )
     return rows
 
 # %% ../nbs/33_retrieval.ipynb #2073910d
-ablation_steps = {'plain': ('fp32', 'torch', 'fp32', 'torch', 1.), '+ quantisation': ('int8', 'torch', 'bf16', 'torch', 1.16),
-                  '+ dot product': ('int8', 'auto', 'bf16', 'torch', 1.5), '+ kernel': ('int8', 'auto', 'bf16', 'auto', 2.)}
+ablation_steps = {
+    'plain': ('fp32', 'torch', 'fp32', 'torch', 1.0),
+    '+ quantisation': ('int8', 'torch', 'bf16', 'torch', 1.16),
+    '+ dot product': ('int8', 'auto', 'bf16', 'torch', 1.5),
+    '+ kernel': ('int8', 'auto', 'bf16', 'auto', 2.0),
+}
+
 
 def two_stages(
-    task:Task,
-    k_prime:int,
-    storage:str, impl:str,              # of stage 1
-    item_storage:str, item_impl:str,    # of stage 2
-):                                      # a call
+    task: Task,
+    k_prime: int,
+    storage: str,
+    impl: str,  # of stage 1
+    item_storage: str,
+    item_impl: str,  # of stage 2
+):  # a call
     "Both stages, as one step of the ablation has them."
     side, head = task.side(), task.model.head
     stage1 = Stage1(quantize(head.item_side(task.items)[0], storage), impl=impl)
     table, queries = ItemTable.build(task.mol, task.items, item_storage), head.query_side(task.queries)[0]
+
     def call():
         found = stage1.candidates(queries, k_prime)
-        return score_rows(task.mol, side, table, found.rows, found.count, item_impl, 'bf16' if item_impl == 'auto' else 'fp32').topk(results)
+        return score_rows(
+            task.mol, side, table, found.rows, found.count, item_impl, 'bf16' if item_impl == 'auto' else 'fp32'
+        ).topk(results)
+
     return call
 
+
 def ablation_rows(
-    task:Task,
-    k_prime:int,
-    rounds:int=5,   # timings of each
+    task: Task,
+    k_prime: int,
+    rounds: int = 5,  # timings of each
 ) -> list[dict]:
     "Throughput as each step is added, our factor beside theirs."
     task, rows = some_queries(task), []
     times = in_turn({name: two_stages(task, k_prime, *step[:4]) for name, step in ablation_steps.items()}, rounds)
     for name, step in ablation_steps.items():
-        per_s = np.quantile(len(task.queries)/times[name][:, 0], [.2, .5, .8])
+        per_s = np.quantile(len(task.queries) / times[name][:, 0], [0.2, 0.5, 0.8])
         before = rows[-1]['queries_per_s'] if rows else per_s[1]
-        rows.append(dict(step=name, n_items=len(task.items), k_prime=k_prime, queries_per_s=per_s[1], p20=per_s[0], p80=per_s[2], factor=per_s[1]/before, published_factor=step[4], n=rounds))
+        rows.append(
+            dict(
+                step=name,
+                n_items=len(task.items),
+                k_prime=k_prime,
+                queries_per_s=per_s[1],
+                p20=per_s[0],
+                p80=per_s[2],
+                factor=per_s[1] / before,
+                published_factor=step[4],
+                n=rounds,
+            )
+        )
     return rows
 
 # %% ../nbs/33_retrieval.ipynb #55f10598
-generators = ('faiss-flat', 'faiss-ivf', 'faiss-hnsw', 'usearch', 'torch-bf16', 'stage1-int8')  # of candidates by dot product
+generators = (
+    'faiss-flat',
+    'faiss-ivf',
+    'faiss-hnsw',
+    'usearch',
+    'torch-bf16',
+    'stage1-int8',
+)  # of candidates by dot product
+
 
 def after_stage1(
-    task:Task,
-    table:ItemTable,
-    peer,           # `bench_search.Peer`
-    k_prime:int,
-    k:int=results,
-):                  # a call that gives item ids, (B, k)
+    task: Task,
+    table: ItemTable,
+    peer,  # `bench_search.Peer`
+    k_prime: int,
+    k: int = results,
+):  # a call that gives item ids, (B, k)
     "Candidates of a peer, scored by MoL."
     side, queries = task.side(), task.model.head.query_side(task.queries)[0].detach()
+
     def call():
         rows = peer.candidates(queries, k_prime).int()
         count = (rows >= 0).sum(1)
         best = score_rows(task.mol, side, table, rows, count, arithmetic='bf16').topk(min(k, rows.shape[1]))
         return rows.gather(1, best.indices).long()
+
     return call
 
-def settings_of(peer, k_prime, queries, truth): tune(peer, queries, truth, .98) if len(peer.settings(k_prime)) > 1 else None
+
+def settings_of(peer, k_prime, queries, truth):
+    tune(peer, queries, truth, 0.98) if len(peer.settings(k_prime)) > 1 else None
+
 
 def generator_rows(
-    task:Task,
-    truth:Tensor,       # (B, k)
-    k_primes:list,
-    methods:tuple=generators,
-    rounds:int=3,       # timings of each
+    task: Task,
+    truth: Tensor,  # (B, k)
+    k_primes: list,
+    methods: tuple = generators,
+    rounds: int = 3,  # timings of each
 ) -> list[dict]:
     "Recall and throughput with each generator of candidates."
     head = task.model.head
@@ -313,258 +445,386 @@ def generator_rows(
         for k_prime in [p for p in k_primes if results <= p <= len(vectors) and p <= (peer.most or p)]:
             settings_of(peer, k_prime, queries, exact_top(vectors, queries, k_prime))
             calls[method, k_prime] = after_stage1(task, table, peer, k_prime, truth.shape[1])
-    return [pareto_row(task, *key, relative_recall(calls[key](), truth), t[:, 0]) for key, t in in_turn(calls, rounds).items()]
+    return [
+        pareto_row(task, *key, relative_recall(calls[key](), truth), t[:, 0])
+        for key, t in in_turn(calls, rounds).items()
+    ]
+
 
 def pareto_row(task, method, k_prime, recall, seconds):
     low, high = bootstrap_ci(recall, seed=task.seed)
-    return dict(corpus=task.name, n_items=len(task.items), method=method, k_prime=k_prime, recall=recall.mean(), low=low, high=high,
-                queries_per_s=len(task.queries)/np.median(seconds), n_queries=len(recall), n=len(seconds))
+    return dict(
+        corpus=task.name,
+        n_items=len(task.items),
+        method=method,
+        k_prime=k_prime,
+        recall=recall.mean(),
+        low=low,
+        high=high,
+        queries_per_s=len(task.queries) / np.median(seconds),
+        n_queries=len(recall),
+        n=len(seconds),
+    )
 
 # %% ../nbs/33_retrieval.ipynb #ff340583
 def index_rows(
-    task:Task,
-    truth:Tensor,       # (B, k)
-    k_primes:list,
-    methods:tuple=('component-mean', 'per-component', 'combined'),
-    rounds:int=3,       # timings of each
+    task: Task,
+    truth: Tensor,  # (B, k)
+    k_primes: list,
+    methods: tuple = ('component-mean', 'per-component', 'combined'),
+    rounds: int = 3,  # timings of each
 ) -> list[dict]:
     "Recall and throughput of the indexes over MoL's own components, and of MoL alone."
-    calls = {('brute-force', len(task.items)): search_call(BruteForce.build(task.model, task.items), task, truth.shape[1])}
+    calls = {
+        ('brute-force', len(task.items)): search_call(BruteForce.build(task.model, task.items), task, truth.shape[1])
+    }
     calls = {key: (lambda call=call: call()[1]) for key, call in calls.items()}
     for index, name in [(make_method(m, task), m) for m in methods]:
-        calls |= {(name, p): (lambda p=p, index=index: ask(index, task, p, truth.shape[1]).ids) for p in k_primes if results <= p <= len(task.items)}
-    return [pareto_row(task, *key, relative_recall(calls[key](), truth), t[:, 0]) for key, t in in_turn(calls, rounds).items()]
+        calls |= {
+            (name, p): (lambda p=p, index=index: ask(index, task, p, truth.shape[1]).ids)
+            for p in k_primes
+            if results <= p <= len(task.items)
+        }
+    return [
+        pareto_row(task, *key, relative_recall(calls[key](), truth), t[:, 0])
+        for key, t in in_turn(calls, rounds).items()
+    ]
 
 # %% ../nbs/33_retrieval.ipynb #6040f39c
-top = .9995  # what a recall of one is drawn at
-pareto_labels = peer_labels | {'stage1-int8': 'h-indexer, int8', 'brute-force': 'MoL alone', 'component-mean': 'component mean', 'per-component': 'per component'}
+top = 0.9995  # what a recall of one is drawn at
+pareto_labels = peer_labels | {
+    'stage1-int8': 'h-indexer, int8',
+    'brute-force': 'MoL alone',
+    'component-mean': 'component mean',
+    'per-component': 'per component',
+}
 
-def recall_axis(ax, low:float=.05) -> None:
+
+def recall_axis(ax, low: float = 0.05) -> None:
     "A logit axis for recall."
     ax.set_yscale('logit')
-    ticks = [t for t in (.01, .1, .5, .9, .99, .999) if t >= low]
-    ax.set_yticks(ticks, [f'{t:g}' for t in ticks]); ax.minorticks_off()
-    ax.set_ylim(low, top + (1 - top)*.2)
+    ticks = [t for t in (0.01, 0.1, 0.5, 0.9, 0.99, 0.999) if t >= low]
+    ax.set_yticks(ticks, [f'{t:g}' for t in ticks])
+    ax.minorticks_off()
+    ax.set_ylim(low, top + (1 - top) * 0.2)
+
 
 def panels(
-    n:int,              # how many
-    width:float=7.2,    # inches, of all
-    height:float=2.7,   # inches, of a row
-    columns:int=3,      # at most
-) -> tuple:             # figure, list of axes
+    n: int,  # how many
+    width: float = 7.2,  # inches, of all
+    height: float = 2.7,  # inches, of a row
+    columns: int = 3,  # at most
+) -> tuple:  # figure, list of axes
     "Small multiples."
     columns = min(n, columns)
-    fig = Figure(figsize=(width if columns > 1 else width*.62, height*-(-n//columns) + .35), layout='constrained')
-    axes = fig.subplots(-(-n//columns), columns, squeeze=False).flatten()
-    for ax in axes[n:]: ax.set_axis_off()
-    for ax in axes: ax.grid(color='#E4E4E4', lw=.7); ax.set_axisbelow(True)
+    fig = Figure(
+        figsize=(width if columns > 1 else width * 0.62, height * -(-n // columns) + 0.35), layout='constrained'
+    )
+    axes = fig.subplots(-(-n // columns), columns, squeeze=False).flatten()
+    for ax in axes[n:]:
+        ax.set_axis_off()
+    for ax in axes:
+        ax.grid(color='#E4E4E4', lw=0.7)
+        ax.set_axisbelow(True)
     return fig, list(axes[:n])
 
+
 def key(
-    fig:Figure,
-    columns:int=3,      # of entries
+    fig: Figure,
+    columns: int = 3,  # of entries
 ) -> None:
     "What the lines of all panels mean, each name once."
     entries = {label: handle for ax in fig.axes for handle, label in zip(*ax.get_legend_handles_labels())}
-    fig.legend(entries.values(), entries.keys(), loc='outside upper center', ncols=columns, frameon=False, handlelength=1.8, columnspacing=1.4)
+    fig.legend(
+        entries.values(),
+        entries.keys(),
+        loc='outside upper center',
+        ncols=columns,
+        frameon=False,
+        handlelength=1.8,
+        columnspacing=1.4,
+    )
 
 # %% ../nbs/33_retrieval.ipynb #90c949b4
-def by_corpus(table:pd.DataFrame):
+def by_corpus(table: pd.DataFrame):
     "Groups of a corpus and a size, in the order of the table."
     return table.groupby(['corpus', 'n_items'], sort=False)
 
+
 def corpus_title(
-    corpus:str,     # name, as in a record
-    n_items:int,
-) -> str:           # for a panel
+    corpus: str,  # name, as in a record
+    n_items: int,
+) -> str:  # for a panel
     "A corpus and its size."
     return f'{corpus} to {n_items:,} items' if corpus.endswith('grown') else f'{corpus}, {n_items:,} items'
 
 # %% ../nbs/33_retrieval.ipynb #2168c885
 storage_lines = dict(fp32='-', bf16='--', int8=':', fp8='-.')
 
+
 def recall_panel(
     ax,
-    part:pd.DataFrame,  # rows of one corpus, of one size
-    low:float,          # where the axis of recall begins
+    part: pd.DataFrame,  # rows of one corpus, of one size
+    low: float,  # where the axis of recall begins
 ) -> None:
     "A line per method, and per storage of stage 1."
     for label, line in part.groupby('label', sort=False):
         style, dash = method_style(line.method.iloc[0]), storage_lines.get(label.split(', ')[-1].split()[0], '-')
-        shade = .18/part[part.method == line.method.iloc[0]].label.nunique()   # bands that cover each other add up
-        ax.fill_between(line.scored, line.low.clip(1e-3, top), line.high.clip(1e-3, top), color=style['color'], alpha=shade, lw=0)
-        ax.plot(line.scored, line.recall.clip(upper=top), **style, ms=3.5, lw=1.4, ls=dash, label=pareto_labels.get(label, label))
-    ax.set_xscale('log'); recall_axis(ax, low)
+        shade = 0.18 / part[part.method == line.method.iloc[0]].label.nunique()  # bands that cover each other add up
+        ax.fill_between(
+            line.scored, line.low.clip(1e-3, top), line.high.clip(1e-3, top), color=style['color'], alpha=shade, lw=0
+        )
+        ax.plot(
+            line.scored,
+            line.recall.clip(upper=top),
+            **style,
+            ms=3.5,
+            lw=1.4,
+            ls=dash,
+            label=pareto_labels.get(label, label),
+        )
+    ax.set_xscale('log')
+    recall_axis(ax, low)
+
 
 def recall_figure(
-    table:pd.DataFrame,     # as `recall_rows` gives it, of one or more corpora
+    table: pd.DataFrame,  # as `recall_rows` gives it, of one or more corpora
 ) -> Figure:
     "Relative recall against the items that MoL scores, a panel per corpus and size."
-    parts, low = by_corpus(table), max(.01, min(.5, table.recall.min()*.8))
+    parts, low = by_corpus(table), max(0.01, min(0.5, table.recall.min() * 0.8))
     with mpl.rc_context(theme):
         fig, axes = panels(len(parts), width=8.6, height=2.9)
         for ax, (corpus, part) in zip(axes, parts):
             recall_panel(ax, part, low)
             ax.set_title(literal(corpus_title(*corpus)), fontsize=9)
-        for ax in axes[::3]: ax.set_ylabel(f'recall@{table.k.iloc[0]} of MoL alone')
-        for ax in axes[-3:]: ax.set_xlabel('items scored by MoL')
+        for ax in axes[::3]:
+            ax.set_ylabel(f'recall@{table.k.iloc[0]} of MoL alone')
+        for ax in axes[-3:]:
+            ax.set_xlabel('items scored by MoL')
         key(fig, 4 if len(axes) > 2 else 3)
     return fig
 
 # %% ../nbs/33_retrieval.ipynb #b1266b1e
 def enough_words(
-    ours:pd.DataFrame,  # rows of one method
-    least:float=.99,    # recall wanted
+    ours: pd.DataFrame,  # rows of one method
+    least: float = 0.99,  # recall wanted
 ) -> str:
     "The fewest items MoL has to score, corpus by corpus."
     scored = {key: part.scored[part.recall >= least].min() for key, part in by_corpus(ours)}
-    return '; '.join(f"{corpus} {'more than were tried' if np.isnan(n) else f'{n:,.0f}'} of {n_items:,}" for (corpus, n_items), n in scored.items())
+    return '; '.join(
+        f'{corpus} {"more than were tried" if np.isnan(n) else f"{n:,.0f}"} of {n_items:,}'
+        for (corpus, n_items), n in scored.items()
+    )
+
 
 def large_words(
-    ours:pd.DataFrame,  # rows of one method
-    k_prime:int=10_000, # candidates wanted
-) -> str:               # empty: nothing that large
+    ours: pd.DataFrame,  # rows of one method
+    k_prime: int = 10_000,  # candidates wanted
+) -> str:  # empty: nothing that large
     "Recall of the corpora of a million items and more."
     large = ours[(ours.n_items >= 1_000_000) & (ours.k_prime == k_prime)]
     words = ', '.join(f'{r.recall:.4f} among {r.n_items:,} items' for r in large.itertuples())
     return f" At k' = {k_prime:,} its recall is {words}." if words else ''
 
+
 def storages_apart(
-    table:pd.DataFrame, # as `recall_rows` gives it
-) -> float:             # 0 to 1
+    table: pd.DataFrame,  # as `recall_rows` gives it
+) -> float:  # 0 to 1
     "The largest difference of recall between storages of stage 1, all else equal."
     return table[table.method == 'h-indexer'].groupby(['corpus', 'n_items', 'k_prime']).recall.agg(np.ptp).max()
 
+
 def recall_caption(
-    table:pd.DataFrame, # as `recall_rows` gives it, of one or more corpora
-    hardware:str,
+    table: pd.DataFrame,  # as `recall_rows` gives it, of one or more corpora
+    hardware: str,
 ) -> str:
     "What the figure shows, and on what."
     ours = table[table.label == stage1_labels['int8']]
     queries = ' or '.join(map(str, sorted(table.n_queries.unique())))
-    return (f'Relative recall@{table.k.iloc[0]} against items scored by MoL. For .99 of them after int8 stage 1, MoL scores: {enough_words(ours)}.{large_words(ours)} '
-            f'The storages of stage 1 are nowhere further apart than {storages_apart(table):.4f}, so their lines cover each other. '
-            f'{queries} queries a corpus, 95 % bootstrap intervals over queries, seed {table.seed.iloc[0]}, {hardware}.')
+    return (
+        f'Relative recall@{table.k.iloc[0]} against items scored by MoL. For .99 of them after int8 stage 1, MoL scores: {enough_words(ours)}.{large_words(ours)} '
+        f'The storages of stage 1 are nowhere further apart than {storages_apart(table):.4f}, so their lines cover each other. '
+        f'{queries} queries a corpus, 95 % bootstrap intervals over queries, seed {table.seed.iloc[0]}, {hardware}.'
+    )
 
 # %% ../nbs/33_retrieval.ipynb #f7cea081
-def pools_figure(table:pd.DataFrame) -> Figure:
+def pools_figure(table: pd.DataFrame) -> Figure:
     "Queries per second of one stage and of two, against the size of the corpus."
     with mpl.rc_context(theme):
         fig, (left, right) = panels(2)
         for method, line in table.groupby('method', sort=False):
             style = method_style(method)
             left.plot(line.n_items, line.queries_per_s, **style, ms=4, lw=1.5, label=method)
-            left.fill_between(line.n_items, line.p20, line.p80, color=style['color'], alpha=.15, lw=0)
+            left.fill_between(line.n_items, line.p20, line.p80, color=style['color'], alpha=0.15, lw=0)
         wide = table.pivot(index='n_items', columns='method', values='queries_per_s')
-        right.plot(wide.index, wide['h-indexer']/wide['brute-force'], **method_style('h-indexer'), ms=4, lw=1.5)
-        right.axhline(1, color='#888888', lw=.8)
-        for ax, label in ((left, 'queries/s'), (right, 'two stages over one')): ax.set_xscale('log'); ax.set_yscale('log'); ax.set_xlabel('items'); ax.set_ylabel(label)
+        right.plot(wide.index, wide['h-indexer'] / wide['brute-force'], **method_style('h-indexer'), ms=4, lw=1.5)
+        right.axhline(1, color='#888888', lw=0.8)
+        for ax, label in ((left, 'queries/s'), (right, 'two stages over one')):
+            ax.set_xscale('log')
+            ax.set_yscale('log')
+            ax.set_xlabel('items')
+            ax.set_ylabel(label)
         key(fig)
     return fig
 
 # %% ../nbs/33_retrieval.ipynb #821e3f0c
-def flops_figure(table:pd.DataFrame) -> Figure:
+def flops_figure(table: pd.DataFrame) -> Figure:
     "Arithmetic rate and peak memory against MoL's cost."
-    looks = {'plain': ('#888888', 's', 'plain form'), 'fp32': (*method_style('brute-force').values(), 'compiled, fp32'), 'bf16': (*method_style('mol').values(), 'compiled, bf16')}
+    looks = {
+        'plain': ('#888888', 's', 'plain form'),
+        'fp32': (*method_style('brute-force').values(), 'compiled, fp32'),
+        'bf16': (*method_style('mol').values(), 'compiled, bf16'),
+    }
     with mpl.rc_context(theme):
         fig, (left, right) = panels(2)
         for form, line in table.groupby('form', sort=False):
             color, marker, label = looks[form]
             left.plot(line.mflop_per_query, line.gflop_per_s, color=color, marker=marker, ms=4, lw=1.5, label=label)
             right.plot(line.mflop_per_query, line.peak_mib.clip(lower=1), color=color, marker=marker, ms=4, lw=1.5)
-            if form != 'plain': left.plot(line.mflop_per_query, line.machine_gflop_per_s, color=color, lw=.9, ls=':', label=f'matrix product, {form}')
-        for ax, label in ((left, 'GFLOP/s'), (right, 'peak memory, MiB')): ax.set_xscale('log'); ax.set_yscale('log'); ax.set_xlabel('MFLOP per query'); ax.set_ylabel(label); ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+            if form != 'plain':
+                left.plot(
+                    line.mflop_per_query,
+                    line.machine_gflop_per_s,
+                    color=color,
+                    lw=0.9,
+                    ls=':',
+                    label=f'matrix product, {form}',
+                )
+        for ax, label in ((left, 'GFLOP/s'), (right, 'peak memory, MiB')):
+            ax.set_xscale('log')
+            ax.set_yscale('log')
+            ax.set_xlabel('MFLOP per query')
+            ax.set_ylabel(label)
+            ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         key(fig)
     return fig
 
 # %% ../nbs/33_retrieval.ipynb #4c09930c
-def ablation_figure(table:pd.DataFrame) -> Figure:
+def ablation_figure(table: pd.DataFrame) -> Figure:
     "Factor that each step gains: ours filled, published hollow."
     steps = table.iloc[1:]
     with mpl.rc_context(theme):
         fig = Figure(figsize=(5.2, 1.9), layout='constrained')
         ax, style = fig.subplots(), method_style('h-indexer')
         for y, r in enumerate(steps.itertuples()):
-            ax.plot([1, r.factor], [y, y], color=style['color'], lw=1.6, alpha=.6)
+            ax.plot([1, r.factor], [y, y], color=style['color'], lw=1.6, alpha=0.6)
             ax.plot(r.factor, y, **style, ms=7, ls='', label='ours' if y == 0 else None)
-            ax.plot(r.published_factor, y, color=style['color'], marker=style['marker'], mfc='white', ms=7, ls='', label='published' if y == 0 else None)
-        ax.axvline(1, color='#888888', lw=.8); ax.set_xscale('log')
-        ticks = [t for t in (.5, 1, 2, 5, 10, 20, 50) if t <= 2*steps.factor.max()]
-        ax.set_xticks(ticks, [f'{t:g}x' for t in ticks]); ax.minorticks_off()
+            ax.plot(
+                r.published_factor,
+                y,
+                color=style['color'],
+                marker=style['marker'],
+                mfc='white',
+                ms=7,
+                ls='',
+                label='published' if y == 0 else None,
+            )
+        ax.axvline(1, color='#888888', lw=0.8)
+        ax.set_xscale('log')
+        ticks = [t for t in (0.5, 1, 2, 5, 10, 20, 50) if t <= 2 * steps.factor.max()]
+        ax.set_xticks(ticks, [f'{t:g}x' for t in ticks])
+        ax.minorticks_off()
         rows_axis(ax, steps.step, 'throughput over the step before')
-        ax.legend(frameon=False, loc='upper center', bbox_to_anchor=(.5, 1.25), ncols=2)
+        ax.legend(frameon=False, loc='upper center', bbox_to_anchor=(0.5, 1.25), ncols=2)
     return fig
 
 # %% ../nbs/33_retrieval.ipynb #f287026a
-def pareto_front(part:pd.DataFrame) -> pd.DataFrame:
+def pareto_front(part: pd.DataFrame) -> pd.DataFrame:
     "Points that no other point of the method beats in both."
     part = part.sort_values('queries_per_s', ascending=False)
     return part[part.recall > part.recall.cummax().shift(fill_value=-1)]
 
-def pareto_figure(table:pd.DataFrame) -> Figure:
+
+def pareto_figure(table: pd.DataFrame) -> Figure:
     "Queries per second against relative recall."
     with mpl.rc_context(theme):
         fig, (ax,) = panels(1, height=3.6, width=9.5)
         for method, part in table.groupby('method', sort=False):
             style, front = method_style(method), pareto_front(part)
-            ax.plot(part.recall.clip(upper=top), part.queries_per_s, ls='', alpha=.3, ms=4, **style)
-            ax.plot(front.recall.clip(upper=top), front.queries_per_s, lw=1.6, ms=4.5, label=pareto_labels.get(method, method), **style)
-        ax.set_xscale('logit'); ax.set_yscale('log')
-        ticks = [t for t in (.1, .5, .9, .99, .999) if t >= table.recall.min()*.8]
-        ax.set_xticks(ticks, [f'{t:g}' for t in ticks]); ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-        ax.set_xlim(max(.01, table.recall.min()*.8), top + (1 - top)*.3)
-        ax.set_xlabel(f'recall@{results} of MoL alone'); ax.set_ylabel('queries/s')
+            ax.plot(part.recall.clip(upper=top), part.queries_per_s, ls='', alpha=0.3, ms=4, **style)
+            ax.plot(
+                front.recall.clip(upper=top),
+                front.queries_per_s,
+                lw=1.6,
+                ms=4.5,
+                label=pareto_labels.get(method, method),
+                **style,
+            )
+        ax.set_xscale('logit')
+        ax.set_yscale('log')
+        ticks = [t for t in (0.1, 0.5, 0.9, 0.99, 0.999) if t >= table.recall.min() * 0.8]
+        ax.set_xticks(ticks, [f'{t:g}' for t in ticks])
+        ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        ax.set_xlim(max(0.01, table.recall.min() * 0.8), top + (1 - top) * 0.3)
+        ax.set_xlabel(f'recall@{results} of MoL alone')
+        ax.set_ylabel('queries/s')
         key(fig)
     return fig
 
 # %% ../nbs/33_retrieval.ipynb #f6f55528
-def hardware_words(e:dict) -> str: return f"{e['cpu']}, {e['threads']} threads, torch {e['torch']}"
+def hardware_words(e: dict) -> str:
+    return f'{e["cpu"]}, {e["threads"]} threads, torch {e["torch"]}'
+
 
 def write_record(
-    folder:str|Path,    # of all retrieval records
-    name:str,           # of this one
-    rows:list[dict],
-    about:dict,         # run, split fingerprint, settings
+    folder: str | Path,  # of all retrieval records
+    name: str,  # of this one
+    rows: list[dict],
+    about: dict,  # run, split fingerprint, settings
 ) -> pd.DataFrame:
     "CSV and JSON of a measurement."
     table = pd.DataFrame(rows)
-    with atomic_path(Path(folder)/f'{name}.csv') as aside: table.to_csv(aside, index=False, float_format='%.6g', lineterminator='\n')
-    write_json(Path(folder)/f'{name}.json', about | dict(code=code_version(), environment=environment(), rows=len(table)))
+    with atomic_path(Path(folder) / f'{name}.csv') as aside:
+        table.to_csv(aside, index=False, float_format='%.6g', lineterminator='\n')
+    write_json(
+        Path(folder) / f'{name}.json', about | dict(code=code_version(), environment=environment(), rows=len(table))
+    )
     return table
 
-def read_record(
-    folder:str|Path,
-    name:str,
-) -> tuple[pd.DataFrame, dict]:
+
+def read_record(folder: str | Path, name: str) -> tuple[pd.DataFrame, dict]:
     "A measurement and what it was made on."
-    about = json.loads((Path(folder)/f'{name}.json').read_text(encoding='utf-8'))
-    table = pd.read_csv(Path(folder)/f'{name}.csv')
-    if len(table) != about['rows']: raise DataError(f'{name}.csv: {len(table)} rows, {name}.json says {about["rows"]}; remove both to measure again')
+    about = json.loads((Path(folder) / f'{name}.json').read_text(encoding='utf-8'))
+    table = pd.read_csv(Path(folder) / f'{name}.csv')
+    if len(table) != about['rows']:
+        raise DataError(
+            f'{name}.csv: {len(table)} rows, {name}.json says {about["rows"]}; remove both to measure again'
+        )
     return table, about
 
 # %% ../nbs/33_retrieval.ipynb #13d4508c
-def reaching(table:pd.DataFrame, least:float=.99) -> pd.DataFrame:
+def reaching(table: pd.DataFrame, least: float = 0.99) -> pd.DataFrame:
     "Of each method, the fastest setting that reaches a recall."
-    return table[table.recall >= least].sort_values('queries_per_s', ascending=False).groupby('method', sort=False).first()
+    return (
+        table[table.recall >= least].sort_values('queries_per_s', ascending=False).groupby('method', sort=False).first()
+    )
 
-def pools_words(t:pd.DataFrame) -> str:
+
+def pools_words(t: pd.DataFrame) -> str:
     "What the pools show."
     wide = t.pivot(index='n_items', columns='method')
-    n, ratio = wide.index[-1], (wide.queries_per_s['h-indexer']/wide.queries_per_s['brute-force']).iloc[-1]
+    n, ratio = wide.index[-1], (wide.queries_per_s['h-indexer'] / wide.queries_per_s['brute-force']).iloc[-1]
     return f'Queries per second of MoL alone and of two stages, batches of {batch}, results {results}. At {n:,} items two stages serve {ratio:.0f}x as many, relative recall@{results} {wide.recall["h-indexer"].iloc[-1]:.4f}.'
 
-def flops_words(t:pd.DataFrame) -> str:
+
+def flops_words(t: pd.DataFrame) -> str:
     "What the rates show."
     last = t[t['shape'] == t['shape'].iloc[-1]].set_index('form')
-    return (f'Arithmetic rate and peak memory of MoL alone over {t.n_items.iloc[0]:,} items as MoL grows. The largest, {t["shape"].iloc[-1]}, runs at {last["gflop_per_s"]["bf16"]:.0f} GFLOP/s in bf16, '
-            f'{last["gflop_per_s"]["fp32"]:.0f} in fp32 and {last["gflop_per_s"]["plain"]:.0f} in the plain form, in {last.peak_mib["bf16"]:.0f}, {last.peak_mib["fp32"]:.0f} and {last.peak_mib["plain"]:,.0f} MiB.')
+    return (
+        f'Arithmetic rate and peak memory of MoL alone over {t.n_items.iloc[0]:,} items as MoL grows. The largest, {t["shape"].iloc[-1]}, runs at {last["gflop_per_s"]["bf16"]:.0f} GFLOP/s in bf16, '
+        f'{last["gflop_per_s"]["fp32"]:.0f} in fp32 and {last["gflop_per_s"]["plain"]:.0f} in the plain form, in {last.peak_mib["bf16"]:.0f}, {last.peak_mib["fp32"]:.0f} and {last.peak_mib["plain"]:,.0f} MiB.'
+    )
 
-def ablation_words(t:pd.DataFrame) -> str:
+
+def ablation_words(t: pd.DataFrame) -> str:
     "What the steps gain."
-    steps = ', '.join(f'{r.step[2:]} {r.factor:.2f} (published {r.published_factor:g})' for r in t.iloc[1:].itertuples())
+    steps = ', '.join(
+        f'{r.step[2:]} {r.factor:.2f} (published {r.published_factor:g})' for r in t.iloc[1:].itertuples()
+    )
     return f"Throughput of each step over the one before, {t.n_items.iloc[0]:,} items, k' = {t.k_prime.iloc[0]:,}: {steps}. Theirs was measured on a GPU, ours on this CPU."
 
-def pareto_words(t:pd.DataFrame) -> str:
+
+def pareto_words(t: pd.DataFrame) -> str:
     "Who is fastest at .99."
     best = ', '.join(f'{pareto_labels.get(m, m)} {r.queries_per_s:,.0f}' for m, r in reaching(t).iterrows())
     return f'Queries per second at relative recall@{results} of .99 or more, {t.n_items.iloc[0]:,} items: {best}.'
@@ -572,73 +832,111 @@ def pareto_words(t:pd.DataFrame) -> str:
 # %% ../nbs/33_retrieval.ipynb #d00a4f1d
 measured_words = dict(pools=pools_words, flops=flops_words, ablation=ablation_words, pareto=pareto_words)
 
-def recall_records(folder:Path) -> pd.DataFrame:
+
+def recall_records(folder: Path) -> pd.DataFrame:
     "All of them: MovieLens first, small before large."
     tables = [read_record(folder, f.stem)[0] for f in sorted(folder.glob('recall-*.csv'))]
-    return pd.concat(sorted(tables, key=lambda t: (not t.corpus[0].startswith('ml'), 'grown' in t.corpus[0], t.corpus[0], t.n_items[0])), ignore_index=True)
+    return pd.concat(
+        sorted(
+            tables, key=lambda t: (not t.corpus[0].startswith('ml'), 'grown' in t.corpus[0], t.corpus[0], t.n_items[0])
+        ),
+        ignore_index=True,
+    )
 
-def heads_text(folder:Path) -> str:
+
+def heads_text(folder: Path) -> str:
     "Stage 1 by where its head comes from, at the fewest candidates: Markdown."
     lines = []
     for t in (read_record(folder, f.stem)[0] for f in sorted(folder.glob('heads-*.csv'))):
         few = t[t.k_prime == t.k_prime.min()]
-        def gain(r): return '' if r.head == few['head'].iloc[0] else f'{r.first_minus_this:+.3f} [{r.low:+.3f}, {r.high:+.3f}]'
+
+        def gain(r):
+            return '' if r.head == few['head'].iloc[0] else f'{r.first_minus_this:+.3f} [{r.low:+.3f}, {r.high:+.3f}]'
+
         names = [f'| {markdown_text(r.corpus)} | {markdown_text(r.head)} |' for r in few.itertuples()]
         lines += [f'{name} {r.recall:.3f} | {gain(r)} |' for name, r in zip(names, few.itertuples())]
-    if not lines: return ''
+    if not lines:
+        return ''
     rows = '\n'.join(lines)
-    return (f"Where the head of stage 1 comes from: relative recall with {few.k_prime.iloc[0]} candidates, int8, and what training together gains over the other heads, query by query, with a 95 % interval.\n\n"
-            f"| corpus | head | recall@{results} | training together gains |\n|:--|:--|--:|:--|\n{rows}")
+    return (
+        f'Where the head of stage 1 comes from: relative recall with {few.k_prime.iloc[0]} candidates, int8, and what training together gains over the other heads, query by query, with a 95 % interval.\n\n'
+        f'| corpus | head | recall@{results} | training together gains |\n|:--|:--|--:|:--|\n{rows}'
+    )
+
 
 def build_pages(
-    folder:str|Path,    # of all retrieval records
-) -> list[Path]:        # files written
+    folder: str | Path,  # of all retrieval records
+) -> list[Path]:  # files written
     "The figure of all recalls, and the page of all measurements."
     folder, parts = Path(folder), []
     if list(folder.glob('recall-*.csv')):
         table = recall_records(folder)
         where = hardware_words(read_record(folder, sorted(folder.glob('recall-*.csv'))[0].stem)[1]['environment'])
-        save_figure(recall_figure(table), folder/'recall', table)
+        save_figure(recall_figure(table), folder / 'recall', table)
         parts.append(('recall', recall_caption(table, where)))
     for name, words in measured_words.items():
         for file in sorted(folder.glob(f'{name}*.json')):
             t, about = read_record(folder, file.stem)
-            parts.append((file.stem, f"{words(t)} {hardware_words(about['environment'])}."))
-    def shown(name): return f'![{markdown_text(name)}]({relative(name)}.png)'
+            parts.append((file.stem, f'{words(t)} {hardware_words(about["environment"])}.'))
+
+    def shown(name):
+        return f'![{markdown_text(name)}]({relative(name)}.png)'
+
     texts = [f'{shown(name)}\n\n{markdown_text(words)} ([numbers]({relative(name)}.csv))' for name, words in parts]
     body = '\n\n'.join([*texts, heads_text(folder)])
-    with atomic_path(folder/'README.md') as aside: aside.write_text(f'# Recall and throughput\n\nMade by `make report` from the records in this folder.\n\n{body}\n', encoding='utf-8')
-    return [folder/'README.md']
+    with atomic_path(folder / 'README.md') as aside:
+        aside.write_text(
+            f'# Recall and throughput\n\nMade by `make report` from the records in this folder.\n\n{body}\n',
+            encoding='utf-8',
+        )
+    return [folder / 'README.md']
 
 # %% ../nbs/33_retrieval.ipynb #41a98370
-def stage1_line(t:pd.DataFrame) -> str:
+def stage1_line(t: pd.DataFrame) -> str:
     "Ours against FAISS Flat, at each k'."
     ours = t[t.what == 'ours, int8']
-    each = [f"{r.p50:.0f} ms for {r.k_prime:,} candidates, {r.ratio:.0f}x FAISS Flat, overlap {r.overlap:.4f}" for r in ours.itertuples()]
-    return f"**Stage 1**, {ours['items'].iloc[0]:,} vectors of {ours.width.iloc[0]}, {ours.queries.iloc[0]} queries: " + '; '.join(each) + '.'
+    each = [
+        f'{r.p50:.0f} ms for {r.k_prime:,} candidates, {r.ratio:.0f}x FAISS Flat, overlap {r.overlap:.4f}'
+        for r in ours.itertuples()
+    ]
+    return (
+        f'**Stage 1**, {ours["items"].iloc[0]:,} vectors of {ours.width.iloc[0]}, {ours.queries.iloc[0]} queries: '
+        + '; '.join(each)
+        + '.'
+    )
 
-def scoring_line(t:pd.DataFrame) -> str:
+
+def scoring_line(t: pd.DataFrame) -> str:
     "Ours against the plain form."
     r = t[t.what == 'ours, bf16'].iloc[0]
-    return f'**MoL on candidates**, 8x4x64: {r.pairs_per_s/1e6:.0f} million pairs a second in bf16, {r.ratio:.0f}x the plain form.'
+    return f'**MoL on candidates**, 8x4x64: {r.pairs_per_s / 1e6:.0f} million pairs a second in bf16, {r.ratio:.0f}x the plain form.'
 
-def search_line(t:pd.DataFrame) -> str:
+
+def search_line(t: pd.DataFrame) -> str:
     "Two stages against one."
     r = t[(t.part == 'search') & (t.what == 'HIndexer')].iloc[0]
     return f'**Both stages**, {int(r.corpus_items):,} items, {int(r.queries)} queries: {r.p50:.0f} ms, {r.ratio:.0f}x MoL over everything, relative recall@100 {r.recall:.4f} at {r.setting}.'
 
-def large_line(m:dict) -> str:
+
+def large_line(m: dict) -> str:
     "One hundred million items."
     one = next(r for r in m['searches'] if r['what'] == '1 query')
-    return f"**{m['items']:,} items** in {m['storage']} storage, {m['bytes_per_item']:.0f} bytes each, {m['resident_mib']/1024:.1f} GiB: {one['p50']:,.0f} ms a query at {one['setting']}."
+    return f'**{m["items"]:,} items** in {m["storage"]} storage, {m["bytes_per_item"]:.0f} bytes each, {m["resident_mib"] / 1024:.1f} GiB: {one["p50"]:,.0f} ms a query at {one["setting"]}.'
+
 
 def summary_lines(
-    reports:str|Path,   # folder with bench/
-) -> str:               # Markdown list
+    reports: str | Path,  # folder with bench/
+) -> str:  # Markdown list
     "What the bench measured, a line each."
-    bench, lines = Path(reports)/'bench', []
-    for name, say in (('stage1.csv', [stage1_line]), ('search.csv', [scoring_line, search_line]), ('hundred-million.json', [large_line])):
-        if not (file := bench/name).exists(): lines.append(f'*No {name} yet: `molrec bench {file.stem}` makes it.*'); continue
+    bench, lines = Path(reports) / 'bench', []
+    for name, say in (
+        ('stage1.csv', [stage1_line]),
+        ('search.csv', [scoring_line, search_line]),
+        ('hundred-million.json', [large_line]),
+    ):
+        if not (file := bench / name).exists():
+            lines.append(f'*No {name} yet: `molrec bench {file.stem}` makes it.*')
+            continue
         content = pd.read_csv(file) if file.suffix == '.csv' else json.loads(file.read_text(encoding='utf-8'))
         lines += [f(content) for f in say]
     return '\n'.join(f'- {line}' for line in lines)

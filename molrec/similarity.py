@@ -15,8 +15,8 @@ from .encoders import fp32_matmul, look_up
 
 # %% ../nbs/04_similarity.ipynb #abdc289b
 def meet(
-    query:Tensor,   # one tensor of the query side, (B, ...)
-    item:Tensor,    # its counterpart, (N, ...) shared by all queries or (B, R, ...) own ones
+    query: Tensor,  # one tensor of the query side, (B, ...)
+    item: Tensor,  # its counterpart, (N, ...) shared by all queries or (B, R, ...) own ones
 ) -> tuple[Tensor, Tensor]:  # (B, 1, ...) and (1, N, ...) or (B, R, ...): ready to broadcast
     "Line up a query tensor with shared or own items."
     return query.unsqueeze(1), item.unsqueeze(0) if item.dim() == query.dim() else item
@@ -24,42 +24,55 @@ def meet(
 # %% ../nbs/04_similarity.ipynb #dcc51abf
 class Similarity(nn.Module):
     "A learned score: work per query, work per item, and what is left per pair."
+
     tile_pairs = 2**14  # pairs that are scored at once; their intermediate values should stay in cache
 
-    def query_side(self, queries, users=None): return (queries,)
-    def item_side(self, items): return (items,)
-    def scores(self, query_side, item_side): raise NotImplementedError
+    def query_side(self, queries, users=None):
+        return (queries,)
+
+    def item_side(self, items):
+        return (items,)
+
+    def scores(self, query_side, item_side):
+        raise NotImplementedError
 
     def positive(self, query_side, item_side):
         "Scores of one own item per query, (B,), and a penalty to add to the loss."
-        return self.scores(query_side, tuple(t.unsqueeze(1) for t in item_side)).squeeze(1), 0.
+        return self.scores(query_side, tuple(t.unsqueeze(1) for t in item_side)).squeeze(1), 0.0
 
     def forward(
         self,
-        queries:Tensor,         # query embeddings, (B, D)
-        items:Tensor,           # item embeddings, (N, D)
-        users:Tensor|None=None, # dense user ids, (B,), int64; only similarities with a user table look at them
-    ) -> Tensor:                # (B, N), higher is better
+        queries: Tensor,  # query embeddings, (B, D)
+        items: Tensor,  # item embeddings, (N, D)
+        users: Tensor | None = None,  # dense user ids, (B,), int64; only similarities with a user table look at them
+    ) -> Tensor:  # (B, N), higher is better
         "Scores of all pairs."
         return self.scores(self.query_side(queries, users), self.item_side(items))
 
 # %% ../nbs/04_similarity.ipynb #a6416e73
 class Dot(Similarity):
     "Dot product, or cosine over a temperature."
+
     tile_pairs = 2**18
 
     def __init__(
         self,
-        normalise:bool=True,     # scale both sides to unit length
-        temperature:float=.05,   # tau, divides the score, > 0
+        normalise: bool = True,  # scale both sides to unit length
+        temperature: float = 0.05,  # tau, divides the score, > 0
     ):
         super().__init__()
-        if temperature <= 0: raise ConfigError(f'temperature: got {temperature}, wanted a positive number')
+        if temperature <= 0:
+            raise ConfigError(f'temperature: got {temperature}, wanted a positive number')
         self.normalise, self.temperature = normalise, temperature
 
-    def unit(self, x): return F.normalize(x, dim=-1, eps=1e-6) if self.normalise else x
-    def query_side(self, queries, users=None): return (self.unit(queries)/self.temperature,)
-    def item_side(self, items): return (self.unit(items),)
+    def unit(self, x):
+        return F.normalize(x, dim=-1, eps=1e-6) if self.normalise else x
+
+    def query_side(self, queries, users=None):
+        return (self.unit(queries) / self.temperature,)
+
+    def item_side(self, items):
+        return (self.unit(items),)
 
     def scores(self, query_side, item_side):
         (q,), (x,) = query_side, item_side
@@ -68,59 +81,79 @@ class Dot(Similarity):
 # %% ../nbs/04_similarity.ipynb #c08ab638
 class Head(Dot):
     "Low-dimensional cosine for stage 1 of the h-indexer (KDD'23): one linear map on each side."
+
     def __init__(
         self,
-        dim:int,                # D
-        width:int=64,           # of the vectors that stage 1 stores, at least 1
-        temperature:float=.05,  # tau, divides the score, > 0
+        dim: int,  # D
+        width: int = 64,  # of the vectors that stage 1 stores, at least 1
+        temperature: float = 0.05,  # tau, divides the score, > 0
     ):
         super().__init__(True, temperature)
-        if width < 1: raise ConfigError(f'width: got {width}, wanted at least 1')
+        if width < 1:
+            raise ConfigError(f'width: got {width}, wanted at least 1')
         self.width = width
         self.from_query, self.from_item = (nn.Linear(dim, width, bias=False) for _ in range(2))
-        for linear in (self.from_query, self.from_item): nn.init.xavier_uniform_(linear.weight)
+        for linear in (self.from_query, self.from_item):
+            nn.init.xavier_uniform_(linear.weight)
 
-    def query_side(self, queries, users=None): return super().query_side(self.from_query(queries))
-    def item_side(self, items): return super().item_side(self.from_item(items))
+    def query_side(self, queries, users=None):
+        return super().query_side(self.from_query(queries))
+
+    def item_side(self, items):
+        return super().item_side(self.from_item(items))
 
 # %% ../nbs/04_similarity.ipynb #c7a9ce68
 class MLP(Similarity):
     "A network over the concatenated pair (NCF, 1708.05031), its first layer split between the sides."
+
     def __init__(
         self,
-        dim:int,            # D
-        hidden:int=64,      # width of the first layer; the second has half
+        dim: int,  # D
+        hidden: int = 64,  # width of the first layer; the second has half
     ):
         super().__init__()
         self.from_query, self.from_item = nn.Linear(dim, hidden), nn.Linear(dim, hidden, bias=False)
-        self.top = nn.Sequential(nn.ReLU(), nn.Linear(hidden, hidden//2), nn.ReLU(), nn.Linear(hidden//2, 1))
+        self.top = nn.Sequential(nn.ReLU(), nn.Linear(hidden, hidden // 2), nn.ReLU(), nn.Linear(hidden // 2, 1))
 
-    def query_side(self, queries, users=None): return (self.from_query(queries),)
-    def item_side(self, items): return (self.from_item(items),)
-    def scores(self, query_side, item_side): return self.top(sum(meet(*query_side, *item_side))).squeeze(-1)
+    def query_side(self, queries, users=None):
+        return (self.from_query(queries),)
+
+    def item_side(self, items):
+        return (self.from_item(items),)
+
+    def scores(self, query_side, item_side):
+        return self.top(sum(meet(*query_side, *item_side))).squeeze(-1)
 
 # %% ../nbs/04_similarity.ipynb #94ea9f6e
 class FM(Similarity):
     "Factorisation machine over the features of both sides (Rendle 2010)."
+
     tile_pairs = 2**18
 
     def __init__(
         self,
-        dim:int,        # D
-        k:int=64,       # width of the factors
+        dim: int,  # D
+        k: int = 64,  # width of the factors
     ):
         super().__init__()
         self.linear = nn.ModuleList(nn.Linear(dim, 1, bias=b) for b in (True, False))
-        self.factors = nn.ParameterList(nn.Parameter(torch.randn(dim, k)*.1) for _ in range(2))
+        self.factors = nn.ParameterList(nn.Parameter(torch.randn(dim, k) * 0.1) for _ in range(2))
 
     def side(self, which, z):
         "Sum of factors, (..., k), and of the squares that are to be taken off, (..., k), and the linear part, (...)."
         V = self.factors[which]
         return z @ V, z**2 @ V**2, self.linear[which](z).squeeze(-1)
 
-    def bias(self, s, squares, linear): return (s**2 - squares).sum(-1)/2 + linear
-    def query_side(self, queries, users=None): s, *rest = self.side(0, queries); return s, self.bias(s, *rest)
-    def item_side(self, items): s, *rest = self.side(1, items); return s, self.bias(s, *rest)
+    def bias(self, s, squares, linear):
+        return (s**2 - squares).sum(-1) / 2 + linear
+
+    def query_side(self, queries, users=None):
+        s, *rest = self.side(0, queries)
+        return s, self.bias(s, *rest)
+
+    def item_side(self, items):
+        s, *rest = self.side(1, items)
+        return s, self.bias(s, *rest)
 
     def scores(self, query_side, item_side):
         (s_q, bias_q), (s_x, bias_x) = query_side, item_side
@@ -130,12 +163,13 @@ class FM(Similarity):
 # %% ../nbs/04_similarity.ipynb #ca689a3e
 class NeuralFM(FM):
     "A network over the FM's bi-interaction vector (1708.05027)."
+
     tile_pairs = 2**14
 
     def __init__(
         self,
-        dim:int,        # D
-        k:int=64,       # width of the bi-interaction
+        dim: int,  # D
+        k: int = 64,  # width of the bi-interaction
     ):
         super().__init__(dim, k)
         self.top = nn.Sequential(nn.Linear(k, k), nn.ReLU(), nn.Linear(k, 1, bias=False))
@@ -143,81 +177,90 @@ class NeuralFM(FM):
     def half(self, which, z, bias=None):
         "Sum of factors, (..., k), what the side alone adds to the hidden layer, (..., k), and the linear part, (...)."
         s, squares, linear = self.side(which, z)
-        return s, F.linear((s**2 - squares)/2, self.top[0].weight, bias), linear
+        return s, F.linear((s**2 - squares) / 2, self.top[0].weight, bias), linear
 
-    def query_side(self, queries, users=None): return self.half(0, queries, self.top[0].bias)
-    def item_side(self, items): return self.half(1, items)
+    def query_side(self, queries, users=None):
+        return self.half(0, queries, self.top[0].bias)
+
+    def item_side(self, items):
+        return self.half(1, items)
 
     def scores(self, query_side, item_side):
         (s, t), (h, g), (l, m) = (meet(q, x) for q, x in zip(query_side, item_side))
-        return self.top[1:](F.linear(s*t, self.top[0].weight) + h + g).squeeze(-1) + l + m
+        return self.top[1:](F.linear(s * t, self.top[0].weight) + h + g).squeeze(-1) + l + m
 
 # %% ../nbs/04_similarity.ipynb #185796f7
 @torch.no_grad()
 def score_tiles(
-    similarity:Similarity,  # in evaluation mode
-    query_side:tuple,       # tensors (B, ...)
-    item_side:tuple,        # tensors (N, ...)
-) -> Tensor:                # (B, N), float32
+    similarity: Similarity,  # in evaluation mode
+    query_side: tuple,  # tensors (B, ...)
+    item_side: tuple,  # tensors (N, ...)
+) -> Tensor:  # (B, N), float32
     "Scores of all pairs, computed in tiles of `similarity.tile_pairs`."
     B, N = len(query_side[0]), len(item_side[0])
     out = torch.empty(B, N, device=query_side[0].device)
-    n = max(1, min(N, similarity.tile_pairs//64))
-    b = max(1, similarity.tile_pairs//n)
+    n = max(1, min(N, similarity.tile_pairs // 64))
+    b = max(1, similarity.tile_pairs // n)
     for i in range(0, N, n):
-        tile_items = tuple(t[i:i+n] for t in item_side)
+        tile_items = tuple(t[i : i + n] for t in item_side)
         for j in range(0, B, b):
-            out[j:j+b, i:i+n] = similarity.scores(tuple(t[j:j+b] for t in query_side), tile_items)
+            out[j : j + b, i : i + n] = similarity.scores(tuple(t[j : j + b] for t in query_side), tile_items)
     return out
 
 # %% ../nbs/04_similarity.ipynb #32249867
 class Tiles:
     "Forward and backward of query tiles against one set of items, by autograd, one tile alive at a time."
+
     def __init__(
         self,
-        similarity:Similarity,  # in training or evaluation mode
-        item_side:tuple,        # tensors (R, ...): shared items, or all items if `ids` will be given per tile
+        similarity: Similarity,  # in training or evaluation mode
+        item_side: tuple,  # tensors (R, ...): shared items, or all items if `ids` will be given per tile
     ):
         self.similarity, self.params = similarity, list(similarity.parameters())
         self.items = [t.detach().requires_grad_() for t in item_side]
         self.grads = [torch.zeros_like(t) for t in (*self.items, *self.params)]
 
-    own_threads = False     # are its threads its own, not torch's?
+    own_threads = False  # are its threads its own, not torch's?
 
     @property
-    def step(self): return max(1, self.similarity.tile_pairs//max(1, len(self.items[0])))   # queries of a tile
+    def step(self):
+        return max(1, self.similarity.tile_pairs // max(1, len(self.items[0])))  # queries of a tile
 
     @torch.enable_grad()
     def forward(
         self,
-        query_side:tuple,       # tensors (t, ...) of this tile
-        ids:Tensor|None=None,   # rows of the item side that each query meets, (t, R), int64; None: all meet all
-    ) -> Tensor:                # scores, (t, R), detached
+        query_side: tuple,  # tensors (t, ...) of this tile
+        ids: Tensor | None = None,  # rows of the item side that each query meets, (t, R), int64; None: all meet all
+    ) -> Tensor:  # scores, (t, R), detached
         "Score a tile and remember it until `backward`."
         self.queries = [t.detach().requires_grad_() for t in query_side]
         items = self.items if ids is None else [look_up(t, ids) for t in self.items]
-        with fp32_matmul(): self.out = self.similarity.scores(tuple(self.queries), tuple(items))
+        with fp32_matmul():
+            self.out = self.similarity.scores(tuple(self.queries), tuple(items))
         return self.out.detach()
 
     def backward(
         self,
-        slopes:Tensor,          # d loss / d score, (t, R)
-    ) -> list:                  # gradients of the tile's query side
+        slopes: Tensor,  # d loss / d score, (t, R)
+    ) -> list:  # gradients of the tile's query side
         "Pull slopes back; gradients of items and parameters add up in `grads`."
         leaves = [*self.queries, *self.items, *self.params]
-        with fp32_matmul(): grads = torch.autograd.grad(self.out, leaves, slopes, allow_unused=True)
-        for total, g in zip(self.grads, grads[len(self.queries):]):
-            if g is not None: total += g
+        with fp32_matmul():
+            grads = torch.autograd.grad(self.out, leaves, slopes, allow_unused=True)
+        for total, g in zip(self.grads, grads[len(self.queries) :]):
+            if g is not None:
+                total += g
         self.out = None
         return [torch.zeros_like(q) if g is None else g for q, g in zip(self.queries, grads)]
 
 # %% ../nbs/04_similarity.ipynb #3ec37a55
 def tiles(
-    self:Similarity,
-    item_side:tuple,        # tensors (R, ...)
-    precision:str='fp32',   # for similarities whose tiles are written by hand; autograd's are fp32
+    self: Similarity,
+    item_side: tuple,  # tensors (R, ...)
+    precision: str = 'fp32',  # for similarities whose tiles are written by hand; autograd's are fp32
 ) -> Tiles:
     "Tiles of this similarity against these items."
     return Tiles(self, item_side)
+
 
 Similarity.tiles = tiles

@@ -19,25 +19,27 @@ from .similarity import Head
 @dataclass(frozen=True)
 class World:
     "Items of some genres, and users who like two of them."
-    items:Tensor    # embeddings, (N, D)
-    genre:Tensor    # of each item, (N,), int64
-    users:Tensor    # queries, (U, D)
-    taste:Tensor    # the two genres of each user, (U, 2), int64
-    draws:Tensor    # items of each genre, popular ones often, (n_genres, 500), int64
+
+    items: Tensor  # embeddings, (N, D)
+    genre: Tensor  # of each item, (N,), int64
+    users: Tensor  # queries, (U, D)
+    taste: Tensor  # the two genres of each user, (U, 2), int64
+    draws: Tensor  # items of each genre, popular ones often, (n_genres, 500), int64
+
 
 def two_tastes(
-    n_items:int=8_000,  # N
-    dim:int=24,         # D
-    n_genres:int=40,    # directions
-    n_users:int=2_000,  # U
-) -> World:             # the same at every call
+    n_items: int = 8_000,  # N
+    dim: int = 24,  # D
+    n_genres: int = 40,  # directions
+    n_users: int = 2_000,  # U
+) -> World:  # the same at every call
     "A small world; torch's seed is set for it."
     torch.manual_seed(0)
-    centre = nn.functional.normalize(torch.randn(n_genres, dim), dim=1)*dim**.5
+    centre = nn.functional.normalize(torch.randn(n_genres, dim), dim=1) * dim**0.5
     genre, taste = torch.randint(n_genres, (n_items,)), torch.rand(n_users, n_genres).topk(2).indices
-    items = centre[genre] + torch.randn(n_items, dim)/2
-    users = sum(centre[taste[:, j]] @ torch.linalg.qr(torch.randn(dim, dim))[0] for j in range(2))/2**.5
-    popular = 1/(torch.randperm(n_items) + 20.)**.8
+    items = centre[genre] + torch.randn(n_items, dim) / 2
+    users = sum(centre[taste[:, j]] @ torch.linalg.qr(torch.randn(dim, dim))[0] for j in range(2)) / 2**0.5
+    popular = 1 / (torch.randperm(n_items) + 20.0) ** 0.8
     own = [(genre == g).nonzero().squeeze(1) for g in range(n_genres)]
     draws = torch.stack([some[torch.multinomial(popular[some], 500, replacement=True)] for some in own])
     return World(items, genre, users, taste, draws)
@@ -45,24 +47,26 @@ def two_tastes(
 # %% ../nbs/12c_small_world.ipynb #2bfa4615
 class Taught(nn.Module):
     "What an index needs of a trained recommender."
+
     def __init__(
         self,
-        world:World,    # whose items it holds
+        world: World,  # whose items it holds
     ):
         super().__init__()
         dim = world.items.shape[1]
-        self.similarity, self.head = MoL(dim, 4, 4, 16, query_hidden=64, gate_hidden=16, mix_dropout=.1), Head(dim, 32)
+        self.similarity, self.head = MoL(dim, 4, 4, 16, query_hidden=64, gate_hidden=16, mix_dropout=0.1), Head(dim, 32)
         self.encoder = nn.Module()
         self.encoder.items = world.items
 
+
 def taught(
-    world:World,
-    steps:int=200,  # of 256 users
-) -> Taught:        # in evaluation mode
+    world: World,
+    steps: int = 200,  # of 256 users
+) -> Taught:  # in evaluation mode
     "A model that has learned who likes what."
     model, n_drawn = Taught(world), world.draws.shape[1]
-    optimiser = torch.optim.AdamW(model.parameters(), .01)
-    rate = torch.optim.lr_scheduler.LinearLR(optimiser, 1., .05, steps)
+    optimiser = torch.optim.AdamW(model.parameters(), 0.01)
+    rate = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, steps)
     for _ in range(steps):
         who = torch.randint(len(world.users), (256,))
         targets = world.draws[world.taste[who, torch.randint(2, (256,))], torch.randint(n_drawn, (256,))]

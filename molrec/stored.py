@@ -22,23 +22,25 @@ from .native import large_pages
 
 # %% ../nbs/12b_stored.ipynb #6bc392f5
 def room_for(
-    n:int,          # rows that are there
-    like:Tensor,    # a column of them
-) -> int:           # rows
+    n: int,  # rows that are there
+    like: Tensor,  # a column of them
+) -> int:  # rows
     "How many rows to take address space for."
-    if like.device.type == 'cpu' and sys.platform == 'linux': return max(8*n, 2**12)
-    return n + n//2 + 64
+    if like.device.type == 'cpu' and sys.platform == 'linux':
+        return max(8 * n, 2**12)
+    return n + n // 2 + 64
+
 
 def empty_rows(
-    room:int,       # rows
-    like:Tensor,    # whose row shape, type and device it has
-) -> Tensor:        # (room, ...), whatever is in memory
+    room: int,  # rows
+    like: Tensor,  # whose row shape, type and device it has
+) -> Tensor:  # (room, ...), whatever is in memory
     "A column that costs memory only where it is written."
-    row = like.shape[1:].numel()*like.element_size()
-    if like.device.type == 'cpu' and sys.platform == 'linux' and row*room:
+    row = like.shape[1:].numel() * like.element_size()
+    if like.device.type == 'cpu' and sys.platform == 'linux' and row * room:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, 'MAP_NORESERVE', 0x4000)
         with contextlib.suppress(OSError, ValueError, OverflowError):
-            memory = mmap.mmap(-1, row*room, flags=flags)
+            memory = mmap.mmap(-1, row * room, flags=flags)
             column = torch.frombuffer(memory, dtype=torch.uint8).view(like.dtype).view(room, *like.shape[1:])
             return large_pages(column)
     return like.new_empty(room, *like.shape[1:])
@@ -46,55 +48,66 @@ def empty_rows(
 # %% ../nbs/12b_stored.ipynb #b077bf5d
 class Buffer:
     "Columns that states share; written from front to back."
+
     def __init__(
         self,
-        columns:dict[str, Tensor],  # name to (room, ...)
-        written:int,                # rows that some state may look at
-    ): self.columns, self.written, self.lock = columns, written, threading.Lock()
+        columns: dict[str, Tensor],  # name to (room, ...)
+        written: int,  # rows that some state may look at
+    ):
+        self.columns, self.written, self.lock = columns, written, threading.Lock()
 
     @property
-    def room(self) -> int: return min(map(len, self.columns.values()))  # rows that fit
+    def room(self) -> int:
+        return min(map(len, self.columns.values()))  # rows that fit
 
 # %% ../nbs/12b_stored.ipynb #2a0d5b16
 @dataclass(frozen=True, eq=False)
 class Items:
     "One state of what an index holds. It is never changed."
-    buffer:Buffer
-    n:int                           # rows of the buffer that belong to it
-    gone:Tensor                     # rows that were removed, (m,), int64, ascending
-    base:int = 0                    # the first so many rows are found by `order`, the rest by `late`
-    order:Tensor|None = None        # of the ids of those, (base,), int64; None: they ascend
-    file:'OpenFile|None' = None     # what the columns are mapped from
 
-    def __len__(self) -> int: return self.n - len(self.gone)
+    buffer: Buffer
+    n: int  # rows of the buffer that belong to it
+    gone: Tensor  # rows that were removed, (m,), int64, ascending
+    base: int = 0  # the first so many rows are found by `order`, the rest by `late`
+    order: Tensor | None = None  # of the ids of those, (base,), int64; None: they ascend
+    file: 'OpenFile|None' = None  # what the columns are mapped from
+
+    def __len__(self) -> int:
+        return self.n - len(self.gone)
 
     @cached_property
-    def columns(self) -> dict[str, Tensor]: return {name: t[:self.n] for name, t in self.buffer.columns.items()}
+    def columns(self) -> dict[str, Tensor]:
+        return {name: t[: self.n] for name, t in self.buffer.columns.items()}
 
     @property
-    def row_ids(self) -> Tensor: return self.columns['ids']  # of all rows, (n,), int64
+    def row_ids(self) -> Tensor:
+        return self.columns['ids']  # of all rows, (n,), int64
 
     @cached_property
-    def alive(self) -> Tensor|None:     # (n,), bool; None: all are
+    def alive(self) -> Tensor | None:  # (n,), bool; None: all are
         "Rows that count."
-        if not len(self.gone): return None
+        if not len(self.gone):
+            return None
         return torch.ones(self.n, dtype=torch.bool, device=self.gone.device).index_fill_(0, self.gone, False)
 
     @cached_property
-    def ids(self) -> Tensor: return self.row_ids if self.alive is None else self.row_ids[self.alive]  # (len,), int64
+    def ids(self) -> Tensor:
+        return self.row_ids if self.alive is None else self.row_ids[self.alive]  # (len,), int64
 
     @cached_property
-    def late(self) -> Tensor: return self.row_ids[self.base:].argsort(stable=True)  # order of the rows behind `base`
+    def late(self) -> Tensor:
+        return self.row_ids[self.base :].argsort(stable=True)  # order of the rows behind `base`
 
     @property
     def nbytes(self) -> int:
         "Of all rows, and of the order where there is one."
-        per_row = sum(t.shape[1:].numel()*t.element_size() for t in self.columns.values())
-        return self.n*per_row + (0 if self.order is None else 8*self.base)
+        per_row = sum(t.shape[1:].numel() * t.element_size() for t in self.columns.values())
+        return self.n * per_row + (0 if self.order is None else 8 * self.base)
+
 
 def started(
-    columns:dict[str, Tensor],  # name to (n, ...), 'ids' among them
-    file:'OpenFile|None'=None,  # what they are mapped from
+    columns: dict[str, Tensor],  # name to (n, ...), 'ids' among them
+    file: 'OpenFile|None' = None,  # what they are mapped from
 ) -> Items:
     "A state of columns as they are, without room."
     n, ids = len(columns['ids']), columns['ids']
@@ -103,25 +116,27 @@ def started(
 
 # %% ../nbs/12b_stored.ipynb #47063b0a
 def last_places(
-    ids:Tensor,             # ids that are looked for, (q,), int64
-    among:Tensor,           # ids of rows, (n,), int64
-    order:Tensor|None,      # of those; None: they ascend
-) -> Tensor:                # (q,), int64; -1: not there
+    ids: Tensor,  # ids that are looked for, (q,), int64
+    among: Tensor,  # ids of rows, (n,), int64
+    order: Tensor | None,  # of those; None: they ascend
+) -> Tensor:  # (q,), int64; -1: not there
     "The last row of each id."
-    if not len(among): return torch.full_like(ids, -1)
+    if not len(among):
+        return torch.full_like(ids, -1)
     at = (torch.searchsorted(among, ids, right=True, sorter=order) - 1).clamp(min=0)
     rows = at if order is None else order[at]
     return torch.where(among[rows] == ids, rows, -1)
 
+
 def rows_of(
-    items:Items,
-    ids:Tensor,     # (q,), int64, any
-) -> Tensor:        # (q,), int64; -1: not there
+    items: Items,
+    ids: Tensor,  # (q,), int64, any
+) -> Tensor:  # (q,), int64; -1: not there
     "Where some ids are."
     ids = ids.to(items.row_ids.device).contiguous()
-    rows = last_places(ids, items.row_ids[:items.base], items.order)
+    rows = last_places(ids, items.row_ids[: items.base], items.order)
     if items.base < items.n:
-        late = last_places(ids, items.row_ids[items.base:], items.late)
+        late = last_places(ids, items.row_ids[items.base :], items.late)
         rows = torch.where(late >= 0, late + items.base, rows)
     if len(items.gone):
         at = torch.searchsorted(items.gone, rows).clamp(max=len(items.gone) - 1)
@@ -130,44 +145,53 @@ def rows_of(
 
 # %% ../nbs/12b_stored.ipynb #01325487
 def copied(
-    items:Items,
-    room:int,   # rows; never fewer than there are
-) -> Items:     # without the rows that are gone
+    items: Items,
+    room: int,  # rows; never fewer than there are
+) -> Items:  # without the rows that are gone
     "The same in columns of its own."
     columns, block = {}, 2**16
     for name, t in items.columns.items():
         columns[name], at = empty_rows(max(room, len(items)), t), 0
         for lo in range(0, items.n, block):
-            part = t[lo:lo + block] if items.alive is None else t[lo:lo + block][items.alive[lo:lo + block]]
-            columns[name][at:at + len(part)] = part
+            part = t[lo : lo + block] if items.alive is None else t[lo : lo + block][items.alive[lo : lo + block]]
+            columns[name][at : at + len(part)] = part
             at += len(part)
-    own = started({name: t[:len(items)] for name, t in columns.items()})
+    own = started({name: t[: len(items)] for name, t in columns.items()})
     return replace(own, buffer=Buffer(columns, len(items)))
 
+
 def ordered(
-    items:Items,    # some rows of which may lie behind `base`
+    items: Items,  # some rows of which may lie behind `base`
 ) -> Items:
     "Take late rows into the order, where that is cheap or they have become many."
     ids, base = items.row_ids, items.base
-    if base == items.n: return items
-    if items.order is None and bool((ids[max(0, base - 1):].diff() > 0).all()): return replace(items, base=items.n)
-    if items.n - base <= max(1024, base//64): return items
+    if base == items.n:
+        return items
+    if items.order is None and bool((ids[max(0, base - 1) :].diff() > 0).all()):
+        return replace(items, base=items.n)
+    if items.n - base <= max(1024, base // 64):
+        return items
     return replace(items, base=items.n, order=ids.argsort(stable=True))
 
+
 def appended(
-    items:Items,
-    blocks:Iterable[dict[str, Tensor]],     # name to (m, ...), every column
-    more:int,                               # rows that all of them have together
+    items: Items,
+    blocks: Iterable[dict[str, Tensor]],  # name to (m, ...), every column
+    more: int,  # rows that all of them have together
 ) -> Items:
     "A state with more rows."
-    if items.n + more >= 2**31: raise DataError(f'items: {items.n + more:,} rows, wanted fewer than 2^31')
+    if items.n + more >= 2**31:
+        raise DataError(f'items: {items.n + more:,} rows, wanted fewer than 2^31')
     fits = items.buffer.written == items.n and items.n + more <= items.buffer.room
-    if not fits: items = copied(items, room_for(len(items) + more, items.row_ids))
+    if not fits:
+        items = copied(items, room_for(len(items) + more, items.row_ids))
     buffer, at = items.buffer, items.n
     with buffer.lock:
-        if buffer.written != items.n: return appended(copied(items, room_for(len(items) + more, items.row_ids)), blocks, more)
+        if buffer.written != items.n:
+            return appended(copied(items, room_for(len(items) + more, items.row_ids)), blocks, more)
         for block in blocks:
-            for name, t in block.items(): buffer.columns[name][at:at + len(t)] = t
+            for name, t in block.items():
+                buffer.columns[name][at : at + len(t)] = t
             at += len(block['ids'])
         new = ordered(Items(buffer, at, items.gone, items.base, items.order))
         buffer.written = at
@@ -175,42 +199,55 @@ def appended(
 
 # %% ../nbs/12b_stored.ipynb #9236d228
 def removed(
-    items:Items,
-    rows:Tensor,    # distinct, none of them gone, (m,), int64
+    items: Items,
+    rows: Tensor,  # distinct, none of them gone, (m,), int64
 ) -> Items:
     "A state without some rows."
     gone = torch.cat([items.gone, rows.to(items.gone.device)]).sort().values
     new = replace(items, gone=gone)
-    if len(gone) <= max(1024, items.n//4): return new
+    if len(gone) <= max(1024, items.n // 4):
+        return new
     return copied(new, room_for(len(new), new.row_ids))
 
 # %% ../nbs/12b_stored.ipynb #27702b40
-version = 1     # of the format
-dtypes = {torch.int64: 'I64', torch.int32: 'I32', torch.float32: 'F32', torch.bfloat16: 'BF16', torch.int8: 'I8', torch.float8_e4m3fn: 'F8_E4M3'}
+version = 1  # of the format
+dtypes = {
+    torch.int64: 'I64',
+    torch.int32: 'I32',
+    torch.float32: 'F32',
+    torch.bfloat16: 'BF16',
+    torch.int8: 'I8',
+    torch.float8_e4m3fn: 'F8_E4M3',
+}
 
-def raw(t:Tensor) -> memoryview: return t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data  # its bytes, not copied
+
+def raw(t: Tensor) -> memoryview:
+    return t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data  # its bytes, not copied
+
 
 def content_sha256(
-    tensors:Mapping[str, Tensor],   # name to tensor
-) -> str:                           # 64 hexadecimal digits
+    tensors: Mapping[str, Tensor],  # name to tensor
+) -> str:  # 64 hexadecimal digits
     "sha256 of all numbers, by name."
     h = hashlib.sha256()
-    for name in sorted(tensors): h.update(raw(tensors[name]))
+    for name in sorted(tensors):
+        h.update(raw(tensors[name]))
     return h.hexdigest()
 
+
 def seal(
-    about:dict,                     # JSON
-    tensors:Mapping[str, Tensor],   # name to tensor
-) -> str:                           # 64 hexadecimal digits
+    about: dict,  # JSON
+    tensors: Mapping[str, Tensor],  # name to tensor
+) -> str:  # 64 hexadecimal digits
     "sha256 of a header."
     layout = [(name, dtypes.get(t.dtype, str(t.dtype)), list(t.shape)) for name, t in sorted(tensors.items())]
     return hashlib.sha256(json.dumps([about, layout], sort_keys=True).encode()).hexdigest()
 
 # %% ../nbs/12b_stored.ipynb #30389fe3
 def write_tensors(
-    path:str|Path,
-    tensors:Mapping[str, Tensor],   # name to tensor; one at a time is looked at
-    about:dict,                     # JSON; goes into the header, sealed, with the version of the format
+    path: str | Path,
+    tensors: Mapping[str, Tensor],  # name to tensor; one at a time is looked at
+    about: dict,  # JSON; goes into the header, sealed, with the version of the format
 ) -> None:
     "A safetensors file, written from where the tensors are."
     about = dict(version=version) | about
@@ -218,38 +255,52 @@ def write_tensors(
     order, at, layout = sorted(tensors, key=lambda name: (-widths[name], name)), 0, {}
     for name in order:
         t = tensors[name]
-        layout[name] = dict(dtype=dtypes[t.dtype], shape=list(t.shape), data_offsets=[at, at := at + t.numel()*t.element_size()])
+        layout[name] = dict(
+            dtype=dtypes[t.dtype], shape=list(t.shape), data_offsets=[at, at := at + t.numel() * t.element_size()]
+        )
     meta = dict(molrec_index=json.dumps(about), seal=seal(about, tensors))
     header = json.dumps(dict(__metadata__=meta) | layout).encode()
-    header += b' '*(-(8 + len(header)) % 64)
+    header += b' ' * (-(8 + len(header)) % 64)
     with atomic_path(path) as aside, open(aside, 'wb') as f:
         f.write(len(header).to_bytes(8, 'little') + header)
-        for name in order: f.write(raw(tensors[name]))
+        for name in order:
+            f.write(raw(tensors[name]))
         f.flush()
         os.fsync(f.fileno())
 
 # %% ../nbs/12b_stored.ipynb #ea6fed1d
 class Living(Mapping):
     "Columns of a state without the rows that are gone."
-    def __init__(self, state:Items): self.state = state
-    def __len__(self) -> int: return len(self.state.columns)
-    def __iter__(self) -> Iterator[str]: return iter(self.state.columns)
 
-    def __getitem__(self, name:str) -> Tensor:
+    def __init__(self, state: Items):
+        self.state = state
+
+    def __len__(self) -> int:
+        return len(self.state.columns)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state.columns)
+
+    def __getitem__(self, name: str) -> Tensor:
         t = self.state.columns[name]
         return t if self.state.alive is None else t[self.state.alive]
 
 # %% ../nbs/12b_stored.ipynb #d834e07a
 longest_header = 2**20  # bytes; ours have some hundred
 
+
 class OpenFile:
     "A file that is mapped, and what it was when it was opened."
-    def __init__(self, path:str|Path):
+
+    def __init__(self, path: str | Path):
         self.path = Path(path)
-        try: self.file = open(path, 'rb')
-        except (OSError, ValueError): raise DataError(f'{path}: no such file') from None
+        try:
+            self.file = open(path, 'rb')
+        except (OSError, ValueError):
+            raise DataError(f'{path}: no such file') from None
         self.opened = self.look()
-        if not stat.S_ISREG(os.fstat(self.file.fileno()).st_mode): raise DataError(f'{path}: no such file, but something else')
+        if not stat.S_ISREG(os.fstat(self.file.fileno()).st_mode):
+            raise DataError(f'{path}: no such file, but something else')
 
     def look(self) -> tuple[int, int]:
         "Size and time of the last change."
@@ -259,66 +310,103 @@ class OpenFile:
     def check(self) -> None:
         "Refuse a file that was written to since."
         if self.look() != self.opened:
-            raise DataError(f'{self.path}: was written to while it was mapped; load it again, and replace a file by renaming another over it')
+            raise DataError(
+                f'{self.path}: was written to while it was mapped; load it again, and replace a file by renaming another over it'
+            )
 
-def header_of(
-    opened:OpenFile,
-) -> tuple[dict, int]:  # the header, and where the numbers begin
+
+def header_of(opened: OpenFile) -> tuple[dict, int]:  # the header, and where the numbers begin
     "The JSON at the beginning of a safetensors file."
     wrong = f'{opened.path}: truncated, altered or no safetensors file'
     length = int.from_bytes(opened.file.read(8), 'little')
-    if not 2 <= length <= min(longest_header, opened.opened[0] - 8): raise DataError(f'{wrong} (a header of {length} bytes)')
-    try: header = json.loads(opened.file.read(length))
-    except (ValueError, RecursionError): raise DataError(f'{wrong} (its header is no JSON)') from None
-    if not isinstance(header, dict): raise DataError(f'{wrong} (its header is a {type(header).__name__})')
+    if not 2 <= length <= min(longest_header, opened.opened[0] - 8):
+        raise DataError(f'{wrong} (a header of {length} bytes)')
+    try:
+        header = json.loads(opened.file.read(length))
+    except (ValueError, RecursionError):
+        raise DataError(f'{wrong} (its header is no JSON)') from None
+    if not isinstance(header, dict):
+        raise DataError(f'{wrong} (its header is a {type(header).__name__})')
     return header, 8 + length
 
 # %% ../nbs/12b_stored.ipynb #668861d9
 def laid_out(
-    opened:OpenFile,
-    layout:dict,        # name to dtype, shape and data_offsets, as the file has them
-    start:int,          # where the numbers begin
+    opened: OpenFile,
+    layout: dict,  # name to dtype, shape and data_offsets, as the file has them
+    start: int,  # where the numbers begin
 ) -> dict[str, tuple]:  # name to dtype, shape and first byte
     "Where each tensor lies, checked."
-    def wrong(name, what): return DataError(f'{opened.path}: truncated, altered or no safetensors file ({name}: {what})')
+
+    def wrong(name, what):
+        return DataError(f'{opened.path}: truncated, altered or no safetensors file ({name}: {what})')
+
     types, out, end = {text: dtype for dtype, text in dtypes.items()}, {}, 0
-    def first(entry): return entry[1]['data_offsets'][0]
-    def whole(v): return type(v) is int and 0 <= v < 2**48
+
+    def first(entry):
+        return entry[1]['data_offsets'][0]
+
+    def whole(v):
+        return type(v) is int and 0 <= v < 2**48
+
     for name, said in layout.items():
-        if not isinstance(said, dict) or said.keys() != {'dtype', 'shape', 'data_offsets'}: raise wrong(name, 'no tensor')
-        lists = isinstance(said['shape'], list) and isinstance(said['data_offsets'], list) and len(said['data_offsets']) == 2
-        if not lists or not all(map(whole, said['shape'] + said['data_offsets'])): raise wrong(name, 'its shape or place')
-        if not isinstance(said['dtype'], str) or said['dtype'] not in types: raise wrong(name, 'its type')
+        if not isinstance(said, dict) or said.keys() != {'dtype', 'shape', 'data_offsets'}:
+            raise wrong(name, 'no tensor')
+        lists = (
+            isinstance(said['shape'], list)
+            and isinstance(said['data_offsets'], list)
+            and len(said['data_offsets']) == 2
+        )
+        if not lists or not all(map(whole, said['shape'] + said['data_offsets'])):
+            raise wrong(name, 'its shape or place')
+        if not isinstance(said['dtype'], str) or said['dtype'] not in types:
+            raise wrong(name, 'its type')
     for name, said in sorted(layout.items(), key=first):
         dtype, (lo, hi) = types[said['dtype']], said['data_offsets']
-        if lo != end or hi - lo != math.prod(said['shape'])*dtype.itemsize: raise wrong(name, 'its place')
-        if (start + lo) % dtype.itemsize: raise wrong(name, 'its place is not a multiple of its width')
+        if lo != end or hi - lo != math.prod(said['shape']) * dtype.itemsize:
+            raise wrong(name, 'its place')
+        if (start + lo) % dtype.itemsize:
+            raise wrong(name, 'its place is not a multiple of its width')
         out[name], end = (dtype, said['shape'], start + lo), hi
-    if start + end != opened.opened[0]: raise DataError(f'{opened.path}: truncated, altered or no safetensors file ({opened.opened[0]:,} bytes, wanted {start + end:,})')
+    if start + end != opened.opened[0]:
+        raise DataError(
+            f'{opened.path}: truncated, altered or no safetensors file ({opened.opened[0]:,} bytes, wanted {start + end:,})'
+        )
     return out
 
+
 def read_tensors(
-    path:str|Path,
-    memory:str='map',   # 'map': pages come from the disk when they are looked at; 'ram': read at once
-) -> tuple[dict, dict[str, Tensor], OpenFile|None]:  # what `write_tensors` was told, the tensors, and the file if it is mapped
+    path: str | Path,
+    memory: str = 'map',  # 'map': pages come from the disk when they are looked at; 'ram': read at once
+) -> tuple[
+    dict, dict[str, Tensor], OpenFile | None
+]:  # what `write_tensors` was told, the tensors, and the file if it is mapped
     "A file of ours, or a reason why it is not."
     opened = OpenFile(path)
     header, start = header_of(opened)
     meta = header.pop('__metadata__', None)
     places = laid_out(opened, header, start)
-    if not isinstance(meta, dict) or not isinstance(meta.get('molrec_index'), str): raise DataError(f'{path}: a safetensors file, but not an index')
-    try: about = json.loads(meta['molrec_index'])
-    except (ValueError, RecursionError): raise DataError(f'{path}: altered, its header cannot be read') from None
-    if not isinstance(about, dict): raise DataError(f'{path}: altered, its header cannot be read')
-    if about.get('version') != version: raise DataError(f'{path}: format version {about.get("version")}, this molrec reads {version}; build it again')
+    if not isinstance(meta, dict) or not isinstance(meta.get('molrec_index'), str):
+        raise DataError(f'{path}: a safetensors file, but not an index')
+    try:
+        about = json.loads(meta['molrec_index'])
+    except (ValueError, RecursionError):
+        raise DataError(f'{path}: altered, its header cannot be read') from None
+    if not isinstance(about, dict):
+        raise DataError(f'{path}: altered, its header cannot be read')
+    if about.get('version') != version:
+        raise DataError(f'{path}: format version {about.get("version")}, this molrec reads {version}; build it again')
     whole = mmap.mmap(opened.file.fileno(), 0, access=mmap.ACCESS_COPY)
     tensors = {name: mapped(whole, *place) for name, place in places.items()}
-    if meta.get('seal') != seal(about, tensors): raise DataError(f'{path}: altered, its header does not match its seal')
-    if memory == 'map': return about, tensors, opened
+    if meta.get('seal') != seal(about, tensors):
+        raise DataError(f'{path}: altered, its header does not match its seal')
+    if memory == 'map':
+        return about, tensors, opened
     return about, {name: t.clone() for name, t in tensors.items()}, None
+
 
 def mapped(whole, dtype, shape, start):
     "A tensor where it lies in the file."
-    size = math.prod(shape)*dtype.itemsize
-    if not size: return torch.empty(shape, dtype=dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if not size:
+        return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(whole, dtype=torch.uint8, count=size, offset=start).view(dtype).view(shape)

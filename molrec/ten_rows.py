@@ -26,96 +26,132 @@ from .metrics import Ranks, hr_at_k, target_ranks
 from .pages import Markup, template
 from .protocol import html_of
 from .records import Run, ranks_of
-from .report import (block_of, interval, listed, markdown_table, paired_tests, published_row, read_runs, report_metrics,
-                           results_table, sig, standing, write)
+from molrec.report import (
+    block_of,
+    interval,
+    listed,
+    markdown_table,
+    paired_tests,
+    published_row,
+    read_runs,
+    report_metrics,
+    results_table,
+    sig,
+    standing,
+    write,
+)
 
 # %% ../nbs/34c_ten_rows.ipynb #676edc92
 hit_rates = ['hr@1', 'hr@10', 'hr@50', 'hr@500']
 
+
 def are_fractions(
-    rates:np.ndarray,   # printed, any shape, 0 to 1
-    n:int,              # users
-    digits:int=4,       # printed after the point
-) -> np.ndarray:        # of bool, same shape
+    rates: np.ndarray,  # printed, any shape, 0 to 1
+    n: int,  # users
+    digits: int = 4,  # printed after the point
+) -> np.ndarray:  # of bool, same shape
     "Is each rate a whole number of users over `n`, rounded or cut off?"
-    return abs(np.round(rates*n)/n - rates) < 10.**-digits
+    return abs(np.round(rates * n) / n - rates) < 10.0**-digits
 
 # %% ../nbs/34c_ten_rows.ipynb #ad698854
 def row_matrix(
-    s:Split,            # for the ids
-    rows:Sequences,     # of some users
-    ratings:pd.DataFrame|None=None,   # user_id, item_id, rating; None: every interaction counts one
-) -> sp.csr_matrix:     # (U, N), float32
+    s: Split,  # for the ids
+    rows: Sequences,  # of some users
+    ratings: pd.DataFrame | None = None,  # user_id, item_id, rating; None: every interaction counts one
+) -> sp.csr_matrix:  # (U, N), float32
     "Who met what, as a sparse matrix."
     users = np.repeat(rows.users, rows.lengths)
     met = sp.csr_matrix((np.ones(len(users), np.float32), (users, rows.items)), (s.n_users, s.n_items))
-    met.data[:] = 1     # repeats count once
-    if ratings is None: return met
+    met.data[:] = 1  # repeats count once
+    if ratings is None:
+        return met
     at = np.searchsorted(s.user_ids, ratings.user_id), np.searchsorted(s.item_ids, ratings.item_id)
     return met.multiply(sp.csr_matrix((ratings.rating.astype(np.float32), at), met.shape)).tocsr()
 
+
 def svd_scores(
-    s:Split,            # whose training part is factorised
-    dim:int,            # D
-    ratings:pd.DataFrame|None=None,   # as for `row_matrix`
-) -> np.ndarray:        # (B, N): of every test user and item
+    s: Split,  # whose training part is factorised
+    dim: int,  # D
+    ratings: pd.DataFrame | None = None,  # as for `row_matrix`
+) -> np.ndarray:  # (B, N): of every test user and item
     "The rows of the test users, rebuilt from D directions."
     X = row_matrix(s, s.train, ratings)
     start = np.random.default_rng(0).standard_normal(min(X.shape)).astype(np.float32)
     _, _, V = svds(X, k=dim, v0=start)
     return X[s.test.users] @ V.T @ V
 
+
 def ranked(
-    scores:np.ndarray,      # (B, N)
-    of:Holdout,             # B users
-    repeats:str='allow',    # allow: histories stay in; exclude: they are removed
+    scores: np.ndarray,  # (B, N)
+    of: Holdout,  # B users
+    repeats: str = 'allow',  # allow: histories stay in; exclude: they are removed
 ) -> Ranks:
     "Ranks of the targets."
-    found = target_ranks(torch.from_numpy(scores), (of.targets.items, of.targets.offsets), (of.history.items, of.history.offsets), repeats)
+    found = target_ranks(
+        torch.from_numpy(scores),
+        (of.targets.items, of.targets.offsets),
+        (of.history.items, of.history.offsets),
+        repeats,
+    )
     return Ranks(of.users, of.targets.offsets, found.numpy(), scores.shape[1])
 
-def hit_counts(ranks:Ranks) -> list[int]:
+
+def hit_counts(ranks: Ranks) -> list[int]:
     "People hit within 1, 10, 50 and 500."
     return [int(hr_at_k(ranks, k).sum()) for k in (1, 10, 50, 500)]
 
 # %% ../nbs/34c_ten_rows.ipynb #798e07e4
-questions = dict(cut=('before', 'between', 'never'), items_first=(True, False), together=(True, False),
-                 known_items=(True, False), least=(5, 1), asked=('validation', 'test'))
+questions = dict(
+    cut=('before', 'between', 'never'),
+    items_first=(True, False),
+    together=(True, False),
+    known_items=(True, False),
+    least=(5, 1),
+    asked=('validation', 'test'),
+)
 
-def of_items(rows:Sequences, wanted:np.ndarray) -> np.ndarray:   # masks, (T,)
+
+def of_items(rows: Sequences, wanted: np.ndarray) -> np.ndarray:  # masks, (T,)
     "Wanted positions whose item has five of them."
     return wanted & (np.bincount(rows.items[wanted], minlength=rows.items.max() + 1) >= 5)[rows.items]
 
-def of_users(rows:Sequences, wanted:np.ndarray) -> np.ndarray:   # masks, (T,)
+
+def of_users(rows: Sequences, wanted: np.ndarray) -> np.ndarray:  # masks, (T,)
     "Wanted positions whose user has five of them."
     return wanted & np.repeat(rows.count(wanted) >= 5, rows.lengths)
 
+
 def later_part(
-    rows:Sequences,         # every user's whole history
-    part:np.ndarray,        # of the calendar, (T,)
-    base:np.ndarray,        # positions there are at all, (T,), bool
-    rule:dict,              # an answer to each of the `questions`
-) -> np.ndarray:            # (T,), bool
+    rows: Sequences,  # every user's whole history
+    part: np.ndarray,  # of the calendar, (T,)
+    base: np.ndarray,  # positions there are at all, (T,), bool
+    rule: dict,  # an answer to each of the `questions`
+) -> np.ndarray:  # (T,), bool
     "What the filters leave of validation and test."
     train = base & (part == 0)
     known = np.repeat(rows.count(train) > 0, rows.lengths)
-    if rule['known_items']: known &= (np.bincount(rows.items[train], minlength=rows.items.max() + 1) > 0)[rows.items]
+    if rule['known_items']:
+        known &= (np.bincount(rows.items[train], minlength=rows.items.max() + 1) > 0)[rows.items]
     first, then = (of_items, of_users) if rule['items_first'] else (of_users, of_items)
     parts = [part > 0] if rule['together'] else [part == 1, part == 2]
     return np.logical_or.reduce([then(rows, first(rows, base & known & p)) for p in parts])
 
+
 def cut_by(
-    rows:Sequences,         # every user's whole history
-    part:np.ndarray,        # of the calendar, (T,)
-    rule:dict,              # an answer to each of the `questions`
-) -> tuple[np.ndarray, np.ndarray]:     # training, and targets: masks, (T,)
+    rows: Sequences,  # every user's whole history
+    part: np.ndarray,  # of the calendar, (T,)
+    rule: dict,  # an answer to each of the `questions`
+) -> tuple[np.ndarray, np.ndarray]:  # training, and targets: masks, (T,)
     "What a rule trains on and asks for."
     base = np.ones(len(part), bool)
-    if rule['cut'] == 'before': base = latest_wanted(rows, base)
+    if rule['cut'] == 'before':
+        base = latest_wanted(rows, base)
     kept = (base & (part == 0)) | later_part(rows, part, base, rule)
-    if rule['cut'] == 'between': kept = latest_wanted(rows, kept)
+    if rule['cut'] == 'between':
+        kept = latest_wanted(rows, kept)
     train, targets = kept & (part == 0), kept & (part == (1 if rule['asked'] == 'validation' else 2))
     return train, targets & np.repeat(rows.count(train) >= rule['least'], rows.lengths)
+
 
 def suspects() -> list[dict]:
     "Every rule that answers the questions."
@@ -123,10 +159,10 @@ def suspects() -> list[dict]:
 
 # %% ../nbs/34c_ten_rows.ipynb #9c1909a8
 def under(
-    s:Split,                # for the ids
-    rows:Sequences,         # every user's whole history
-    train:np.ndarray,       # mask, (T,)
-    targets:np.ndarray,     # mask, (T,)
+    s: Split,  # for the ids
+    rows: Sequences,  # every user's whole history
+    train: np.ndarray,  # mask, (T,)
+    targets: np.ndarray,  # mask, (T,)
 ) -> Split:
     "The same data, cut by another rule."
     asked = rows.keep(targets)
@@ -135,113 +171,170 @@ def under(
 
 # %% ../nbs/34c_ten_rows.ipynb #fb324961
 def of_report(
-    runs:list[Run],     # rows, as `read_runs` gives them
-) -> list[Run]:         # in the same order
+    runs: list[Run],  # rows, as `read_runs` gives them
+) -> list[Run]:  # in the same order
     "The rows under the replication report's rule."
     return [r for r in runs if standing(block_of(r)) == 'judged']
 
-def pair_text(r) -> str:     # a line of `results_table`
+
+def pair_text(r) -> str:  # a line of `results_table`
     "Ours with its interval, and what is printed."
     ours = '–' if pd.isna(r.ours) else f'{sig(r.ours)} [{sig(r.low)}, {sig(r.high)}]'
     return f'{ours} / {sig(r.published)}'
 
+
 def ten_rows_table(
-    runs:list[Run],     # of the report's rule, at least one
-) -> pd.DataFrame:      # of text: row, then a column per metric
+    runs: list[Run],  # of the report's rule, at least one
+) -> pd.DataFrame:  # of text: row, then a column per metric
     "Ours [95 % interval] / printed, row by row."
     lines = results_table(runs)
-    wide = {f'{m.upper()}, ours / printed': lines[lines.metric == m].set_index('row').apply(pair_text, axis=1) for m in ('mrr', *hit_rates)}
+    wide = {
+        f'{m.upper()}, ours / printed': lines[lines.metric == m].set_index('row').apply(pair_text, axis=1)
+        for m in ('mrr', *hit_rates)
+    }
     return pd.DataFrame(wide).loc[list(dict.fromkeys(lines.row))].rename_axis('row').reset_index()
 
 # %% ../nbs/34c_ten_rows.ipynb #8877c0ec
 def verdict_counts(
-    runs:list[Run],     # of the report's rule
-) -> pd.DataFrame:      # metric, agrees, higher, lower
+    runs: list[Run],  # of the report's rule
+) -> pd.DataFrame:  # metric, agrees, higher, lower
     "How many printed figures lie within our interval combined with theirs."
     lines = results_table(runs)
     lines = lines[lines.verdict.isin(['agrees', 'higher', 'lower'])]
-    return pd.crosstab(lines.metric, lines.verdict).reindex(index=report_metrics['report-2024'], columns=['agrees', 'higher', 'lower'], fill_value=0).rename_axis(None, axis=1).reset_index()
+    return (
+        pd.crosstab(lines.metric, lines.verdict)
+        .reindex(index=report_metrics['report-2024'], columns=['agrees', 'higher', 'lower'], fill_value=0)
+        .rename_axis(None, axis=1)
+        .reset_index()
+    )
 
 # %% ../nbs/34c_ten_rows.ipynb #88240fa5
 def told_apart(
-    runs:list[Run],     # of the report's rule
-    metric:str='mrr',
-    level:float=.05,    # adjusted p must be below it
-) -> str:               # a sentence, plain text
+    runs: list[Run],  # of the report's rule
+    metric: str = 'mrr',
+    level: float = 0.05,  # adjusted p must be below it
+) -> str:  # a sentence, plain text
     "How many pairs of the ten rows differ, after Holm's correction."
     ten = [r for r in runs if published_row(r.config) is not None]
-    if len(ten) < 2: return 'With fewer than two rows there is no pair to test.'
+    if len(ten) < 2:
+        return 'With fewer than two rows there is no pair to test.'
     tests = paired_tests(ten, (metric,))
     best = max(ten, key=lambda r: interval(r, metric)[0]).label
     near = tests[((tests.row_a == best) | (tests.row_b == best)) & (tests.p_holm >= level)]
     same = [a if b == best else b for a, b in zip(near.row_a, near.row_b)]
-    return (f'Of {len(tests)} pairs of rows, {int((tests.p_holm < level).sum())} differ in {metric.upper()} after Holm\'s correction at 5 %. '
-            f'The best, {best}, cannot be told from: {listed(same)}.')
+    return (
+        f"Of {len(tests)} pairs of rows, {int((tests.p_holm < level).sum())} differ in {metric.upper()} after Holm's correction at 5 %. "
+        f'The best, {best}, cannot be told from: {listed(same)}.'
+    )
 
 # %% ../nbs/34c_ten_rows.ipynb #1622db05
 def unseen(
-    run:Run,    # of a run with `repeats: allow`
+    run: Run,  # of a run with `repeats: allow`
 ) -> Run:
     "The same run, read with histories removed."
-    if run.targets is None or 'rank_unseen' not in run.targets: raise DataError(f'{run.label!r}: its record keeps one reading, wanted rank_unseen in ranks.parquet')
+    if run.targets is None or 'rank_unseen' not in run.targets:
+        raise DataError(f'{run.label!r}: its record keeps one reading, wanted rank_unseen in ranks.parquet')
     ranks = ranks_of(run.targets.assign(rank=run.targets.rank_unseen), run.record['id'], run.ranks.n_items)
     return replace(run, ranks=ranks, repeats=tuple(map(unseen, run.repeats)))
 
+
 def leak_table(
-    runs:list[Run],     # of the report's rule, each with both readings
-) -> pd.DataFrame:      # row; printed, with and clean MRR; the places of the last two; HR@1 twice
+    runs: list[Run],  # of the report's rule, each with both readings
+) -> pd.DataFrame:  # row; printed, with and clean MRR; the places of the last two; HR@1 twice
     "What each row reads with histories left in, and with them removed."
     twins, clean = [published_row(r.config) for r in runs], [unseen(r) for r in runs]
     mean = lambda rows, metric: [interval(r, metric)[0] for r in rows]
     place = lambda values: pd.Series(values).rank(ascending=False, method='min').astype(int).tolist()
-    table = pd.DataFrame(dict(row=[r.label for r in runs], printed=[np.nan if t is None else t.mrr for t in twins], left_in=mean(runs, 'mrr'), removed=mean(clean, 'mrr'),
-                              left_in_hr1=mean(runs, 'hr@1'), removed_hr1=mean(clean, 'hr@1')))
+    table = pd.DataFrame(
+        dict(
+            row=[r.label for r in runs],
+            printed=[np.nan if t is None else t.mrr for t in twins],
+            left_in=mean(runs, 'mrr'),
+            removed=mean(clean, 'mrr'),
+            left_in_hr1=mean(runs, 'hr@1'),
+            removed_hr1=mean(clean, 'hr@1'),
+        )
+    )
     return table.assign(place=place(table.left_in), clean_place=place(table.removed))
 
+
 def leak_remark(
-    table:pd.DataFrame,     # as `leak_table` gives it, at least two rows
-) -> str:                   # two sentences, plain text
+    table: pd.DataFrame,  # as `leak_table` gives it, at least two rows
+) -> str:  # two sentences, plain text
     "What the leak does to the level and to the order."
-    tau, first, clean = kendalltau(table.left_in, table.removed).statistic, table.left_in.idxmax(), table.removed.idxmax()
-    return (f'With histories left in, MRR is {sig(table.left_in.min())} to {sig(table.left_in.max())} and {table.row[first]} is first; removed, it is '
-            f'{sig(table.removed.min())} to {sig(table.removed.max())} and {table.row[clean]} is first. Kendall\'s tau between the two orders is {tau:.2f}.')
+    tau, first, clean = (
+        kendalltau(table.left_in, table.removed).statistic,
+        table.left_in.idxmax(),
+        table.removed.idxmax(),
+    )
+    return (
+        f'With histories left in, MRR is {sig(table.left_in.min())} to {sig(table.left_in.max())} and {table.row[first]} is first; removed, it is '
+        f"{sig(table.removed.min())} to {sig(table.removed.max())} and {table.row[clean]} is first. Kendall's tau between the two orders is {tau:.2f}."
+    )
 
 # %% ../nbs/34c_ten_rows.ipynb #904398eb
-nothing = 'No row under the replication report\'s rule is recorded yet: `molrec run nbs/configs/ml-1m/svd-dot-report-2024.yaml` makes one.'
+nothing = "No row under the replication report's rule is recorded yet: `molrec run nbs/configs/ml-1m/svd-dot-report-2024.yaml` makes one."
+
 
 def ten_rows_markdown(
-    runs:list[Run],     # of the report's rule
+    runs: list[Run],  # of the report's rule
 ) -> str:
     "The table, what can be told apart, and what the leak does."
-    if not runs: return nothing + '\n'
-    parts = ['Ours [95 % interval] / printed, histories left in the ranking as the report has them. ' + how_found, markdown_table(ten_rows_table(runs)), told_apart(runs), told_apart(runs, 'hr@10')]
+    if not runs:
+        return nothing + '\n'
+    parts = [
+        'Ours [95 % interval] / printed, histories left in the ranking as the report has them. ' + how_found,
+        markdown_table(ten_rows_table(runs)),
+        told_apart(runs),
+        told_apart(runs, 'hr@10'),
+    ]
     twice = [r for r in runs if r.targets is not None and 'rank_unseen' in r.targets]
-    if len(twice) > 1: parts += [leak_remark(t := leak_table(twice)), markdown_table(leak_text(t))]
+    if len(twice) > 1:
+        parts += [leak_remark(t := leak_table(twice)), markdown_table(leak_text(t))]
     return '\n\n'.join(parts) + '\n'
 
-how_found = 'The rule was found by computation: 450 people, 13,847 targets, 454,579 training interactions; no rule that was tried is exact to the last count, and the width of the report\'s SVD is not known.'
 
-def leak_text(table:pd.DataFrame) -> pd.DataFrame:  # of text
+how_found = "The rule was found by computation: 450 people, 13,847 targets, 454,579 training interactions; no rule that was tried is exact to the last count, and the width of the report's SVD is not known."
+
+
+def leak_text(table: pd.DataFrame) -> pd.DataFrame:  # of text
     "The two readings as they are printed."
-    return pd.DataFrame({'row': table.row, 'MRR printed': table.printed.map(sig), 'MRR, left in': table.left_in.map(sig), 'place': table.place.map(str),
-                         'MRR, removed': table.removed.map(sig), 'place, removed': table.clean_place.map(str), 'HR@1, left in': table.left_in_hr1.map(sig), 'HR@1, removed': table.removed_hr1.map(sig)})
+    return pd.DataFrame(
+        {
+            'row': table.row,
+            'MRR printed': table.printed.map(sig),
+            'MRR, left in': table.left_in.map(sig),
+            'place': table.place.map(str),
+            'MRR, removed': table.removed.map(sig),
+            'place, removed': table.clean_place.map(str),
+            'HR@1, left in': table.left_in_hr1.map(sig),
+            'HR@1, removed': table.removed_hr1.map(sig),
+        }
+    )
+
 
 ten_rows_section = template('<h2>Ten rows of a replication report</h2>{{ text }}')
 
+
 def build_ten_rows(
-    runs_dir:str|Path,      # folder of run folders
-    out_dir:str|Path,       # gets tables/
-    scale:str='quick',      # whose runs
-    rows:set|None=None,     # `config_hash` of every row to be reported; None: every run is a row
-) -> dict:                  # name: Path of each file written
+    runs_dir: str | Path,  # folder of run folders
+    out_dir: str | Path,  # gets tables/
+    scale: str = 'quick',  # whose runs
+    rows: set | None = None,  # `config_hash` of every row to be reported; None: every run is a row
+) -> dict:  # name: Path of each file written
     "The text and the numbers of this page."
     runs, out = of_report(read_runs(runs_dir, scale, rows)), Path(out_dir)
-    files = dict(markdown=write(out/'tables'/'ten-rows.md', ten_rows_markdown(runs)))
-    if runs: files['tests'] = write(out/'tables'/'ten-rows-paired.csv', paired_tests(runs, ('mrr', 'hr@10')).to_csv(index=False, float_format='%.6g', lineterminator='\n'))
+    files = dict(markdown=write(out / 'tables' / 'ten-rows.md', ten_rows_markdown(runs)))
+    if runs:
+        files['tests'] = write(
+            out / 'tables' / 'ten-rows-paired.csv',
+            paired_tests(runs, ('mrr', 'hr@10')).to_csv(index=False, float_format='%.6g', lineterminator='\n'),
+        )
     return files
 
+
 def ten_rows_html(
-    files:dict,     # as `build_ten_rows` gives it
-) -> Markup:        # a section of the report's page
+    files: dict,  # as `build_ten_rows` gives it
+) -> Markup:  # a section of the report's page
     "The text with its tables."
     return ten_rows_section(text=html_of(files['markdown'].read_text(encoding='utf-8')))

@@ -31,14 +31,60 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .core import Config, ConfigError, DataError, atomic_path, choices, closed_form, code_version, config_hash, digest, environment, file_sha256, is_learned, make_config, peak_memory_mib, reads_asking, run_id, write_json
-from .data import Holdout, PackedBatch, PackedBatches, Query, Sequences, Split, ask_at, catalogue, drop_rare_items, drop_rare_users, k_core, latest, load, load_items, own_folder, pack_history, split, where_own
+from molrec.core import (
+    Config,
+    ConfigError,
+    DataError,
+    atomic_path,
+    choices,
+    closed_form,
+    code_version,
+    config_hash,
+    digest,
+    environment,
+    file_sha256,
+    is_learned,
+    make_config,
+    peak_memory_mib,
+    reads_asking,
+    run_id,
+    write_json,
+)
+from molrec.data import (
+    Holdout,
+    PackedBatch,
+    PackedBatches,
+    Query,
+    Sequences,
+    Split,
+    ask_at,
+    catalogue,
+    drop_rare_items,
+    drop_rare_users,
+    k_core,
+    latest,
+    load,
+    load_items,
+    own_folder,
+    pack_history,
+    split,
+    where_own,
+)
 from .doors import content_sha256, read_interactions
 from .bert4rec import BERT4Rec
 from .encoders import SVD, Popularity, SASRec, item_factors, sequence_of
 from .gru4rec import GRU4Rec
 from .hstu import HSTU
-from .losses import bce_criterion, calibrated_bce, draw_negatives, full_loss, in_batch_loss, in_random_order, sampled_loss, softmax_criterion
+from molrec.losses import (
+    bce_criterion,
+    calibrated_bce,
+    draw_negatives,
+    full_loss,
+    in_batch_loss,
+    in_random_order,
+    sampled_loss,
+    softmax_criterion,
+)
 from .metrics import Ranks, hidden_items, hr_at_k, summary, target_ranks
 from .mol import MoL
 from .mol_step import tiles_for
@@ -47,45 +93,70 @@ from .similarity import FM, MLP, Dot, Head, NeuralFM, Similarity, score_tiles
 
 # %% ../nbs/07_train.ipynb #e4030126
 def make_similarity(
-    c:Config,       # the settings
-    dim:int,        # D, as the encoder gives it
-    n_users:int,    # size of MoL's user table, when it has one
+    c: Config,  # the settings
+    dim: int,  # D, as the encoder gives it
+    n_users: int,  # size of MoL's user table, when it has one
 ) -> Similarity:
     "The similarity that the configuration names."
-    if c.similarity == 'dot': return Dot(c.normalise, c.temperature)
+    if c.similarity == 'dot':
+        return Dot(c.normalise, c.temperature)
     if c.similarity == 'mol':
-        same = ('n_query n_item width n_uid uid_dropout glu glu_init query_hidden gate_hidden gates item_dropout '
-                'gate_item_dropout pair_dropout mix_dropout temperature balance_weight uid_weight')
+        same = (
+            'n_query n_item width n_uid uid_dropout glu glu_init query_hidden gate_hidden gates item_dropout '
+            'gate_item_dropout pair_dropout mix_dropout temperature balance_weight uid_weight'
+        )
         mol = MoL(dim, uid_rows=n_users if c.n_uid else 0, **{key: getattr(c, key) for key in same.split()})
         return mol.start_as_dot() if c.dot_start else mol
     return dict(mlp=MLP, fm=FM, neuralfm=NeuralFM)[c.similarity](dim, c.hidden)
 
+
 def make_encoder(
-    c:Config,       # the settings
-    s:Split,        # its training part is what closed-form encoders are fitted to
-    items:Tensor|None=None, # of a closed-form encoder that was fitted before, (N, D); None: fit it
+    c: Config,  # the settings
+    s: Split,  # its training part is what closed-form encoders are fitted to
+    items: Tensor | None = None,  # of a closed-form encoder that was fitted before, (N, D); None: fit it
 ) -> nn.Module:
     "The encoder that the configuration names, ready to be trained or fitted already."
     N = s.n_items
-    if c.encoder == 'svd': return SVD(item_factors(s.train, N, c.dim, c.seed) if items is None else items)
-    if c.encoder == 'popularity': return Popularity(s.train, N)
-    if c.encoder == 'gru4rec': return GRU4Rec(N, c.dim, c.n_blocks, c.ffn, c.dropout)
-    if c.encoder == 'bert4rec': return BERT4Rec(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.ffn, c.dropout, c.mask_rate)
-    if c.encoder == 'hstu': return HSTU(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.head_dim, c.dropout, c.use_time, c.next_time, norm=c.similarity != 'dot')
+    if c.encoder == 'svd':
+        return SVD(item_factors(s.train, N, c.dim, c.seed) if items is None else items)
+    if c.encoder == 'popularity':
+        return Popularity(s.train, N)
+    if c.encoder == 'gru4rec':
+        return GRU4Rec(N, c.dim, c.n_blocks, c.ffn, c.dropout)
+    if c.encoder == 'bert4rec':
+        return BERT4Rec(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.ffn, c.dropout, c.mask_rate)
+    if c.encoder == 'hstu':
+        return HSTU(
+            N,
+            c.dim,
+            c.max_length,
+            c.n_blocks,
+            c.n_heads,
+            c.head_dim,
+            c.dropout,
+            c.use_time,
+            c.next_time,
+            norm=c.similarity != 'dot',
+        )
     return SASRec(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.ffn, c.dropout, c.final_norm, c.position_init)
 
 # %% ../nbs/07_train.ipynb #b2600762
 class RetrievalModel(nn.Module):
     "An encoder, a similarity, and maybe a head for stage 1."
-    def __init__(self, encoder, similarity, head=None): super().__init__(); self.encoder, self.similarity, self.head = encoder, similarity, head
+
+    def __init__(self, encoder, similarity, head=None):
+        super().__init__()
+        self.encoder, self.similarity, self.head = encoder, similarity, head
 
     @property
-    def scorers(self): return [m for m in (self.similarity, self.head) if m is not None]
+    def scorers(self):
+        return [m for m in (self.similarity, self.head) if m is not None]
+
 
 def make_model(
-    c:Config,   # the settings
-    s:Split,    # its training part is what closed-form encoders are fitted to
-    items:Tensor|None=None, # of a closed-form encoder that was fitted before, (N, D); None: fit it
+    c: Config,  # the settings
+    s: Split,  # its training part is what closed-form encoders are fitted to
+    items: Tensor | None = None,  # of a closed-form encoder that was fitted before, (N, D); None: fit it
 ) -> RetrievalModel:
     "A model, seeded by the configuration."
     torch.manual_seed(c.seed)
@@ -94,33 +165,37 @@ def make_model(
     return RetrievalModel(encoder, similarity, Head(encoder.dim, c.head_width, c.temperature) if c.head_width else None)
 
 # %% ../nbs/07_train.ipynb #71b9207f
-def place_of(model:nn.Module) -> torch.device:
+def place_of(model: nn.Module) -> torch.device:
     "Where a model's tables and weights are; batches follow it there."
     return next(itertools.chain(model.parameters(), model.buffers())).device
 
-def users_of(batch:PackedBatch) -> Tensor: return batch.users[sequence_of(batch.offsets)]  # (T,), int64
 
-def examples(encoder, batch:PackedBatch) -> tuple:
+def users_of(batch: PackedBatch) -> Tensor:
+    return batch.users[sequence_of(batch.offsets)]  # (T,), int64
+
+
+def examples(encoder, batch: PackedBatch) -> tuple:
     "Queries (T, D), targets (T,) and users (T,) to train on: every position, or what the encoder chooses itself."
-    if not hasattr(encoder, 'examples'): return encoder(batch), batch.targets, users_of(batch)
+    if not hasattr(encoder, 'examples'):
+        return encoder(batch), batch.targets, users_of(batch)
     queries, targets, sequence = encoder.examples(batch)
     return queries, targets, batch.users[sequence]
 
 # %% ../nbs/07_train.ipynb #1725c302
 @torch.no_grad()
 def encode(
-    model:RetrievalModel,  # in evaluation mode
-    asked:Query|Holdout,    # whose histories are encoded; a holdout stands for its query
-    max_length:int,     # items per history, the latest
-    block:int=256,      # users encoded at once
-) -> Tensor:            # query embeddings, (B, D)
+    model: RetrievalModel,  # in evaluation mode
+    asked: Query | Holdout,  # whose histories are encoded; a holdout stands for its query
+    max_length: int,  # items per history, the latest
+    block: int = 256,  # users encoded at once
+) -> Tensor:  # query embeddings, (B, D)
     "The query after each user's visible history."
     query = asked.query if isinstance(asked, Holdout) else asked
     order = np.argsort(np.minimum(query.history.lengths, max_length), kind='stable')
     place = place_of(model)
     out = torch.empty(len(query), model.encoder.dim, device=place)
     for i in range(0, len(order), block):
-        rows = order[i:i+block]
+        rows = order[i : i + block]
         batch = pack_history(query.select(rows), max_length).to(place)
         out[rows] = model.encoder(batch)[batch.last]
     return out
@@ -128,124 +203,153 @@ def encode(
 # %% ../nbs/07_train.ipynb #85d191b5
 @torch.no_grad()
 def score_blocks(
-    model:RetrievalModel,   # left in the mode it was in
-    holdout:Holdout,        # B users
-    max_length:int,         # items per history, the latest
-    block:int,              # b, users scored at once
-    items:Tensor|None=None, # the table that is scored, (N, D); None: the model's
-):                          # yields scores (b, N), and the histories and targets of these users
+    model: RetrievalModel,  # left in the mode it was in
+    holdout: Holdout,  # B users
+    max_length: int,  # items per history, the latest
+    block: int,  # b, users scored at once
+    items: Tensor | None = None,  # the table that is scored, (N, D); None: the model's
+):  # yields scores (b, N), and the histories and targets of these users
     "All scores of some users, then of the next."
     training = model.training
     model.eval()
-    queries = model.similarity.query_side(encode(model, holdout, max_length), torch.from_numpy(holdout.users).to(place_of(model)))
+    queries = model.similarity.query_side(
+        encode(model, holdout, max_length), torch.from_numpy(holdout.users).to(place_of(model))
+    )
     items = model.similarity.item_side(model.encoder.items if items is None else items)
     for i in range(0, len(holdout), block):
         rows = np.arange(i, min(i + block, len(holdout)))
-        yield score_tiles(model.similarity, tuple(t[i:i+block] for t in queries), items), holdout.history.select(rows), holdout.targets.select(rows)
+        yield (
+            score_tiles(model.similarity, tuple(t[i : i + block] for t in queries), items),
+            holdout.history.select(rows),
+            holdout.targets.select(rows),
+        )
     model.train(training)
+
 
 @torch.no_grad()
 def ranked(
-    model:RetrievalModel,   # left in the mode it was in
-    holdout:Holdout,        # B users
-    max_length:int=200,     # items per history, the latest
-    hides:tuple=(None,),    # for each way of ranking: how many items of a history are hidden, the latest; None: all
-    block:int=512,          # users ranked at once
-    shown:Tensor|None=None, # (N,), int64: raised by how many users have an item in their top ten, all of the history hidden
-    repeats:str='exclude',  # 'exclude': what is in the history is in no list and no hit; 'allow': ranked like any
-    items:Tensor|None=None, # the table that is ranked, (N, D); None: the model's
-) -> list[Ranks]:           # for each way: rank of every target among the items that are not hidden
+    model: RetrievalModel,  # left in the mode it was in
+    holdout: Holdout,  # B users
+    max_length: int = 200,  # items per history, the latest
+    hides: tuple = (None,),  # for each way of ranking: how many items of a history are hidden, the latest; None: all
+    block: int = 512,  # users ranked at once
+    shown: Tensor
+    | None = None,  # (N,), int64: raised by how many users have an item in their top ten, all of the history hidden
+    repeats: str = 'exclude',  # 'exclude': what is in the history is in no list and no hit; 'allow': ranked like any
+    items: Tensor | None = None,  # the table that is ranked, (N, D); None: the model's
+) -> list[Ranks]:  # for each way: rank of every target among the items that are not hidden
     "Score the full catalogue for every user once, and rank it in every way."
     found, n_items = [[] for _ in hides], len(model.encoder.items if items is None else items)
     for scores, seen, wanted in score_blocks(model, holdout, max_length, block, items):
         for ranks, hide in zip(found, hides):
             hidden = seen if hide is None else seen.truncate(hide)
             ranks.append(target_ranks(scores, (wanted.items, wanted.offsets), (hidden.items, hidden.offsets), repeats))
-        if shown is not None: shown += top_counts(scores, seen, repeats=repeats).to(shown.device)
-    def whole(ranks): return torch.cat(ranks).cpu().numpy() if ranks else np.empty(0, dtype=np.int64)
+        if shown is not None:
+            shown += top_counts(scores, seen, repeats=repeats).to(shown.device)
+
+    def whole(ranks):
+        return torch.cat(ranks).cpu().numpy() if ranks else np.empty(0, dtype=np.int64)
+
     return [Ranks(holdout.users, holdout.targets.offsets, whole(ranks), n_items) for ranks in found]
 
+
 def evaluate(
-    model:RetrievalModel,   # left in the mode it was in
-    holdout:Holdout,        # B users
-    max_length:int=200,     # items per history, the latest
-    block:int=512,          # users ranked at once
-    shown:Tensor|None=None, # see `ranked`
-    repeats:str='exclude',  # see `ranked`
-) -> Ranks:                 # rank of every target among the items that are not hidden
+    model: RetrievalModel,  # left in the mode it was in
+    holdout: Holdout,  # B users
+    max_length: int = 200,  # items per history, the latest
+    block: int = 512,  # users ranked at once
+    shown: Tensor | None = None,  # see `ranked`
+    repeats: str = 'exclude',  # see `ranked`
+) -> Ranks:  # rank of every target among the items that are not hidden
     "Rank the full catalogue for every user: all that they have seen is hidden."
     return ranked(model, holdout, max_length, block=block, shown=shown, repeats=repeats)[0]
 
+
 def top_counts(
-    scores:Tensor,          # (b, N), overwritten where hidden
-    seen:Sequences,         # histories of these users
-    k:int=10,               # length of a list, cut at what is not hidden
-    repeats:str='exclude',  # see `ranked`
-) -> Tensor:                # (N,), int64, b*k in all where no list is cut
+    scores: Tensor,  # (b, N), overwritten where hidden
+    seen: Sequences,  # histories of these users
+    k: int = 10,  # length of a list, cut at what is not hidden
+    repeats: str = 'exclude',  # see `ranked`
+) -> Tensor:  # (N,), int64, b*k in all where no list is cut
     "In how many lists each item is."
     hidden = hidden_items((seen.items, seen.offsets), *scores.shape, repeats, scores.device)
     best = scores.masked_fill_(hidden, -torch.inf).topk(min(k, scores.shape[1]), 1).indices
     return best[~hidden.gather(1, best)].bincount(minlength=scores.shape[1])
 
 # %% ../nbs/07_train.ipynb #a37a2f4c
-public_depth = 2_500    # places that the public evaluation looks at
+public_depth = 2_500  # places that the public evaluation looks at
+
 
 def at_depth(
-    ranks:Ranks,    # of any depth
-) -> Ranks:         # at most `public_depth` + 1
+    ranks: Ranks,  # of any depth
+) -> Ranks:  # at most `public_depth` + 1
     "What lies behind is the next place."
     return dataclasses.replace(ranks, ranks=np.minimum(ranks.ranks, public_depth + 1))
 
+
 def both_ways(
-    model:RetrievalModel,   # left in the mode it was in
-    holdout:Holdout,        # B users
-    c:Config,               # the settings
-) -> tuple[Ranks, Ranks]:   # ours, and by the public rule
+    model: RetrievalModel,  # left in the mode it was in
+    holdout: Holdout,  # B users
+    c: Config,  # the settings
+) -> tuple[Ranks, Ranks]:  # ours, and by the public rule
     "Ranks with everything hidden that a user has seen, and with what the model was fed."
     ours, theirs = ranked(model, holdout, c.max_length, (None, c.max_length), repeats=c.repeats)
     return ours, at_depth(theirs)
 
 # %% ../nbs/07_train.ipynb #3f86582c
 def stages(
-    c:Config,               # the settings
-    trainable:bool,         # is the encoder trained by gradient?
-    n_parameters:int,       # of the similarity
-) -> list[str]:             # 'joint', 'embedder' or 'similarity', an epoch each
+    c: Config,  # the settings
+    trainable: bool,  # is the encoder trained by gradient?
+    n_parameters: int,  # of the similarity
+) -> list[str]:  # 'joint', 'embedder' or 'similarity', an epoch each
     "The epochs of a run, in order."
-    if not trainable: return ['similarity']*c.epochs*c.local_epochs if n_parameters else []
-    if c.schedule == 'joint': return ['embedder']*c.warm_epochs + ['joint']*c.epochs
-    return (['embedder'] + ['similarity']*(c.local_epochs if n_parameters else 0))*c.epochs
+    if not trainable:
+        return ['similarity'] * c.epochs * c.local_epochs if n_parameters else []
+    if c.schedule == 'joint':
+        return ['embedder'] * c.warm_epochs + ['joint'] * c.epochs
+    return (['embedder'] + ['similarity'] * (c.local_epochs if n_parameters else 0)) * c.epochs
 
 # %% ../nbs/07_train.ipynb #cc1dfa34
 def row_loss(
-    c:Config,           # the settings
-    similarity,         # of this stage
-    queries:Tensor,     # (T, D)
-    items:Tensor,       # item table, (N, D)
-    targets:Tensor,     # (T,), int64
-    users:Tensor,       # (T,), int64
-    log_q:Tensor,       # log frequency of items as targets, (N,)
-) -> Tensor:            # 0-dim
+    c: Config,  # the settings
+    similarity,  # of this stage
+    queries: Tensor,  # (T, D)
+    items: Tensor,  # item table, (N, D)
+    targets: Tensor,  # (T,), int64
+    users: Tensor,  # (T,), int64
+    log_q: Tensor,  # log frequency of items as targets, (N,)
+) -> Tensor:  # 0-dim
     "The loss that the configuration names."
-    if c.loss == 'full-softmax': return full_loss(similarity, queries, items, targets, users, c.precision)
-    if c.loss == 'in-batch-softmax': return in_batch_loss(similarity, queries, items, targets, log_q, c.share, users, c.precision)
+    if c.loss == 'full-softmax':
+        return full_loss(similarity, queries, items, targets, users, c.precision)
+    if c.loss == 'in-batch-softmax':
+        return in_batch_loss(similarity, queries, items, targets, log_q, c.share, users, c.precision)
     negatives = draw_negatives(len(targets), len(items), c.n_negatives, c.share, c.deal).to(items.device)
     criterion = criteria(c, len(items))
     return sampled_loss(similarity, queries, items, targets, negatives, c.share, users, criterion, c.precision)
 
+
 def criteria(c, n_items):
     "From scores to loss, by name."
-    if c.loss == 'gbce': return calibrated_bce(min(1., c.n_negatives/(n_items - 1)), c.calibration)
+    if c.loss == 'gbce':
+        return calibrated_bce(min(1.0, c.n_negatives / (n_items - 1)), c.calibration)
     return bce_criterion if c.loss == 'bce' else softmax_criterion
 
+
 def embedder_loss(
-    c:Config,           # the settings
-    similarity,         # of the row; a dot product is its own
-    *given,             # queries, items, targets, users, log_q, as `row_loss` takes them
-) -> Tensor:            # 0-dim
+    c: Config,  # the settings
+    similarity,  # of the row; a dot product is its own
+    *given,  # queries, items, targets, users, log_q, as `row_loss` takes them
+) -> Tensor:  # 0-dim
     "The loss of the embedder alone: a dot product's."
-    if c.similarity == 'dot': return row_loss(dataclasses.replace(c, n_negatives=c.embedder_negatives), similarity, *given)
-    return row_loss(dataclasses.replace(c, loss='sampled-softmax', n_negatives=c.embedder_negatives), Dot(True, c.temperature), *given)
+    if c.similarity == 'dot':
+        return row_loss(dataclasses.replace(c, n_negatives=c.embedder_negatives), similarity, *given)
+    return row_loss(
+        dataclasses.replace(c, loss='sampled-softmax', n_negatives=c.embedder_negatives),
+        Dot(True, c.temperature),
+        *given,
+    )
+
 
 def similarity_loss(c, similarity, queries, items, targets, users, log_q):
     "The row's own loss, on the share of positions that enter it."
@@ -256,249 +360,355 @@ def similarity_loss(c, similarity, queries, items, targets, users, log_q):
 
 # %% ../nbs/07_train.ipynb #b76c0476
 def head_loss(
-    c:Config,       # the settings
-    head,           # `Head`, or None
-    queries:Tensor, # (T, D)
-    items:Tensor,   # item table, (N, D)
-    targets:Tensor, # (T,), int64
-) -> Tensor|float:  # 0-dim, weighted; 0 without a head
+    c: Config,  # the settings
+    head,  # `Head`, or None
+    queries: Tensor,  # (T, D)
+    items: Tensor,  # item table, (N, D)
+    targets: Tensor,  # (T,), int64
+) -> Tensor | float:  # 0-dim, weighted; 0 without a head
     "What stage 1 adds to the loss: sampled softmax on the low-dimensional dot product (KDD'23)."
-    if head is None: return 0.
+    if head is None:
+        return 0.0
     negatives = draw_negatives(len(targets), len(items), c.embedder_negatives, c.share, c.deal).to(items.device)
-    return c.head_weight*sampled_loss(head, queries, items, targets, negatives, c.share)
+    return c.head_weight * sampled_loss(head, queries, items, targets, negatives, c.share)
 
 # %% ../nbs/07_train.ipynb #58c9e367
 def batch_loss(
-    model:RetrievalModel,  # encoder, similarity and maybe a head
-    batch:PackedBatch,  # with targets
-    stage:str,          # 'joint', 'embedder' or 'similarity'
-    c:Config,           # the settings
-    log_q:Tensor,       # (N,)
-) -> Tensor:            # 0-dim
+    model: RetrievalModel,  # encoder, similarity and maybe a head
+    batch: PackedBatch,  # with targets
+    stage: str,  # 'joint', 'embedder' or 'similarity'
+    c: Config,  # the settings
+    log_q: Tensor,  # (N,)
+) -> Tensor:  # 0-dim
     "Loss of one batch in one stage."
     model.encoder.train(stage != 'similarity')
-    for scorer in model.scorers: scorer.train()
-    with torch.set_grad_enabled(stage != 'similarity'): queries, targets, users = examples(model.encoder, batch)
-    if c.deal: queries, targets, users = in_random_order(queries, targets, users)
+    for scorer in model.scorers:
+        scorer.train()
+    with torch.set_grad_enabled(stage != 'similarity'):
+        queries, targets, users = examples(model.encoder, batch)
+    if c.deal:
+        queries, targets, users = in_random_order(queries, targets, users)
     items, given = model.encoder.items, (targets, users, log_q)
-    if stage == 'similarity': items = items.detach()
-    if stage == 'embedder': return embedder_loss(c, model.similarity, queries, items, *given)
-    return similarity_loss(c, model.similarity, queries, items, *given) + head_loss(c, model.head, queries, items, targets)
+    if stage == 'similarity':
+        items = items.detach()
+    if stage == 'embedder':
+        return embedder_loss(c, model.similarity, queries, items, *given)
+    return similarity_loss(c, model.similarity, queries, items, *given) + head_loss(
+        c, model.head, queries, items, targets
+    )
+
 
 def log_frequency(
-    s:Split,        # whose training part is counted
-) -> Tensor:        # (N,), float32; an item that never occurs counts half
+    s: Split,  # whose training part is counted
+) -> Tensor:  # (N,), float32; an item that never occurs counts half
     "Log probability of each item as a training target."
     n = s.train.lengths
-    counts = np.maximum(np.bincount(s.train.between(0*n + 1, n).items, minlength=s.n_items), .5)  # a first item is never a target
-    return torch.from_numpy(np.log(counts/counts.sum())).float()
+    counts = np.maximum(
+        np.bincount(s.train.between(0 * n + 1, n).items, minlength=s.n_items), 0.5
+    )  # a first item is never a target
+    return torch.from_numpy(np.log(counts / counts.sum())).float()
 
 # %% ../nbs/07_train.ipynb #4f0ec2f7
 class State:
     "What a run needs to go on, and nothing else."
+
     def __init__(
         self,
-        model:RetrievalModel,  # as it is now; kept beside: its `best` weights, their `mean` over epochs, `public` ranks of the epoch best by them
-        optimisers:dict,    # kind of stage to optimiser
+        model: RetrievalModel,  # as it is now; kept beside: its `best` weights, their `mean` over epochs, `public` ranks of the epoch best by them
+        optimisers: dict,  # kind of stage to optimiser
     ):
         self.model, self.optimisers, self.best, self.mean, self.public = model, optimisers, {}, {}, {}
-        self.book = dict(stage=0, batch=0, step=0, loss_sum=0., positions=0, epoch_s=0., time_s=0., best_hr=-1., best_epoch=0, waited=0, history=[], test_by_epoch=[])  # `waited`: validations without a better HR@10
+        self.book = dict(
+            stage=0,
+            batch=0,
+            step=0,
+            loss_sum=0.0,
+            positions=0,
+            epoch_s=0.0,
+            time_s=0.0,
+            best_hr=-1.0,
+            best_epoch=0,
+            waited=0,
+            history=[],
+            test_by_epoch=[],
+        )  # `waited`: validations without a better HR@10
 
     def tensors(self):
         "Every tensor under a name."
-        named = {f'{part}/{k}': v for part, tensors in dict(model=self.model.state_dict(), best=self.best, mean=self.mean, public=self.public).items() for k, v in tensors.items()}
+        named = {
+            f'{part}/{k}': v
+            for part, tensors in dict(
+                model=self.model.state_dict(), best=self.best, mean=self.mean, public=self.public
+            ).items()
+            for k, v in tensors.items()
+        }
         for kind, optimiser in self.optimisers.items():
-            for i, moments in optimiser.state_dict()['state'].items(): named |= {f'optimiser/{kind}/{i}/{k}': v for k, v in moments.items()}
-        return named | {'rng': torch.get_rng_state()} | ({'rng/cuda': torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+            for i, moments in optimiser.state_dict()['state'].items():
+                named |= {f'optimiser/{kind}/{i}/{k}': v for k, v in moments.items()}
+        return (
+            named
+            | {'rng': torch.get_rng_state()}
+            | ({'rng/cuda': torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+        )
 
     def save(self, path, identity):
         "Write everything to one file, atomically; `identity` says of what run."
         tensors = {k: v.detach().contiguous().clone() for k, v in self.tensors().items()}
         book, identity = json.dumps(self.book), json.dumps(identity)
         notes = dict(book=book, identity=identity, digest=state_digest(tensors, book, identity))
-        with atomic_path(path) as aside: save_file(tensors, aside, notes)
+        with atomic_path(path) as aside:
+            save_file(tensors, aside, notes)
+
 
 def state_digest(
-    tensors:dict,   # name to tensor, on any device
-    *texts:str,     # what else belongs to the state
-) -> str:           # 64 hexadecimal digits
+    tensors: dict,  # name to tensor, on any device
+    *texts: str,  # what else belongs to the state
+) -> str:  # 64 hexadecimal digits
     "sha256 over names, types, shapes and bytes of tensors, and over texts."
-    def described(name, t): return name, f'{t.dtype} {tuple(t.shape)}', t.cpu().flatten().view(torch.uint8).numpy()
+
+    def described(name, t):
+        return name, f'{t.dtype} {tuple(t.shape)}', t.cpu().flatten().view(torch.uint8).numpy()
+
     return digest(*texts, *(part for name in sorted(tensors) for part in described(name, tensors[name])))
 
 # %% ../nbs/07_train.ipynb #d64531db
 def restore(
-    self:State,
-    path:Path,      # file that `save` wrote
-    identity:dict,  # what the run is; another run's state is refused
+    self: State,
+    path: Path,  # file that `save` wrote
+    identity: dict,  # what the run is; another run's state is refused
 ) -> None:
     "Go back to a saved state, generator included."
     tensors, book, whose = read_state(path)
-    if whose != identity: raise ConfigError(f'{path.name}: state of another run {whose}, wanted {identity}; remove it to start over')
-    def under(prefix): return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+    if whose != identity:
+        raise ConfigError(f'{path.name}: state of another run {whose}, wanted {identity}; remove it to start over')
+
+    def under(prefix):
+        return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
     self.model.load_state_dict(under('model/'))
     self.best, self.mean, self.public, self.book = under('best/'), under('mean/'), under('public/'), book
     for kind, optimiser in self.optimisers.items():
         moments = {}
-        for name, v in under(f'optimiser/{kind}/').items(): moments.setdefault(int(name.split('/')[0]), {})[name.split('/')[1]] = v
+        for name, v in under(f'optimiser/{kind}/').items():
+            moments.setdefault(int(name.split('/')[0]), {})[name.split('/')[1]] = v
         optimiser.load_state_dict(dict(state=moments, param_groups=optimiser.state_dict()['param_groups']))
     torch.set_rng_state(tensors['rng'])
-    if 'rng/cuda' in tensors and torch.cuda.is_available(): torch.cuda.set_rng_state(tensors['rng/cuda'])
+    if 'rng/cuda' in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors['rng/cuda'])
+
 
 State.restore = restore
 
+
 def read_state(
-    path:Path,      # file that `State.save` wrote
-) -> tuple[dict, dict, dict]:   # tensors, book, identity
+    path: Path,  # file that `State.save` wrote
+) -> tuple[dict, dict, dict]:  # tensors, book, identity
     "What was saved, to the last bit, or a `DataError` that says to remove the file."
     name = f'{path.parent.name}/{path.name}'
     try:
-        with safe_open(path, 'pt') as file: tensors, notes = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
+        with safe_open(path, 'pt') as file:
+            tensors, notes = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
         texts = notes.get('book', ''), notes.get('identity', '')
-        if notes.get('digest') != state_digest(tensors, *texts): raise ValueError('it was changed since it was saved, or saved by an earlier version')
+        if notes.get('digest') != state_digest(tensors, *texts):
+            raise ValueError('it was changed since it was saved, or saved by an earlier version')
         return tensors, *map(json.loads, texts)
-    except Exception as e: raise DataError(f'{name}: not a readable state: {first_line(e)}; remove it to start over') from None
+    except Exception as e:
+        raise DataError(f'{name}: not a readable state: {first_line(e)}; remove it to start over') from None
 
 # %% ../nbs/07_train.ipynb #5b0846e8
 def make_optimisers(
-    model:RetrievalModel,  # whose parameters
-    plan:list[str],     # stages of the run
-    c:Config,           # the settings
-) -> dict:              # kind of stage to optimiser
+    model: RetrievalModel,  # whose parameters
+    plan: list[str],  # stages of the run
+    c: Config,  # the settings
+) -> dict:  # kind of stage to optimiser
     "One AdamW for each kind of stage."
     parts = dict(joint=model, embedder=model.encoder, similarity=nn.ModuleList(model.scorers))
-    return {kind: torch.optim.AdamW(parts[kind].parameters(), c.lr, betas=(.9, .98), weight_decay=c.weight_decay, fused=True) for kind in dict.fromkeys(plan)}
+    return {
+        kind: torch.optim.AdamW(
+            parts[kind].parameters(), c.lr, betas=(0.9, 0.98), weight_decay=c.weight_decay, fused=True
+        )
+        for kind in dict.fromkeys(plan)
+    }
+
 
 def learning_rate(
-    step:int,       # steps of this kind done before
-    total:int,      # steps of this kind planned
-    c:Config,       # the settings
+    step: int,  # steps of this kind done before
+    total: int,  # steps of this kind planned
+    c: Config,  # the settings
 ) -> float:
     "Linear rise; with `decay`, times a linear fall to zero."
-    rise = min(1, (step + 1)/max(1, c.warmup_steps))
-    return c.lr*rise*(1 - step/total if c.decay else 1)
+    rise = min(1, (step + 1) / max(1, c.warmup_steps))
+    return c.lr * rise * (1 - step / total if c.decay else 1)
 
 # %% ../nbs/07_train.ipynb #930d1fc1
 def train_stage(
-    state:State,        # moved forward in place
-    plan:list[str],     # stages of the run
-    batches:PackedBatches,
-    c:Config,           # the settings
-    log_q:Tensor,       # (N,)
-    on_step,            # called after every step, with the kind of the stage
+    state: State,  # moved forward in place
+    plan: list[str],  # stages of the run
+    batches: PackedBatches,
+    c: Config,  # the settings
+    log_q: Tensor,  # (N,)
+    on_step,  # called after every step, with the kind of the stage
 ) -> None:
     "Finish the stage that the state is in."
     book, kind = state.book, plan[state.book['stage']]
-    optimiser, before = state.optimisers[kind], plan[:book['stage']].count(kind)*len(batches)
+    optimiser, before = state.optimisers[kind], plan[: book['stage']].count(kind) * len(batches)
     for batch in batches.epoch(book['stage'], book['batch']):
         began, batch = time.perf_counter(), batch.to(log_q.device)
-        for group in optimiser.param_groups: group['lr'] = learning_rate(before + book['batch'], plan.count(kind)*len(batches), c)
+        for group in optimiser.param_groups:
+            group['lr'] = learning_rate(before + book['batch'], plan.count(kind) * len(batches), c)
         loss = batch_loss(state.model, batch, kind, c, log_q)
-        if not math.isfinite(value := loss.item()): raise ConfigError(f'loss: {value} at step {book["step"]}; try a lower lr than {c.lr}')
+        if not math.isfinite(value := loss.item()):
+            raise ConfigError(f'loss: {value} at step {book["step"]}; try a lower lr than {c.lr}')
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         spent, n = time.perf_counter() - began, len(batch.items)
-        for key, more in dict(batch=1, step=1, loss_sum=value*n, positions=n, epoch_s=spent, time_s=spent).items(): book[key] += more
+        for key, more in dict(batch=1, step=1, loss_sum=value * n, positions=n, epoch_s=spent, time_s=spent).items():
+            book[key] += more
         on_step(kind)
 
 # %% ../nbs/07_train.ipynb #542ba358
 def close_stage(
-    state:State,        # at the end of a stage
-    plan:list[str],     # stages of the run
-    s:Split,            # for validation
-    c:Config,           # the settings
-) -> bool:              # go on?
+    state: State,  # at the end of a stage
+    plan: list[str],  # stages of the run
+    s: Split,  # for validation
+    c: Config,  # the settings
+) -> bool:  # go on?
     "Validate if it is time to, keep the best weights, decide on stopping."
     book, i = state.book, state.book['stage']
-    entry = dict(stage=plan[i], epoch=i + 1, loss=book['loss_sum']/max(1, book['positions']), time_s=round(book['epoch_s'], 3), positions_per_s=round(book['positions']/max(1e-9, book['epoch_s'])))
+    entry = dict(
+        stage=plan[i],
+        epoch=i + 1,
+        loss=book['loss_sum'] / max(1, book['positions']),
+        time_s=round(book['epoch_s'], 3),
+        positions_per_s=round(book['positions'] / max(1e-9, book['epoch_s'])),
+    )
     scored = plan[i] != 'embedder' or c.similarity == 'dot'  # an embedder alone is not yet the row's model
-    due = scored and ((plan[:i + 1].count(plan[i]) % c.eval_every == 0) or i == len(plan) - 1)
+    due = scored and ((plan[: i + 1].count(plan[i]) % c.eval_every == 0) or i == len(plan) - 1)
     entry['valid_hr@10'] = validate(state, s, c, i + 1) if due else None
     book['history'].append(entry)
-    book.update(stage=i + 1, batch=0, loss_sum=0., positions=0, epoch_s=0.)
+    book.update(stage=i + 1, batch=0, loss_sum=0.0, positions=0, epoch_s=0.0)
     state.mean = followed(state.mean, state.model.state_dict())
     return i + 1 < len(plan) and book['waited'] < c.patience
 
-def followed(mean, weights, keep=.9):
+
+def followed(mean, weights, keep=0.9):
     "A mean of weights over epochs, a tenth of it from the latest."
-    return {k: torch.lerp(v, mean[k].to(v.device), keep) if k in mean and v.is_floating_point() else v.clone() for k, v in weights.items()}
+    return {
+        k: torch.lerp(v, mean[k].to(v.device), keep) if k in mean and v.is_floating_point() else v.clone()
+        for k, v in weights.items()
+    }
+
 
 def validate(state, s, c, epoch):
     "HR@10 on the validation part; the best weights are kept."
     book, began = state.book, time.perf_counter()
     hr = float(hr_at_k(evaluate(state.model, s.valid, c.max_length, repeats=c.repeats), 10).mean())
-    if c.protocol == 'leave-last-one-out' and not c.holdout_users + c.valid_users: read_test(state, s, c, epoch)
+    if c.protocol == 'leave-last-one-out' and not c.holdout_users + c.valid_users:
+        read_test(state, s, c, epoch)
     better = hr > book['best_hr']
     if better:
         book.update(best_hr=hr, best_epoch=epoch, waited=0)
         state.best = {k: v.clone() for k, v in state.model.state_dict().items()}
-    else: book['waited'] += 1
+    else:
+        book['waited'] += 1
     book['time_s'] += time.perf_counter() - began
     return hr
+
 
 def read_test(state, s, c, epoch):
     "The test part after this epoch, both ways: for the published reading alone, nothing is chosen by it."
     ours, public = both_ways(state.model, s.test, c)
     read = state.book['test_by_epoch']
-    best, found = max((metrics['hr@10'] for *_, metrics in read), default=-1.), summary(public)
+    best, found = max((metrics['hr@10'] for *_, metrics in read), default=-1.0), summary(public)
     read.append([epoch, summary(ours), found])
-    if found['hr@10'] > best: state.public = dict(ranks=torch.from_numpy(public.ranks))
+    if found['hr@10'] > best:
+        state.public = dict(ranks=torch.from_numpy(public.ranks))
 
 # %% ../nbs/07_train.ipynb #e12c56a1
 def fit(
-    c:Config,               # the settings
-    s:Split,                # the data
-    folder:Path,            # where the state is kept
-    progress:bool=True,     # show a bar
-    save_every_s:float=30., # seconds between saves within an epoch; 0: after every step
-) -> State:                 # with the best weights loaded into its model
+    c: Config,  # the settings
+    s: Split,  # the data
+    folder: Path,  # where the state is kept
+    progress: bool = True,  # show a bar
+    save_every_s: float = 30.0,  # seconds between saves within an epoch; 0: after every step
+) -> State:  # with the best weights loaded into its model
     "Train, from the start or from the state found in `folder`."
     model = make_model(c, s).to('cuda' if torch.cuda.is_available() else 'cpu')
     plan = stages(c, model.encoder.trainable, sum(p.numel() for p in model.similarity.parameters()))
     batches, log_q = PackedBatches(s.train, c.batch_size, c.seed, s.ask), log_frequency(s).to(place_of(model))
-    state, path = State(model, make_optimisers(model, plan, c)), Path(folder)/'state.safetensors'
+    state, path = State(model, make_optimisers(model, plan, c)), Path(folder) / 'state.safetensors'
     identity = dict(config_hash=config_hash(c), split=s.fingerprint)
-    if path.exists(): state.restore(path, identity)
+    if path.exists():
+        state.restore(path, identity)
     state.book['threads'] = sorted({*state.book.get('threads', []), torch.get_num_threads()})
     saved = time.monotonic()
-    with tqdm(total=len(plan)*len(batches), initial=state.book['step'], disable=not progress, desc=c.row, unit='step', mininterval=1) as bar:
+    with tqdm(
+        total=len(plan) * len(batches),
+        initial=state.book['step'],
+        disable=not progress,
+        desc=c.row,
+        unit='step',
+        mininterval=1,
+    ) as bar:
+
         def on_step(kind):
             nonlocal saved
             book = state.book
             bar.update()
-            bar.set_postfix({'epoch': f'{book["stage"] + 1}/{len(plan)} {kind}', 'loss': f'{book["loss_sum"]/book["positions"]:.3f}', 'pos/s': f'{book["positions"]/book["epoch_s"]:,.0f}', 'valid HR@10': f'{max(0, book["best_hr"]):.4f}'}, refresh=False)
-            if time.monotonic() - saved >= save_every_s: state.save(path, identity); saved = time.monotonic()
+            bar.set_postfix(
+                {
+                    'epoch': f'{book["stage"] + 1}/{len(plan)} {kind}',
+                    'loss': f'{book["loss_sum"] / book["positions"]:.3f}',
+                    'pos/s': f'{book["positions"] / book["epoch_s"]:,.0f}',
+                    'valid HR@10': f'{max(0, book["best_hr"]):.4f}',
+                },
+                refresh=False,
+            )
+            if time.monotonic() - saved >= save_every_s:
+                state.save(path, identity)
+                saved = time.monotonic()
+
         while state.book['stage'] < len(plan) and state.book['waited'] < c.patience:
             train_stage(state, plan, batches, c, log_q, on_step)
             going = close_stage(state, plan, s, c)
             state.save(path, identity)
-            if not going: break
-    if state.best: model.load_state_dict(state.best)
+            if not going:
+                break
+    if state.best:
+        model.load_state_dict(state.best)
     return state
 
 # %% ../nbs/07_train.ipynb #3005211e
 def some_users(
-    part:Holdout,   # validation or test part
-    n:int,          # users to keep, drawn without regard to anything
+    part: Holdout,  # validation or test part
+    n: int,  # users to keep, drawn without regard to anything
 ) -> Holdout:
     "At most `n` users of a holdout, always the same ones."
-    if n >= len(part): return part
+    if n >= len(part):
+        return part
     rows = np.sort(np.random.default_rng(0).choice(len(part), n, replace=False))
-    return dataclasses.replace(part, users=part.users[rows], history=part.history.select(rows), targets=part.targets.select(rows))
+    return dataclasses.replace(
+        part, users=part.users[rows], history=part.history.select(rows), targets=part.targets.select(rows)
+    )
 
 # %% ../nbs/07_train.ipynb #e833ef67
 def filtered(
-    df:pd.DataFrame,    # interactions, as `load` gives them
-    c:Config,           # the settings
+    df: pd.DataFrame,  # interactions, as `load` gives them
+    c: Config,  # the settings
 ) -> pd.DataFrame:
     "What is kept of a data set, before it is split."
     if c.sample_users and not df.attrs.get('sample') and c.sample_users < len(users := df.user_id.unique()):
-        df = df[df.user_id.isin(np.random.default_rng(0).choice(np.sort(np.asarray(users)), c.sample_users, replace=False))]
-    if c.core: df = k_core(df, c.core)
+        df = df[
+            df.user_id.isin(np.random.default_rng(0).choice(np.sort(np.asarray(users)), c.sample_users, replace=False))
+        ]
+    if c.core:
+        df = k_core(df, c.core)
     whole = df
-    if c.min_item_count: df = drop_rare_items(df, c.min_item_count)
-    if c.min_user_count: df = df[df.user_id.isin(drop_rare_users(whole, c.min_user_count).user_id)]  # both counted on the whole
+    if c.min_item_count:
+        df = drop_rare_items(df, c.min_item_count)
+    if c.min_user_count:
+        df = df[df.user_id.isin(drop_rare_users(whole, c.min_user_count).user_id)]  # both counted on the whole
     return latest(df, c.latest_per_user) if c.latest_per_user else df
 
 # %% ../nbs/07_train.ipynb #f1960794
@@ -506,93 +716,131 @@ def cuts_text(c) -> str:
     "The settings of a run that leave rows out, as typed."
     names = ('sample_users', 'core', 'min_item_count', 'min_user_count', 'latest_per_user')
     cuts = [f'{n} {getattr(c, n)}' for n in names if getattr(c, n)]
-    if c.train_fraction < 1: cuts.append(f'train_fraction {c.train_fraction}')
+    if c.train_fraction < 1:
+        cuts.append(f'train_fraction {c.train_fraction}')
     return ', '.join(cuts) or 'no filter'
 
-def parts_text(s:Split) -> str:
+
+def parts_text(s: Split) -> str:
     "How much each part of a split holds."
     pairs = int(np.maximum(s.train.lengths - 1, 0).sum())
     return f'training holds {pairs:,} next-item pairs of {len(s.train):,} users, validation {len(s.valid):,} users, the test {len(s.test):,}'
 
+
 needs = {
     'leave-last-one-out': 'leave-last-one-out takes the last event of each user with three or more for the test and the one before for validation, '
-                          'so that training sees a pair only of users with four or more',
+    'so that training sees a pair only of users with four or more',
     'global-time': 'global-time cuts all events at 70 and 90 % of the time, and asks in the later parts for users and items that training knows '
-                   'and that have five events there',
+    'and that have five events there',
     'report-2024': 'report-2024 cuts all events at 70 and 90 % of the time, keeps later events of users that training knows where items and users have five, '
-                   'and asks those who keep five events of training among their latest 200'}
+    'and asks those who keep five events of training among their latest 200',
+}
+
 
 def check_parts(
-    c:Config,   # the settings
-    s:Split,    # what they leave
+    c: Config,  # the settings
+    s: Split,  # what they leave
 ) -> None:
     "Refuse a split that nothing can be trained or measured on."
     trained = (s.train.lengths > 1).any() if is_learned(c) else len(s.train.items)
-    empty = [name for name, filled in dict(training=trained, validation=len(s.valid), test=len(s.test)).items() if not filled]
-    if empty: raise DataError(f'{c.dataset}: nothing to use in {" and ".join(empty)}: {parts_text(s)}, after {cuts_text(c)}; {needs[c.protocol]}')
-    if is_learned(c) and s.n_items < 2: raise DataError(f'{c.dataset}: a catalogue of 1 item; {c.loss} compares an item with others, wanted at least 2')
+    empty = [
+        name for name, filled in dict(training=trained, validation=len(s.valid), test=len(s.test)).items() if not filled
+    ]
+    if empty:
+        raise DataError(
+            f'{c.dataset}: nothing to use in {" and ".join(empty)}: {parts_text(s)}, after {cuts_text(c)}; {needs[c.protocol]}'
+        )
+    if is_learned(c) and s.n_items < 2:
+        raise DataError(f'{c.dataset}: a catalogue of 1 item; {c.loss} compares an item with others, wanted at least 2')
     most = min(len(s.train), s.n_items) - 1
-    if c.encoder == 'svd' and c.dim > most: raise ConfigError(f'dim: got {c.dim}, wanted 1 to {most} for SVD of {len(s.train):,} users and {s.n_items:,} items')
+    if c.encoder == 'svd' and c.dim > most:
+        raise ConfigError(
+            f'dim: got {c.dim}, wanted 1 to {most} for SVD of {len(s.train):,} users and {s.n_items:,} items'
+        )
 
 # %% ../nbs/07_train.ipynb #3c758ea8
 def interactions_of(
-    c:Config,                   # the settings
-    say=lambda remark: None,    # is told what was recognised in data of one's own
+    c: Config,  # the settings
+    say=lambda remark: None,  # is told what was recognised in data of one's own
 ) -> pd.DataFrame:
     "The interactions that a configuration names."
     return load(c.dataset, columns=c.columns, time_unit=c.time_unit, duplicates=c.duplicates, say=say)
 
+
 def identified(
-    c:Config,           # the settings
-    df:pd.DataFrame,    # the interactions they name
-) -> Config:            # with `content`, where the data are of one's own
+    c: Config,  # the settings
+    df: pd.DataFrame,  # the interactions they name
+) -> Config:  # with `content`, where the data are of one's own
     "A configuration that names its data by what they hold."
     found = '' if c.dataset in catalogue else content_sha256(df)
     if c.content not in ('', found):
-        raise DataError(f'{c.dataset}: not the data of this run any more: their sha256 is {found[:12] or "that of a set of the catalogue"}, the run was made with {c.content[:12]}')
+        raise DataError(
+            f'{c.dataset}: not the data of this run any more: their sha256 is {found[:12] or "that of a set of the catalogue"}, the run was made with {c.content[:12]}'
+        )
     return dataclasses.replace(c, content=found)
 
+
 def prepare(
-    c:Config,                               # the settings
-    interactions:pd.DataFrame|None=None,    # as `interactions_of` gives them; None: they are loaded
+    c: Config,  # the settings
+    interactions: pd.DataFrame | None = None,  # as `interactions_of` gives them; None: they are loaded
 ) -> Split:
     "Load, filter and split as the configuration says, and look at what is left."
     df = interactions_of(c) if interactions is None else interactions
     identified(c, df)
     kept = filtered(df, c)
-    if not len(kept): raise DataError(f'{c.dataset}: of {len(df):,} interactions none is left after {cuts_text(c)}')
+    if not len(kept):
+        raise DataError(f'{c.dataset}: of {len(df):,} interactions none is left after {cuts_text(c)}')
     s = split(kept, c.protocol, c.tie_order, c.max_length, c.tie_seed, c.train_fraction)
-    valid, test = (some_users(part, n or len(part)) for part, n in ((s.valid, c.valid_users or c.holdout_users), (s.test, c.holdout_users)))
+    valid, test = (
+        some_users(part, n or len(part))
+        for part, n in ((s.valid, c.valid_users or c.holdout_users), (s.test, c.holdout_users))
+    )
     s = ask_at(dataclasses.replace(s, valid=valid, test=test), c.ask)
     check_parts(c, s)
     return s
 
 # %% ../nbs/07_train.ipynb #d804f350
-def repeats_text(s:Split) -> str:
+def repeats_text(s: Split) -> str:
     "How many targets of the test a user has seen before; nothing where there are none."
     n, of = s.n_items, s.test
-    seen, asked = ({*(np.repeat(of.users, q.lengths)*n + q.items).tolist()} for q in (of.history, of.targets))
+    seen, asked = ({*(np.repeat(of.users, q.lengths) * n + q.items).tolist()} for q in (of.history, of.targets))
     again = len(seen & asked)
-    return f'; {again:,} of {len(asked):,} test targets were seen before: no hits with repeats: exclude' if again else ''
+    return (
+        f'; {again:,} of {len(asked):,} test targets were seen before: no hits with repeats: exclude' if again else ''
+    )
 
-def protocol_text(c:Config, df:pd.DataFrame) -> str:
+
+def protocol_text(c: Config, df: pd.DataFrame) -> str:
     "What a protocol would leave in each part, or why it would not run."
-    try: s = prepare(c, df)
-    except (DataError, ConfigError) as e: return f'would not run: {e}'
+    try:
+        s = prepare(c, df)
+    except (DataError, ConfigError) as e:
+        return f'would not run: {e}'
     return parts_text(s) + repeats_text(s)
 
-def items_text(c:Config, df:pd.DataFrame) -> str:
+
+def items_text(c: Config, df: pd.DataFrame) -> str:
     "How much is known of the items, where something is."
     known = load_items(c.dataset, items=c.items, item_ids=df.item_id)
-    if known is None: return 'no titles: items are shown by their ids (--items FILE names a table of item_id, title)'
+    if known is None:
+        return 'no titles: items are shown by their ids (--items FILE names a table of item_id, title)'
     of, titled = df.item_id.nunique(), 'title' in known
-    return f'{known.item_id.isin(df.item_id).sum():,} of {of:,} are known' + (', by title' if titled else ', without titles') + f'; {len(known) - known.item_id.isin(df.item_id).sum():,} more never occur'
+    return (
+        f'{known.item_id.isin(df.item_id).sum():,} of {of:,} are known'
+        + (', by title' if titled else ', without titles')
+        + f'; {len(known) - known.item_id.isin(df.item_id).sum():,} more never occur'
+    )
+
 
 def check_data(
-    c:Config,       # dataset, columns, time_unit, duplicates, items, and the filters of a run
-) -> dict:          # what was understood: name -> text
+    c: Config,  # dataset, columns, time_unit, duplicates, items, and the filters of a run
+) -> dict:  # what was understood: name -> text
     "Read data as a run would, and say what is there."
-    got = read_interactions(where_own(c.dataset), c.columns, c.time_unit, c.duplicates) if c.dataset not in catalogue else None
+    got = (
+        read_interactions(where_own(c.dataset), c.columns, c.time_unit, c.duplicates)
+        if c.dataset not in catalogue
+        else None
+    )
     df = got.interactions if got else load(c.dataset)
     facts = got.facts if got else dict(rows=f'{len(df):,}')
     protocols = {p: protocol_text(dataclasses.replace(c, protocol=p), df) for p in choices['protocol']}
@@ -600,66 +848,83 @@ def check_data(
 
 # %% ../nbs/07_train.ipynb #fdc14f4f
 def ranks_table(
-    ranks:Ranks,        # of the test part
-    s:Split,            # for the original ids
-    unseen:Ranks|None=None,     # as `second_reading` gives it
-) -> pd.DataFrame:      # user_id, item_id, rank, maybe rank_unseen: a row per target, users in order
+    ranks: Ranks,  # of the test part
+    s: Split,  # for the original ids
+    unseen: Ranks | None = None,  # as `second_reading` gives it
+) -> pd.DataFrame:  # user_id, item_id, rank, maybe rank_unseen: a row per target, users in order
     "What is kept of the test: enough to compute every metric again."
     users = np.repeat(ranks.users, ranks.counts)
     table = pd.DataFrame(dict(user_id=s.user_ids[users], item_id=s.item_ids[s.test.targets.items], rank=ranks.ranks))
     return table if unseen is None else table.assign(rank_unseen=unseen.ranks)
 
+
 def second_reading(
-    model:RetrievalModel,  # with the weights that are kept
-    s:Split,            # for the test part
-    c:Config,           # the settings
-) -> Ranks|None:        # None: there is one reading
+    model: RetrievalModel,  # with the weights that are kept
+    s: Split,  # for the test part
+    c: Config,  # the settings
+) -> Ranks | None:  # None: there is one reading
     "Where histories stay in the ranking, the same targets ranked among what is new to each user."
     return evaluate(model, s.test, c.max_length) if c.repeats == 'allow' else None
 
+
 def items_table(
-    shown:Tensor,       # in how many lists an item is, (N,)
-    s:Split,            # for the original ids
-    known:pd.DataFrame|None=None,   # item_id, title and more, as `load_items` gives it
-) -> pd.DataFrame:      # item_id, trained, shown, and title, year, genres where known: a row per item of the catalogue
+    shown: Tensor,  # in how many lists an item is, (N,)
+    s: Split,  # for the original ids
+    known: pd.DataFrame | None = None,  # item_id, title and more, as `load_items` gives it
+) -> pd.DataFrame:  # item_id, trained, shown, and title, year, genres where known: a row per item of the catalogue
     "How often each item occurs in training, in how many of the test users' top ten, and what it is called."
-    items = pd.DataFrame(dict(item_id=s.item_ids, trained=np.bincount(s.train.items, minlength=s.n_items), shown=shown.numpy()))
+    items = pd.DataFrame(
+        dict(item_id=s.item_ids, trained=np.bincount(s.train.items, minlength=s.n_items), shown=shown.numpy())
+    )
     return items if known is None else described(items, known)
 
+
 def described(
-    items:pd.DataFrame,     # item_id and more
-    known:pd.DataFrame,     # item_id, title and more, as `load_items` gives it
-) -> pd.DataFrame:          # the same rows, with title, year and genres where known
+    items: pd.DataFrame,  # item_id and more
+    known: pd.DataFrame,  # item_id, title and more, as `load_items` gives it
+) -> pd.DataFrame:  # the same rows, with title, year and genres where known
     "Items with what is known of them."
-    if 'title' not in known: return items
+    if 'title' not in known:
+        return items
     kinds = [pd.api.types.is_integer_dtype(table.item_id) for table in (items, known)]
-    if kinds[0] != kinds[1]: raise DataError(f'items: their ids are {known.item_id.dtype}, those of the interactions {items.item_id.dtype}')
+    if kinds[0] != kinds[1]:
+        raise DataError(f'items: their ids are {known.item_id.dtype}, those of the interactions {items.item_id.dtype}')
     known = known[[c for c in ('item_id', 'title', 'year', 'genres') if c in known]].drop_duplicates('item_id')
     return items.merge(known.assign(title=known.title.map(str, na_action='ignore')), how='left', on='item_id')
 
+
 def known_items(
-    c:Config,   # the settings
-    s:Split,    # for the ids of its items
-) -> pd.DataFrame|None:     # item_id, title and more; None: nothing is known, or it belongs to the catalogue
+    c: Config,  # the settings
+    s: Split,  # for the ids of its items
+) -> pd.DataFrame | None:  # item_id, title and more; None: nothing is known, or it belongs to the catalogue
     "What a user's own data say of their items."
-    if c.dataset in catalogue or not (c.items or own_folder(c.dataset, None)): return None
+    if c.dataset in catalogue or not (c.items or own_folder(c.dataset, None)):
+        return None
     return load_items(c.dataset, items=c.items, item_ids=pd.Series(s.item_ids))
 
+
 def published_way(
-    test_by_epoch:list,     # [epoch, metrics, metrics by the public rule] at every validation
-) -> dict|None:             # by our rule of ranking; `public_reading` has theirs
+    test_by_epoch: list,  # [epoch, metrics, metrics by the public rule] at every validation
+) -> dict | None:  # by our rule of ranking; `public_reading` has theirs
     "The best epoch as public tables choose it: by HR@10 on the test item itself."
-    if not test_by_epoch: return None
+    if not test_by_epoch:
+        return None
     epoch, metrics, *_ = max(test_by_epoch, key=lambda e: e[1]['hr@10'])
-    return dict(epoch=epoch, metrics=metrics, note='best epoch read on the test item, as the public tables do; not a fair estimate')
+    return dict(
+        epoch=epoch,
+        metrics=metrics,
+        note='best epoch read on the test item, as the public tables do; not a fair estimate',
+    )
+
 
 def other_epochs(
-    state:State,    # of a finished run, its best weights in the model; they are there again afterwards
-    s:Split,        # for the test part
-    c:Config,       # the settings
-) -> dict|None:     # metrics of the last epoch and of averaged weights
+    state: State,  # of a finished run, its best weights in the model; they are there again afterwards
+    s: Split,  # for the test part
+    c: Config,  # the settings
+) -> dict | None:  # metrics of the last epoch and of averaged weights
     "The test metrics that other rules would have reported, where the test part is read at every epoch anyway."
-    if not state.book['test_by_epoch']: return None
+    if not state.book['test_by_epoch']:
+        return None
     state.model.load_state_dict(state.mean)
     averaged = summary(evaluate(state.model, s.test, c.max_length, repeats=c.repeats))
     state.model.load_state_dict(state.best)
@@ -667,132 +932,175 @@ def other_epochs(
 
 # %% ../nbs/07_train.ipynb #0ec10dbe
 def public_reading(
-    test_by_epoch:list,     # as for `published_way`
-) -> dict|None:             # epoch, metrics, readings
+    test_by_epoch: list,  # as for `published_way`
+) -> dict | None:  # epoch, metrics, readings
     "The best epoch by HR@10 on the test item, ranked by the public rule."
-    if not test_by_epoch: return None
+    if not test_by_epoch:
+        return None
     epoch, _, metrics = max(test_by_epoch, key=lambda e: e[2]['hr@10'])
     return dict(epoch=epoch, metrics=metrics, readings=len(test_by_epoch))
 
+
 def unrated_items(
-    c:Config,   # the settings
-    s:Split,    # whose items are rated
+    c: Config,  # the settings
+    s: Split,  # whose items are rated
 ) -> int:
     "Items that are known of a data set of the catalogue and that nobody has rated."
     known = load_items(c.dataset) if c.dataset in catalogue else None
     return 0 if known is None else int((~known.item_id.isin(s.item_ids)).sum())
 
+
 def untrained_rows(
-    c:Config,   # the settings
-    s:Split,
-    n:int,      # how many items
-    draw:int,   # seed
-) -> Tensor:    # (n, D)
+    c: Config,  # the settings
+    s: Split,
+    n: int,  # how many items
+    draw: int,  # seed
+) -> Tensor:  # (n, D)
     "Rows of items as the encoder begins with them."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw)
         return make_encoder(c, dataclasses.replace(s, item_ids=np.arange(n))).items.detach()
 
+
 def public_steps(
-    model:RetrievalModel,   # of an epoch
-    s:Split,                # for the test part
-    c:Config,               # the settings
-    draws:int=3,            # of untrained rows
-) -> dict:                  # 'history', 'fed', 'depth': `Ranks`; 'catalogue': a list of them, empty where all items are rated
+    model: RetrievalModel,  # of an epoch
+    s: Split,  # for the test part
+    c: Config,  # the settings
+    draws: int = 3,  # of untrained rows
+) -> dict:  # 'history', 'fed', 'depth': `Ranks`; 'catalogue': a list of them, empty where all items are rated
     "Ranks of the test part, from our rule to the public one in steps."
-    n, (history, fed) = unrated_items(c, s), ranked(model, s.test, c.max_length, (None, c.max_length), repeats=c.repeats)
+    n, (history, fed) = (
+        unrated_items(c, s),
+        ranked(model, s.test, c.max_length, (None, c.max_length), repeats=c.repeats),
+    )
+
     def grown(draw):
         items = torch.cat([model.encoder.items.detach(), untrained_rows(c, s, n, draw).to(place_of(model))])
         return at_depth(*ranked(model, s.test, c.max_length, (c.max_length,), repeats=c.repeats, items=items))
-    return dict(history=history, fed=fed, depth=at_depth(fed), catalogue=[grown(i) for i in range(draws*(n > 0))])
+
+    return dict(history=history, fed=fed, depth=at_depth(fed), catalogue=[grown(i) for i in range(draws * (n > 0))])
+
 
 def step_metrics(
-    steps:dict,     # as `public_steps` gives it
-) -> dict:          # the same in metrics
+    steps: dict,  # as `public_steps` gives it
+) -> dict:  # the same in metrics
     "What each step is worth."
-    return {name: [summary(r) for r in ranks] if name == 'catalogue' else summary(ranks) for name, ranks in steps.items()}
+    return {
+        name: [summary(r) for r in ranks] if name == 'catalogue' else summary(ranks) for name, ranks in steps.items()
+    }
+
 
 def public_record(
-    state:State,    # of a finished run, its best weights in the model
-    s:Split,        # for the test part
-    c:Config,       # the settings
-    folder:Path,    # of the run; gets ranks-public.parquet
-) -> dict|None:     # None: the test part was not read at every epoch
+    state: State,  # of a finished run, its best weights in the model
+    s: Split,  # for the test part
+    c: Config,  # the settings
+    folder: Path,  # of the run; gets ranks-public.parquet
+) -> dict | None:  # None: the test part was not read at every epoch
     "What a record says of the public rule."
     reading = public_reading(state.book['test_by_epoch'])
-    if reading is None: return None
+    if reading is None:
+        return None
     write_public(state.public['ranks'].numpy(), s, folder)
     return reading | dict(steps=step_metrics(public_steps(state.model, s, c)))
 
+
 def write_public(
-    ranks:np.ndarray,   # by the public rule, (B,), int64
-    s:Split,            # for the original ids
-    folder:Path,        # of the run
+    ranks: np.ndarray,  # by the public rule, (B,), int64
+    s: Split,  # for the original ids
+    folder: Path,  # of the run
 ) -> None:
     "Keep every user's rank by the public rule."
     table = ranks_table(Ranks(s.test.users, s.test.targets.offsets, ranks), s)
-    with atomic_path(folder/'ranks-public.parquet') as aside: table.to_parquet(aside, index=False)
+    with atomic_path(folder / 'ranks-public.parquet') as aside:
+        table.to_parquet(aside, index=False)
 
 # %% ../nbs/07_train.ipynb #4a55f487
 def asked_otherwise(
-    model:RetrievalModel, # of a run, its best weights in it
-    s:Split,
-    c:Config,           # the settings
-) -> dict|None:         # time of asking: metrics of `valid` and `test`; None: the model does not read when it is asked
+    model: RetrievalModel,  # of a run, its best weights in it
+    s: Split,
+    c: Config,  # the settings
+) -> dict | None:  # time of asking: metrics of `valid` and `test`; None: the model does not read when it is asked
     "What the time of asking is worth."
-    if not reads_asking(c) or s.test.history.times is None: return None
-    def read(part): return summary(evaluate(model, part, c.max_length, repeats=c.repeats))
-    return {ask: dict(valid=read(asked.valid), test=read(asked.test)) for ask in ('target', 'usual', 'last') for asked in [ask_at(s, ask)]}
+    if not reads_asking(c) or s.test.history.times is None:
+        return None
+
+    def read(part):
+        return summary(evaluate(model, part, c.max_length, repeats=c.repeats))
+
+    return {
+        ask: dict(valid=read(asked.valid), test=read(asked.test))
+        for ask in ('target', 'usual', 'last')
+        for asked in [ask_at(s, ask)]
+    }
 
 # %% ../nbs/07_train.ipynb #1ad1105e
-def cut_note(c:Config, n_items:int) -> list[str]:
+def cut_note(c: Config, n_items: int) -> list[str]:
     "What k beyond the catalogue means, where there is one."
     beyond = [str(k) for k in (1, 10, 50, 100, 200, 500) if k > n_items]
-    return [f'the catalogue has {n_items} items: metrics at {", ".join(beyond)} are metrics at {n_items}'] if beyond else []
+    return (
+        [f'the catalogue has {n_items} items: metrics at {", ".join(beyond)} are metrics at {n_items}']
+        if beyond
+        else []
+    )
 
-def threads_note(threads:list[int]) -> list[str]:
+
+def threads_note(threads: list[int]) -> list[str]:
     "What a run that was resumed on another number of threads cannot promise."
-    if len(threads) == 1: return []
+    if len(threads) == 1:
+        return []
     return [f'trained on {" and ".join(map(str, threads))} threads in turn: another run may differ in the last bits']
 
+
 def record_in(
-    runs:Path|str,  # folder of all runs
-    c:Config,       # of a run
-) -> dict|None:     # its record; None: there is none yet
+    runs: Path | str,  # folder of all runs
+    c: Config,  # of a run
+) -> dict | None:  # its record; None: there is none yet
     "The record of a run, if it is made."
-    folder = Path(runs)/run_id(c)
-    return read_record(folder) if (folder/'record.json').exists() else None
+    folder = Path(runs) / run_id(c)
+    return read_record(folder) if (folder / 'record.json').exists() else None
+
 
 def run(
-    c:Config,               # the settings
-    runs:Path|str,          # folder of all runs
-    progress:bool=True,     # show a bar
-    command:str='',         # what to type to get this run again
-    interactions=None,      # a data frame instead of what `dataset` names
-) -> dict:                  # the record
+    c: Config,  # the settings
+    runs: Path | str,  # folder of all runs
+    progress: bool = True,  # show a bar
+    command: str = '',  # what to type to get this run again
+    interactions=None,  # a data frame instead of what `dataset` names
+) -> dict:  # the record
     "Train, test once, and write the record; a run already recorded is read back."
-    if c.dataset in catalogue and (record := record_in(runs, c)): return record
+    if c.dataset in catalogue and (record := record_in(runs, c)):
+        return record
     notes = []
-    df = interactions_of(c, notes.append) if interactions is None else load(interactions, columns=c.columns, time_unit=c.time_unit, duplicates=c.duplicates, say=notes.append)
+    df = (
+        interactions_of(c, notes.append)
+        if interactions is None
+        else load(interactions, columns=c.columns, time_unit=c.time_unit, duplicates=c.duplicates, say=notes.append)
+    )
     c = identified(c, df)
-    if record := record_in(runs, c): return record
+    if record := record_in(runs, c):
+        return record
     started, s = datetime.now(timezone.utc), prepare(c, df)
-    with a_folder(Path(runs)/run_id(c)) as folder:
-        if record := record_in(runs, c): return record
+    with a_folder(Path(runs) / run_id(c)) as folder:
+        if record := record_in(runs, c):
+            return record
         state = fit(c, s, folder, progress)
-        record = make_record(c, s, state, folder, started, command) | dict(notes=notes + cut_note(c, s.n_items) + threads_note(state.book['threads']))
+        record = make_record(c, s, state, folder, started, command) | dict(
+            notes=notes + cut_note(c, s.n_items) + threads_note(state.book['threads'])
+        )
         record = sealed(record, folder)
-        write_json(folder/'record.json', record)
-        (folder/'state.safetensors').unlink(missing_ok=True)
+        write_json(folder / 'record.json', record)
+        (folder / 'state.safetensors').unlink(missing_ok=True)
     return record
 
+
 @contextlib.contextmanager
-def a_folder(folder:Path):
+def a_folder(folder: Path):
     "A run's folder, for one process at a time; a run that fails before it has left anything leaves no folder."
     folder.mkdir(parents=True, exist_ok=True)
-    lock = folder/'.lock'
+    lock = folder / '.lock'
     try:
-        with FileLock(lock): yield folder
+        with FileLock(lock):
+            yield folder
     except BaseException:
         if [p.name for p in folder.iterdir()] == ['.lock']:
             lock.unlink()
@@ -808,84 +1116,148 @@ def make_record(c, s, state, folder, started, command):
     test = evaluate(state.model, s.test, c.max_length, shown=shown, repeats=c.repeats)
     unseen = second_reading(state.model, s, c)
     for name, table in dict(ranks=ranks_table(test, s, unseen), items=items_table(shown, s, known_items(c, s))).items():
-        with atomic_path(folder/f'{name}.parquet') as aside: table.to_parquet(aside, index=False)
-    with atomic_path(folder/'model.safetensors') as aside: save_file({k: v.contiguous() for k, v in state.model.state_dict().items()}, aside, dict(config=json.dumps(dataclasses.asdict(c))))
+        with atomic_path(folder / f'{name}.parquet') as aside:
+            table.to_parquet(aside, index=False)
+    with atomic_path(folder / 'model.safetensors') as aside:
+        save_file(
+            {k: v.contiguous() for k, v in state.model.state_dict().items()},
+            aside,
+            dict(config=json.dumps(dataclasses.asdict(c))),
+        )
     book, seconds = state.book, sum(e['time_s'] for e in state.book['history'])
-    positions = sum(e['time_s']*e['positions_per_s'] for e in book['history'])
-    return dict(schema=1, id=folder.name, command=command, config=dataclasses.asdict(c), config_hash=config_hash(c), seed=c.seed, split=describe(s),
-                code=code_version(), environment=environment(), n_threads=torch.get_num_threads(), started=started.isoformat(timespec='seconds'),
-                wall_time_s=round(book['time_s'] + time.perf_counter() - began, 2), peak_memory_mib=round(peak_memory_mib(), 1), n_parameters=sum(p.numel() for p in state.model.parameters()),
-                epochs=len(book['history']), best_epoch=book['best_epoch'], positions_per_s=round(positions/seconds) if seconds else None,
-                history=book['history'], test_hr10_by_epoch=[[epoch, m['hr@10']] for epoch, m, _ in book['test_by_epoch']], metrics=dict(valid=summary(valid), test=summary(test)) | ({} if unseen is None else dict(unseen=summary(unseen))),
-                published_way=published_way(book['test_by_epoch']), public_rule=public_record(state, s, c, folder),
-                asked=asked_otherwise(state.model, s, c), other_epochs=other_epochs(state, s, c))
+    positions = sum(e['time_s'] * e['positions_per_s'] for e in book['history'])
+    return dict(
+        schema=1,
+        id=folder.name,
+        command=command,
+        config=dataclasses.asdict(c),
+        config_hash=config_hash(c),
+        seed=c.seed,
+        split=describe(s),
+        code=code_version(),
+        environment=environment(),
+        n_threads=torch.get_num_threads(),
+        started=started.isoformat(timespec='seconds'),
+        wall_time_s=round(book['time_s'] + time.perf_counter() - began, 2),
+        peak_memory_mib=round(peak_memory_mib(), 1),
+        n_parameters=sum(p.numel() for p in state.model.parameters()),
+        epochs=len(book['history']),
+        best_epoch=book['best_epoch'],
+        positions_per_s=round(positions / seconds) if seconds else None,
+        history=book['history'],
+        test_hr10_by_epoch=[[epoch, m['hr@10']] for epoch, m, _ in book['test_by_epoch']],
+        metrics=dict(valid=summary(valid), test=summary(test))
+        | ({} if unseen is None else dict(unseen=summary(unseen))),
+        published_way=published_way(book['test_by_epoch']),
+        public_rule=public_record(state, s, c, folder),
+        asked=asked_otherwise(state.model, s, c),
+        other_epochs=other_epochs(state, s, c),
+    )
 
-def median_gap_s(s:Split) -> float|None:    # seconds; None: no times, or no two events
+
+def median_gap_s(s: Split) -> float | None:  # seconds; None: no times, or no two events
     "How far apart two events of a training sequence are, in the middle."
-    if s.train.times is None: return None
+    if s.train.times is None:
+        return None
     gaps = np.diff(s.train.times)[np.diff(np.repeat(np.arange(len(s.train)), s.train.lengths)) == 0]
     return float(np.median(gaps)) if len(gaps) else None
 
+
 def describe(s):
     "The split in numbers, with its fingerprint."
-    return dict(fingerprint=s.fingerprint, protocol=s.protocol, tie_order=s.tie_order, n_users=s.n_users, n_items=s.n_items, n_interactions_train=len(s.train.items),
-                n_valid_users=len(s.valid), n_test_users=len(s.test), n_test_targets=len(s.test.targets.items), median_gap_s=median_gap_s(s))
+    return dict(
+        fingerprint=s.fingerprint,
+        protocol=s.protocol,
+        tie_order=s.tie_order,
+        n_users=s.n_users,
+        n_items=s.n_items,
+        n_interactions_train=len(s.train.items),
+        n_valid_users=len(s.valid),
+        n_test_users=len(s.test),
+        n_test_targets=len(s.test.targets.items),
+        median_gap_s=median_gap_s(s),
+    )
 
 # %% ../nbs/07_train.ipynb #d2716147
 def read_weights(
-    file:Path,      # model.safetensors of a run
+    file: Path,  # model.safetensors of a run
 ) -> tuple[dict, dict]:  # tensors, and the configuration that made them
     "Weights with the configuration in their header."
     try:
-        with safe_open(file, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['config'])
-    except Exception as e: raise DataError(f'{file.parent.name}/{file.name}: cannot be read: {first_line(e)}') from None
+        with safe_open(file, 'pt') as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['config'])
+    except Exception as e:
+        raise DataError(f'{file.parent.name}/{file.name}: cannot be read: {first_line(e)}') from None
 
-def weights_of(folder:Path, record:dict) -> dict:
+
+def weights_of(folder: Path, record: dict) -> dict:
     "The weights of a run; an error says how to train them where they are absent, or whose they are."
     file, wanted = weights_file(folder), sha256_in(record, 'model.safetensors')
-    name, again = f'{file.parent.name}/{file.name}', f"to train them, remove the folder and type: {record.get('command') or 'molrec run, with its configuration'}"
-    if not file.exists(): raise ConfigError(f'{folder.name}: its weights are not on this machine; {again}')
+    name, again = (
+        f'{file.parent.name}/{file.name}',
+        f'to train them, remove the folder and type: {record.get("command") or "molrec run, with its configuration"}',
+    )
+    if not file.exists():
+        raise ConfigError(f'{folder.name}: its weights are not on this machine; {again}')
     check_bytes(file_sha256(file), wanted, name)
     tensors, settings = read_weights(file)
     other = sorted(k for k in settings.keys() | record['config'].keys() if settings.get(k) != record['config'].get(k))
-    if other: raise DataError(f"{name}: weights of another run, which differs in {', '.join(other)}; {again}")
-    if wanted is None and 'seal' in record: warnings.warn(f'{name}: not among the sealed files; `molrec runs seal {folder}` takes it up')
+    if other:
+        raise DataError(f'{name}: weights of another run, which differs in {", ".join(other)}; {again}')
+    if wanted is None and 'seal' in record:
+        warnings.warn(f'{name}: not among the sealed files; `molrec runs seal {folder}` takes it up')
     return tensors
 
+
 def check_tensors(
-    tensors:dict,   # name to tensor, as read
-    wanted:dict,    # name to tensor of that shape and type
-    file:str,       # named in errors
+    tensors: dict,  # name to tensor, as read
+    wanted: dict,  # name to tensor of that shape and type
+    file: str,  # named in errors
 ) -> None:
     "Refuse weights that are not a model's, or not finite."
-    for name in sorted(tensors.keys() ^ wanted.keys()): raise DataError(f'{file}: {"no" if name in wanted else "unknown"} tensor {name}')
+    for name in sorted(tensors.keys() ^ wanted.keys()):
+        raise DataError(f'{file}: {"no" if name in wanted else "unknown"} tensor {name}')
     for name, t in tensors.items():
         found, right = ((x.dtype, tuple(x.shape)) for x in (t, wanted[name]))
-        if found != right: raise DataError(f'{file}: {name} is {found[0]} {found[1]}, the model of its configuration has {right[0]} {right[1]}')
-        if t.is_floating_point() and not t.isfinite().all(): raise DataError(f'{file}: {name} holds a value that is not finite')
+        if found != right:
+            raise DataError(
+                f'{file}: {name} is {found[0]} {found[1]}, the model of its configuration has {right[0]} {right[1]}'
+            )
+        if t.is_floating_point() and not t.isfinite().all():
+            raise DataError(f'{file}: {name} holds a value that is not finite')
 
 # %% ../nbs/07_train.ipynb #0380c52c
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     "What a model's shape depends on, where its data are not at hand; stands for a `Split`."
-    n_users:int     # of the split
-    n_items:int     # N
-    train:Sequences=Sequences(np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int64))  # nothing
+
+    n_users: int  # of the split
+    n_items: int  # N
+    train: Sequences = Sequences(np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int64))  # nothing
+
 
 class Undrawn(torch.overrides.TorchFunctionMode):
     "Weights are not drawn within: on the meta device that would only load torch's compiler, which takes two seconds."
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func.__name__ in ('normal_', 'uniform_'): return args[0] if args else kwargs['tensor']
+        if func.__name__ in ('normal_', 'uniform_'):
+            return args[0] if args else kwargs['tensor']
         return func(*args, **(kwargs or {}))
 
+
 def load_weights(
-    folder:str|Path,    # of a run: record.json, and weights there or among the checkpoints
+    folder: str | Path,  # of a run: record.json, and weights there or among the checkpoints
 ) -> tuple[Config, RetrievalModel, dict]:  # the model in evaluation mode, and the record
     "A trained model, from its record and its weights alone."
     folder, record = Path(folder), read_record(folder)
-    c, sizes, tensors = make_config(record['config'], f'{folder.name}/record.json'), Sizes(record['split']['n_users'], record['split']['n_items']), weights_of(folder, record)
-    with torch.random.fork_rng(devices=[]):     # building a model draws weights; the caller's generator stays as it is
-        with torch.device('meta'), Undrawn(): wanted = make_model(c, sizes, torch.empty(sizes.n_items, c.dim)).state_dict()
+    c, sizes, tensors = (
+        make_config(record['config'], f'{folder.name}/record.json'),
+        Sizes(record['split']['n_users'], record['split']['n_items']),
+        weights_of(folder, record),
+    )
+    with torch.random.fork_rng(devices=[]):  # building a model draws weights; the caller's generator stays as it is
+        with torch.device('meta'), Undrawn():
+            wanted = make_model(c, sizes, torch.empty(sizes.n_items, c.dim)).state_dict()
         check_tensors(tensors, wanted, f'{folder.name}/model.safetensors')
         model = make_model(c, sizes, tensors.get('encoder.items'))
     model.load_state_dict(tensors)
@@ -893,69 +1265,82 @@ def load_weights(
 
 # %% ../nbs/07_train.ipynb #7f15c5f6
 def load_model(
-    folder:str|Path,    # of a run: record.json, items.parquet, and weights there or among the checkpoints
+    folder: str | Path,  # of a run: record.json, items.parquet, and weights there or among the checkpoints
 ) -> tuple[Config, RetrievalModel, pd.DataFrame]:  # the model in evaluation mode; its items, in the order of its rows
     "A trained model and its items; no data are read."
     c, model, record = load_weights(folder)
     if not has_items(Path(folder), record):
-        raise DataError(f'{Path(folder).name}: its record is older than items.parquet; load_run takes the items from the data')
+        raise DataError(
+            f'{Path(folder).name}: its record is older than items.parquet; load_run takes the items from the data'
+        )
     return c, model, read_items(folder, record)
 
+
 def load_run(
-    folder:str|Path,    # of a run: record.json, and weights there or among the checkpoints
+    folder: str | Path,  # of a run: record.json, and weights there or among the checkpoints
 ) -> tuple[Config, RetrievalModel, Split]:  # the model in evaluation mode
     "A trained model, and the data it was trained on."
     (c, model, record), name = load_weights(folder), Path(folder).name
     s, then = prepare(c), record['split']['fingerprint']
-    if s.fingerprint != then: raise DataError(f'{name}: the data of this run are not what they were: the split of {c.dataset} is {s.fingerprint[:12]}, it was {then[:12]}; other data, or in another order')
+    if s.fingerprint != then:
+        raise DataError(
+            f'{name}: the data of this run are not what they were: the split of {c.dataset} is {s.fingerprint[:12]}, it was {then[:12]}; other data, or in another order'
+        )
     return c, model, s
 
 # %% ../nbs/07_train.ipynb #436a1951
 def rank_again(
-    folder:str|Path,    # of a run whose weights are here
-) -> dict:              # its record, with `public_rule` and `asked`
+    folder: str | Path,  # of a run whose weights are here
+) -> dict:  # its record, with `public_rule` and `asked`
     "Add to a record what its kept weights give by the public rule, and at other times of asking."
     folder = Path(folder)
     record = read_record(folder)
-    if record.get('public_rule'): return record
+    if record.get('public_rule'):
+        return record
     if not record.get('published_way'):
-        raise DataError(f'{folder.name}: its test part was not read at every epoch, so that no published way belongs to it')
+        raise DataError(
+            f'{folder.name}: its test part was not read at every epoch, so that no published way belongs to it'
+        )
     c, model, s = load_run(folder)
     steps = public_steps(model, s, c)
-    same = float((steps['history'].ranks == pd.read_parquet(folder/'ranks.parquet')['rank'].to_numpy()).mean())
-    if same < .99: raise DataError(f'{folder.name}: its weights give {same:.1%} of the recorded ranks here, wanted 99 %')
+    same = float((steps['history'].ranks == pd.read_parquet(folder / 'ranks.parquet')['rank'].to_numpy()).mean())
+    if same < 0.99:
+        raise DataError(f'{folder.name}: its weights give {same:.1%} of the recorded ranks here, wanted 99 %')
     again = dict(started=datetime.now(timezone.utc).isoformat(timespec='seconds'), code=code_version(), same=same)
-    found = dict(epoch=record['best_epoch'], readings=1, metrics=summary(steps['depth']), steps=step_metrics(steps), again=again)
-    with FileLock(folder/'.lock'):
+    found = dict(
+        epoch=record['best_epoch'], readings=1, metrics=summary(steps['depth']), steps=step_metrics(steps), again=again
+    )
+    with FileLock(folder / '.lock'):
         write_public(steps['depth'].ranks, s, folder)
         record = sealed(read_record(folder) | dict(public_rule=found, asked=asked_otherwise(model, s, c)), folder)
-        write_json(folder/'record.json', record)
+        write_json(folder / 'record.json', record)
     return record
 
 # %% ../nbs/07_train.ipynb #072fa163
 @torch.no_grad()
 def training_queries(
-    model:RetrievalModel,  # put into evaluation mode
-    s:Split,            # whose training part is encoded
-    seed:int=0,         # of the order
-    most:int=300_000,   # positions, at most: those of sequences in drawn order
-) -> tuple:             # queries (T, D), targets (T,), users (T,)
+    model: RetrievalModel,  # put into evaluation mode
+    s: Split,  # whose training part is encoded
+    seed: int = 0,  # of the order
+    most: int = 300_000,  # positions, at most: those of sequences in drawn order
+) -> tuple:  # queries (T, D), targets (T,), users (T,)
     "Queries of training positions, without dropout."
     model.eval()
     out, count = [], 0
     for batch in PackedBatches(s.train, 64, seed, s.ask).epoch(0):
         out.append(examples(model.encoder, batch.to(place_of(model))))
-        if (count := count + len(out[-1][1])) >= most: break
+        if (count := count + len(out[-1][1])) >= most:
+            break
     return tuple(torch.cat(parts)[:most] for parts in zip(*out))
 
 # %% ../nbs/07_train.ipynb #7ecbe0aa
 @torch.no_grad()
 def teacher_scores(
-    similarity:Similarity,  # in evaluation mode
-    queries:Tensor,         # (T, D)
-    items:Tensor,           # (R, D)
-    users:Tensor,           # (T,), int64
-) -> Tensor:                # (T, R), float32
+    similarity: Similarity,  # in evaluation mode
+    queries: Tensor,  # (T, D)
+    items: Tensor,  # (R, D)
+    users: Tensor,  # (T,), int64
+) -> Tensor:  # (T, R), float32
     "All pairs, by the similarity's own tiles."
     side, tiles = similarity.query_side(queries, users), tiles_for(similarity, similarity.item_side(items))
     rows = (slice(i, i + tiles.step) for i in range(0, len(queries), tiles.step))
@@ -964,7 +1349,15 @@ def teacher_scores(
 # %% ../nbs/07_train.ipynb #3e6e65bf
 def next_item_loss(model, head, queries, targets, users, items, n):
     "Sampled softmax of the head, all positions against the same `n` negatives."
-    return sampled_loss(head, queries, items, targets, draw_negatives(len(targets), len(items), n, len(targets) + 1).to(items.device), len(targets) + 1)
+    return sampled_loss(
+        head,
+        queries,
+        items,
+        targets,
+        draw_negatives(len(targets), len(items), n, len(targets) + 1).to(items.device),
+        len(targets) + 1,
+    )
+
 
 def teacher_loss(model, head, queries, targets, users, items, n):
     "Divergence of the head's softmax from the similarity's, over the batch's next items and `n` drawn ones."
@@ -973,28 +1366,33 @@ def teacher_loss(model, head, queries, targets, users, items, n):
     return F.kl_div(head(queries, chosen).log_softmax(1), wanted.log_softmax(1), log_target=True, reduction='batchmean')
 
 # %% ../nbs/07_train.ipynb #26d45a33
-head_teachers = dict([(None, (next_item_loss, 300_000, 2048)), ('mol', (teacher_loss, 30_000, 256))])  # loss, positions, positions per step
+head_teachers = dict(
+    [(None, (next_item_loss, 300_000, 2048)), ('mol', (teacher_loss, 30_000, 256))]
+)  # loss, positions, positions per step
+
 
 def fit_head(
-    model:RetrievalModel,   # trained; nothing of it moves
-    s:Split,                # whose training part is learned from
-    c:Config,               # for the temperature and the number of negatives
-    width:int=64,           # of the head
-    teacher:str|None=None,  # 'mol': the model's similarity; None: the next items
-    epochs:int=2,           # passes over the positions
-    seed:int=0,             # of weights, order and draws
-    lr:float=1e-2,          # of AdamW, falls linearly to zero
-) -> Head:                  # in evaluation mode
+    model: RetrievalModel,  # trained; nothing of it moves
+    s: Split,  # whose training part is learned from
+    c: Config,  # for the temperature and the number of negatives
+    width: int = 64,  # of the head
+    teacher: str | None = None,  # 'mol': the model's similarity; None: the next items
+    epochs: int = 2,  # passes over the positions
+    seed: int = 0,  # of weights, order and draws
+    lr: float = 1e-2,  # of AdamW, falls linearly to zero
+) -> Head:  # in evaluation mode
     "A head for a finished model: 'frozen' without a teacher, 'distilled' with one."
-    if teacher not in head_teachers: raise ConfigError(f"teacher: got {teacher!r}, wanted None or 'mol'")
+    if teacher not in head_teachers:
+        raise ConfigError(f"teacher: got {teacher!r}, wanted None or 'mol'")
     loss, most, step = head_teachers[teacher]
     data, items = training_queries(model, s, seed, most), model.encoder.items.detach()
     torch.manual_seed(seed)
     head = Head(model.encoder.dim, width, c.temperature).to(items.device)
     plan = [rows for _ in range(epochs) for rows in torch.randperm(len(data[1])).split(step)]
-    optimiser = torch.optim.AdamW(head.parameters(), lr, weight_decay=0.)
+    optimiser = torch.optim.AdamW(head.parameters(), lr, weight_decay=0.0)
     for i, rows in enumerate(plan):
-        for group in optimiser.param_groups: group['lr'] = lr*(1 - i/len(plan))
+        for group in optimiser.param_groups:
+            group['lr'] = lr * (1 - i / len(plan))
         optimiser.zero_grad()
         loss(model, head, *(t[rows] for t in data), items, c.embedder_negatives).backward()
         optimiser.step()

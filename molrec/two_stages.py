@@ -25,77 +25,100 @@ from .similarity import Dot, Similarity
 @dataclass(frozen=True)
 class HIndexerSettings(ComponentMeanSettings):
     "And the seed of stage 1's sample."
-    k_prime:int = option(10_000)
-    stage1:str = option('int8', tuple(storages), stored=True)
-    seed:int = option(0, low=0, stored=True)
+
+    k_prime: int = option(10_000)
+    stage1: str = option('int8', tuple(storages), stored=True)
+    seed: int = option(0, low=0, stored=True)
+
 
 def head_for(
-    model:Any,              # what the index is built for
-    similarity:Similarity,  # its snapshot
-    head:Any,               # what was given: a head, 'mean', or None
-) -> Any:                   # a head; the similarity itself; or None: the mean of components
+    model: Any,  # what the index is built for
+    similarity: Similarity,  # its snapshot
+    head: Any,  # what was given: a head, 'mean', or None
+) -> Any:  # a head; the similarity itself; or None: the mean of components
     "What stage 1 ranks by: a head, that of the model, the mean of components, or the dot product itself."
-    if head is None: head = getattr(model, 'head', None)
-    if head is None: head = 'mean' if isinstance(similarity, MoL) else similarity if isinstance(similarity, Dot) else None
-    if head is None: raise ConfigError(f'head: a {type(similarity).__name__} has no stage 1 of its own; train a head with it (head_width) or give one')
+    if head is None:
+        head = getattr(model, 'head', None)
+    if head is None:
+        head = 'mean' if isinstance(similarity, MoL) else similarity if isinstance(similarity, Dot) else None
+    if head is None:
+        raise ConfigError(
+            f'head: a {type(similarity).__name__} has no stage 1 of its own; train a head with it (head_width) or give one'
+        )
     if isinstance(head, str) and head == 'mean':
         check_components(similarity, "HIndexer with head='mean'")
         return None
-    if not isinstance(head, nn.Module): raise ConfigError(f"head: got {head!r}, wanted a head, 'mean' or None")
+    if not isinstance(head, nn.Module):
+        raise ConfigError(f"head: got {head!r}, wanted a head, 'mean' or None")
     return head if head is similarity else snapshot(head)
+
 
 class HIndexer(ComponentMean):
     "Candidates: what passes stage 1 (KDD'23)."
-    Settings:ClassVar[type] = HIndexerSettings
+
+    Settings: ClassVar[type] = HIndexerSettings
 
     def __init__(
         self,
-        model:Any,          # a recommender, or a similarity
-        head:Any=None,      # of stage 1; 'mean': the mean of components; None: what fits, see `head_for`
-        **settings:Any,     # some of `Settings`
+        model: Any,  # a recommender, or a similarity
+        head: Any = None,  # of stage 1; 'mean': the mean of components; None: what fits, see `head_for`
+        **settings: Any,  # some of `Settings`
     ) -> None:
         Index.__init__(self, model, **settings)
         self.head = head_for(model, self.similarity, head)
-        self.precise_head:Any = None if self.head is None else snapshot(self.head).double()
+        self.precise_head: Any = None if self.head is None else snapshot(self.head).double()
 
-    def query_vectors(self, request:Request) -> Tensor:
-        return super().query_vectors(request) if self.precise_head is None else query_side_of(self.precise_head, request.queries, None)[0]
+    def query_vectors(self, request: Request) -> Tensor:
+        return (
+            super().query_vectors(request)
+            if self.precise_head is None
+            else query_side_of(self.precise_head, request.queries, None)[0]
+        )
 
-    def item_vectors(self, items:Tensor) -> Tensor:
+    def item_vectors(self, items: Tensor) -> Tensor:
         return super().item_vectors(items) if self.precise_head is None else self.precise_head.item_side(items)[0]
 
     @classmethod
-    def beside(cls, model:Any, head:Any, kept:bool) -> dict:
-        if kept: return dict(head=getattr(model, 'head', None) if head is None else head)
+    def beside(cls, model: Any, head: Any, kept: bool) -> dict:
+        if kept:
+            return dict(head=getattr(model, 'head', None) if head is None else head)
         return dict(head='mean' if isinstance(getattr(model, 'similarity', model), MoL) else None)
 
-    def candidates(self, search:Search, k:int) -> Candidates:
+    def candidates(self, search: Search, k: int) -> Candidates:
         stage, among = stage_of(search)
         request, wanted = search.request, max(k, search.settings.k_prime)
-        found = stage.candidates(self.query_vectors(request), wanted, request.allow if among is None else None, request.banned)
-        if among is None: return found
+        found = stage.candidates(
+            self.query_vectors(request), wanted, request.allow if among is None else None, request.banned
+        )
+        if among is None:
+            return found
         rows = among[found.rows.clamp(min=0).long()].int().masked_fill_(found.rows < 0, -1)
         return Candidates(rows, found.count)
 
     def memory_bytes(self) -> int:
         stage = stage_over(self.state, self.settings)
         more = [stage.sample, *stage.sampled.tensors('').values()]
-        return super().memory_bytes() + sum(t.numel()*t.element_size() for t in more)
+        return super().memory_bytes() + sum(t.numel() * t.element_size() for t in more)
 
 # %% ../nbs/13c_two_stages.ipynb #72d90cca
-def stage_over(state:State, settings:HIndexerSettings) -> Stage1:
+def stage_over(state: State, settings: HIndexerSettings) -> Stage1:
     "Stage 1 over all rows of a state."
     name = ('stage 1', settings.seed, settings.impl)
-    if name not in state.made: state.made[name] = Stage1(state.vectors, state.ids, settings.seed, stage_impl(settings))
+    if name not in state.made:
+        state.made[name] = Stage1(state.vectors, state.ids, settings.seed, stage_impl(settings))
     return state.made[name]
 
-def stage_impl(settings:IndexSettings) -> str: return settings.impl if settings.impl in ('torch', 'triton') else 'auto'
 
-def stage_of(
-    search:Search,
-) -> tuple[Stage1, Tensor|None]:    # stage 1, and the rows that it is about; None: all
+def stage_impl(settings: IndexSettings) -> str:
+    return settings.impl if settings.impl in ('torch', 'triton') else 'auto'
+
+
+def stage_of(search: Search) -> tuple[Stage1, Tensor | None]:  # stage 1, and the rows that it is about; None: all
     "Stage 1 over all rows, or over the allowed ones where they are few."
     state, allow = search.state, search.request.allow
-    if allow is None or int(allow.sum()) >= len(state)//4 or not allow.any(): return stage_over(state, search.settings), None
+    if allow is None or int(allow.sum()) >= len(state) // 4 or not allow.any():
+        return stage_over(state, search.settings), None
     among = allow.nonzero().squeeze(1)
-    return Stage1(state.vectors.select(among), state.ids[among], search.settings.seed, stage_impl(search.settings)), among
+    return Stage1(
+        state.vectors.select(among), state.ids[among], search.settings.seed, stage_impl(search.settings)
+    ), among

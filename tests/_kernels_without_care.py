@@ -1,16 +1,17 @@
 "Kernels with a mistake each, to see that the tests would find it."
+
 import triton, triton.language as tl
 
 
 @triton.jit
 def no_mask(OUT, n):
-    i = tl.program_id(0)*4 + tl.arange(0, 4)
-    tl.store(OUT + i, 1.)
+    i = tl.program_id(0) * 4 + tl.arange(0, 4)
+    tl.store(OUT + i, 1.0)
 
 
 @triton.jit
 def reads_beyond(X, OUT, n):
-    i = tl.program_id(0)*2 + tl.arange(0, 2)
+    i = tl.program_id(0) * 2 + tl.arange(0, 2)
     tl.atomic_add(OUT, tl.sum(tl.load(X + i)))
 
 

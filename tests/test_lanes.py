@@ -1,4 +1,5 @@
 "MoL's compiled loop with registers of 4 and 8 lanes: the torch form's scores, the same bits wherever a pair is scored; ARM's form in an emulator."
+
 import shutil, subprocess
 
 import numpy as np
@@ -11,7 +12,11 @@ from molrec.mol import MoL
 from molrec.native import build
 
 D, N, B = 10, 75, 3
-shapes = [dict(n_query=8, n_item=4, width=16, gate_hidden=32), dict(n_query=3, n_item=5, width=6, gate_hidden=20), dict(n_query=9, n_item=2, width=34, gates='query+item')]
+shapes = [
+    dict(n_query=8, n_item=4, width=16, gate_hidden=32),
+    dict(n_query=3, n_item=5, width=6, gate_hidden=20),
+    dict(n_query=9, n_item=2, width=34, gates='query+item'),
+]
 storages = ('fp32', 'bf16', 'int8')
 
 
@@ -23,15 +28,30 @@ def case(shape, storage):
 
 
 def constants(mol, storage):
-    return dict(P_Q=mol.n_query, P_X=mol.n_item, D=mol.width, H=len(mol.gate_pair[0].bias) if mol.gate_pair else 0, KS=1, STORE=storages.index(storage))
+    return dict(
+        P_Q=mol.n_query,
+        P_X=mol.n_item,
+        D=mol.width,
+        H=len(mol.gate_pair[0].bias) if mol.gate_pair else 0,
+        KS=1,
+        STORE=storages.index(storage),
+    )
 
 
 @pytest.fixture(params=[None, 4, 8], ids=lambda lanes: f'{lanes} lanes' if lanes else 'own')
 def lanes(request, monkeypatch):
     "This processor's own loop; then with registers of other processors, which the compiler puts together."
-    def loop(source, **given): return build('mol', source, **given) if request.param is None else build('mol', source, LANES=request.param, **given)
+
+    def loop(source, **given):
+        return (
+            build('mol', source, **given)
+            if request.param is None
+            else build('mol', source, LANES=request.param, **given)
+        )
+
     monkeypatch.setattr(candidates, 'build', lambda name, source, **given: loop(source, **given))
-    if mol_library(*case(shapes[0], 'fp32')[:2], 'fp32') is None: pytest.skip('no compiler, or no such loop here')
+    if mol_library(*case(shapes[0], 'fp32')[:2], 'fp32') is None:
+        pytest.skip('no compiler, or no such loop here')
     return request.param
 
 
@@ -43,18 +63,25 @@ def test_scores_are_torchs_and_the_same_bits_wherever_a_pair_is_scored(shape, st
     torch.testing.assert_close(whole, score_range(mol, q, table, 0, N, impl='torch'), rtol=0, atol=2e-4)
     for n in (1, 2, 15, 16, 17, 33, N):
         rows = torch.stack([torch.randperm(N)[:n] for _ in range(B)]).int()
-        assert torch.equal(score_rows(mol, q, table, rows, torch.full((B,), n), impl='native'), whole.gather(1, rows.long()))
-        assert torch.equal(score_range(mol, q, table, N - n, N, impl='native'), whole[:, N - n:])
+        assert torch.equal(
+            score_rows(mol, q, table, rows, torch.full((B,), n), impl='native'), whole.gather(1, rows.long())
+        )
+        assert torch.equal(score_range(mol, q, table, N - n, N, impl='native'), whole[:, N - n :])
         one = tuple(t[1:2] for t in q)
         assert torch.equal(score_range(mol, one, table, 0, n, impl='native'), whole[1:2, :n])
 
 
 def test_bf16_is_answered_everywhere(lanes):
     mol, table, q = case(shapes[0], 'bf16')
-    torch.testing.assert_close(score_range(mol, q, table, 0, N, impl='native', arithmetic='bf16'), score_range(mol, q, table, 0, N, impl='torch'), rtol=0, atol=.2)
+    torch.testing.assert_close(
+        score_range(mol, q, table, 0, N, impl='native', arithmetic='bf16'),
+        score_range(mol, q, table, 0, N, impl='torch'),
+        rtol=0,
+        atol=0.2,
+    )
 
 
-arm_main = r'''
+arm_main = r"""
 #include <stdio.h>
 #include <stdlib.h>
 static const void *next(FILE *in) {         // a block: its bytes, then they themselves
@@ -75,27 +102,50 @@ int main(int n_args, char **args) {
     fwrite(scores, 4, B*N, out); fwrite(listed, 4, B*N, out);
     return fclose(out) || LANES != 4;
 }
-'''
+"""
+
 
 def blocks(*values):
     "Arrays, each after its number of bytes."
-    arrays = [np.empty(0, np.uint8) if v is None else np.ascontiguousarray(v.contiguous().view(torch.uint8).numpy()) for v in values]
+    arrays = [
+        np.empty(0, np.uint8) if v is None else np.ascontiguousarray(v.contiguous().view(torch.uint8).numpy())
+        for v in values
+    ]
     return b''.join(np.int64(a.nbytes).tobytes() + a.tobytes() for a in arrays)
 
 
 @pytest.mark.parametrize('storage', storages)
 @pytest.mark.parametrize('shape', shapes)
 def test_arm_gives_the_same_scores_in_an_emulator(shape, storage, tmp_path):
-    cross, emulator = shutil.which('aarch64-linux-gnu-gcc'), shutil.which('qemu-aarch64') or shutil.which('qemu-aarch64-static')
-    if not cross or not emulator: pytest.skip('needs a compiler for ARM and an emulator: apt-get install gcc-aarch64-linux-gnu qemu-user')
+    cross, emulator = (
+        shutil.which('aarch64-linux-gnu-gcc'),
+        shutil.which('qemu-aarch64') or shutil.which('qemu-aarch64-static'),
+    )
+    if not cross or not emulator:
+        pytest.skip('needs a compiler for ARM and an emulator: apt-get install gcc-aarch64-linux-gnu qemu-user')
     mol, table, q = case(shape, storage)
     defined = [f'-D{k}={v}' for k, v in constants(mol, storage).items()]
-    words = [cross, '-O3', '-fno-math-errno', '-fno-trapping-math', '-static', '-x', 'c', '-', '-o', tmp_path/'loop', *defined, '-lm']
+    words = [
+        cross,
+        '-O3',
+        '-fno-math-errno',
+        '-fno-trapping-math',
+        '-static',
+        '-x',
+        'c',
+        '-',
+        '-o',
+        tmp_path / 'loop',
+        *defined,
+        '-lm',
+    ]
     subprocess.run(words, input=mol_source + arm_main, text=True, check=True)
     rows = torch.stack([torch.randperm(N) for _ in range(B)]).int()
-    (tmp_path/'in').write_bytes(blocks(torch.tensor([N, B]), *given(mol, q, table.parts, 'fp32'), rows, torch.full((B,), N)))
-    subprocess.run([emulator, tmp_path/'loop', tmp_path/'in', tmp_path/'out'], check=True)
-    scores, listed = torch.from_numpy(np.fromfile(tmp_path/'out', np.float32)).view(2, B, N)
+    (tmp_path / 'in').write_bytes(
+        blocks(torch.tensor([N, B]), *given(mol, q, table.parts, 'fp32'), rows, torch.full((B,), N))
+    )
+    subprocess.run([emulator, tmp_path / 'loop', tmp_path / 'in', tmp_path / 'out'], check=True)
+    scores, listed = torch.from_numpy(np.fromfile(tmp_path / 'out', np.float32)).view(2, B, N)
     torch.testing.assert_close(scores, score_range(mol, q, table, 0, N, impl='torch'), rtol=0, atol=2e-4)
     assert torch.equal(listed, scores.gather(1, rows.long()))
 
@@ -104,9 +154,27 @@ def test_arm_gives_the_same_scores_in_an_emulator(shape, storage, tmp_path):
 def test_it_compiles_for_its_processors(target, tmp_path):
     gcc = shutil.which('gcc')
     said = gcc and subprocess.run([gcc, '-dumpmachine'], capture_output=True, text=True).stdout
-    if not said or 'x86_64' not in said: pytest.skip('there is no gcc for x86-64 here')
-    for KS in (1, 2)[:1 + (target == 'sapphirerapids')]:
+    if not said or 'x86_64' not in said:
+        pytest.skip('there is no gcc for x86-64 here')
+    for KS in (1, 2)[: 1 + (target == 'sapphirerapids')]:
         for store in range(3):
-            words = [gcc, f'-march={target}', '-O1', '-Wno-psabi', '-c', '-x', 'c', '-', '-o', tmp_path/'loop.o', '-DP_Q=3', '-DP_X=5', '-DD=6', '-DH=20']
-            done = subprocess.run([*words, f'-DKS={KS}', f'-DSTORE={store}'], input=mol_source, capture_output=True, text=True)
+            words = [
+                gcc,
+                f'-march={target}',
+                '-O1',
+                '-Wno-psabi',
+                '-c',
+                '-x',
+                'c',
+                '-',
+                '-o',
+                tmp_path / 'loop.o',
+                '-DP_Q=3',
+                '-DP_X=5',
+                '-DD=6',
+                '-DH=20',
+            ]
+            done = subprocess.run(
+                [*words, f'-DKS={KS}', f'-DSTORE={store}'], input=mol_source, capture_output=True, text=True
+            )
             assert not done.returncode, done.stderr[:500]

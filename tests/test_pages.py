@@ -1,4 +1,5 @@
 "What a name from data may do on a page, in a file name and in a figure: be read, and nothing else."
+
 import json
 import re
 import shutil
@@ -17,33 +18,105 @@ from test_report import make_run
 from molrec.records import seal, sealed
 from molrec import bench, bench_kernels, insights, plots, protocol, report, retrieval
 
-BITS = ['"', "'", '<', '>', '&', '&lt;', '&#39;', '</script>', '<script>alert(1)</script>', '</style>', '</td>', '<b>',
-        '"onload="alert(1)', '" onmouseover="x', 'id="x"', '<svg onload=alert(1)>', '<!--', '-->', '--!>', ']]>',
-        '{{7*7}}', '{% raw %}', '{#', '%s', '\\g<0>', '$\\frac', '$x$', '$', '\\(x\\)', '\\begin{a}b\\end{a}', '\\', '\\|', '|',
-        '\x00', '\x1b[31m', '\x85', '\n', '\r\n', '\u2028', '\u200f', '\u202e', '\u2066', 'שלום', '🎬', 'é', 'a'*500,
-        '../../x', '/', '..', '.', '`', '```', '~~', '***', '_x_', '__', '# ', '> ', '- ', '1. ', '---', '=1+1', '@', ' ',
-        '](javascript:alert(1))', '[x](javascript:alert(1))', '![x](x.png)', '[^1]', '[x]: y', 'http://example.org',
-        'www.example.org', 'SASRec']
+BITS = [
+    '"',
+    "'",
+    '<',
+    '>',
+    '&',
+    '&lt;',
+    '&#39;',
+    '</script>',
+    '<script>alert(1)</script>',
+    '</style>',
+    '</td>',
+    '<b>',
+    '"onload="alert(1)',
+    '" onmouseover="x',
+    'id="x"',
+    '<svg onload=alert(1)>',
+    '<!--',
+    '-->',
+    '--!>',
+    ']]>',
+    '{{7*7}}',
+    '{% raw %}',
+    '{#',
+    '%s',
+    '\\g<0>',
+    '$\\frac',
+    '$x$',
+    '$',
+    '\\(x\\)',
+    '\\begin{a}b\\end{a}',
+    '\\',
+    '\\|',
+    '|',
+    '\x00',
+    '\x1b[31m',
+    '\x85',
+    '\n',
+    '\r\n',
+    '\u2028',
+    '\u200f',
+    '\u202e',
+    '\u2066',
+    'שלום',
+    '🎬',
+    'é',
+    'a' * 500,
+    '../../x',
+    '/',
+    '..',
+    '.',
+    '`',
+    '```',
+    '~~',
+    '***',
+    '_x_',
+    '__',
+    '# ',
+    '> ',
+    '- ',
+    '1. ',
+    '---',
+    '=1+1',
+    '@',
+    ' ',
+    '](javascript:alert(1))',
+    '[x](javascript:alert(1))',
+    '![x](x.png)',
+    '[^1]',
+    '[x]: y',
+    'http://example.org',
+    'www.example.org',
+    'SASRec',
+]
 bits = st.lists(st.sampled_from(BITS) | st.text(max_size=4), min_size=1, max_size=6)
 names = bits.map(''.join).filter(lambda name: any(c.isalnum() for c in name))
 ODD = 'x" onload="alert(1)', 'SASRec </script><b>{{7*7}} | `a` & [x](javascript:alert(1))', '../../x\n# $\\frac'
-DRAWN = {'svg', 'defs', 'style', 'g', 'path', 'use', 'clippath', 'rect', 'image'}    # what matplotlib draws with
+DRAWN = {'svg', 'defs', 'style', 'g', 'path', 'use', 'clippath', 'rect', 'image'}  # what matplotlib draws with
 FILE = re.compile(r'[A-Za-z][A-Za-z0-9-]{0,150}\.(csv|svg|png|md|html)')
 
 
 # reading what was written
 
+
 def readable(name):
     "The name as a reader sees it, white space apart; written down a second time."
+
     def one(c):
-        if c in '\t\n\v\f\r\x1c\x1d\x1e\x1f\x85\u2028\u2029': return ' '
+        if c in '\t\n\v\f\r\x1c\x1d\x1e\x1f\x85\u2028\u2029':
+            return ' '
         turning = '\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'
         return '\ufffd' if unicodedata.category(c) in ('Cc', 'Cs') or c in turning + '\ufffe\uffff' else c
+
     return ' '.join(''.join(map(one, name)).split())
 
 
 class Page(HTMLParser):
     "Elements outside of drawings, elements inside, ids, links, and the text."
+
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.elements, self.drawn, self.ids, self.links, self.parts, self.depth = Counter(), Counter(), [], [], [], 0
@@ -57,12 +130,18 @@ class Page(HTMLParser):
         self.ids += [value for name, value in attributes if name == 'id']
         self.links += [value for name, value in attributes if name.endswith('href') or name == 'src']
 
-    def handle_endtag(self, tag): self.depth -= tag == 'svg'
-    def handle_data(self, data): self.parts.append(data)
-    def handle_comment(self, data): assert self.depth, 'a comment that is not a drawing\'s'
+    def handle_endtag(self, tag):
+        self.depth -= tag == 'svg'
+
+    def handle_data(self, data):
+        self.parts.append(data)
+
+    def handle_comment(self, data):
+        assert self.depth, "a comment that is not a drawing's"
 
     @property
-    def text(self): return ' '.join(''.join(self.parts).split())
+    def text(self):
+        return ' '.join(''.join(self.parts).split())
 
 
 def check_page(page, plain):
@@ -70,7 +149,9 @@ def check_page(page, plain):
     assert page.elements == plain.elements
     assert {tag for tag, _ in page.drawn} <= DRAWN
     assert not [name for of in page.drawn for name in of[1] if name.startswith('on') or name == 'src']
-    assert len(page.ids) == len(set(page.ids)) and all(re.fullmatch(r'[A-Za-z][A-Za-z0-9_.-]*', i, re.A) for i in page.ids)
+    assert len(page.ids) == len(set(page.ids)) and all(
+        re.fullmatch(r'[A-Za-z][A-Za-z0-9_.-]*', i, re.A) for i in page.ids
+    )
     assert all(re.fullmatch(r'#[\w.-]+|[\w.~%-]+(/[\w.~%-]+)*', link, re.A) for link in page.links)
 
 
@@ -88,24 +169,36 @@ def check_markdown(text):
 
 # made-up records under two names
 
+
 def train(folder, row, dataset, similarity, **more):
     "A made-up run with a learning curve, exposure and a notebook, as the pages draw them."
-    history = [{'epoch': e, 'valid_hr@10': .2 + .01*e} for e in range(1, 6)]
-    way = {'epoch': 4, 'metrics': {m: .2 for m in report.report_metrics['leave-last-one-out']}}
-    run = make_run(folder, row, similarity=similarity, loss='sampled-softmax', users=60, dataset=dataset,
-                   protocol='leave-last-one-out', history=history, published_way=way, **more)
+    history = [{'epoch': e, 'valid_hr@10': 0.2 + 0.01 * e} for e in range(1, 6)]
+    way = {'epoch': 4, 'metrics': {m: 0.2 for m in report.report_metrics['leave-last-one-out']}}
+    run = make_run(
+        folder,
+        row,
+        similarity=similarity,
+        loss='sampled-softmax',
+        users=60,
+        dataset=dataset,
+        protocol='leave-last-one-out',
+        history=history,
+        published_way=way,
+        **more,
+    )
     items = pd.DataFrame(dict(item_id=np.arange(3_416), trained=3_416 - np.arange(3_416), shown=1))
-    items.to_parquet(run/'items.parquet', index=False)
-    (run/'run.ipynb').write_text('{}')
+    items.to_parquet(run / 'items.parquet', index=False)
+    (run / 'run.ipynb').write_text('{}')
     seal(run)
 
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
     "Two rows on two data sets; the folder has an odd name too."
-    folder = tmp_path_factory.mktemp('made')/'runs "<b>'
+    folder = tmp_path_factory.mktemp('made') / 'runs "<b>'
     for i, dataset in enumerate(('ml-1m', 'plain')):
-        for similarity, row in (('mol', 'Row'), ('dot', 'Another')): train(folder, row, dataset, similarity, name=f'{similarity}-{i}', seed=i)
+        for similarity, row in (('mol', 'Row'), ('dot', 'Another')):
+            train(folder, row, dataset, similarity, name=f'{similarity}-{i}', seed=i)
     return folder
 
 
@@ -113,8 +206,10 @@ def rename(runs, row, dataset):
     "Put names into the records, wherever a record has text that pages show."
     for file in runs.glob('*/record.json'):
         record = json.loads(file.read_text())
-        if record['config']['row'] == 'Row': record['config']['row'] = row
-        if record['config']['dataset'] == 'plain': record['config']['dataset'] = dataset
+        if record['config']['row'] == 'Row':
+            record['config']['row'] = row
+        if record['config']['dataset'] == 'plain':
+            record['config']['dataset'] = dataset
         record['command'], record['code']['commit'] = f'molrec run {dataset}', row
         record['environment']['cpu'] = f'cpu {row}'
         file.write_text(json.dumps(sealed(record, file.parent)))
@@ -124,7 +219,8 @@ def svg_alone(fig, stem, data):
     "`save_figure` without the time that a PNG takes; names reach it in the same way."
     files = [Path(f'{stem}{suffix}') for suffix in ('.svg', '.png', '.csv')]
     files[0].parent.mkdir(parents=True, exist_ok=True)
-    with plots.mpl.rc_context(plots.theme): fig.savefig(files[0])
+    with plots.mpl.rc_context(plots.theme):
+        fig.savefig(files[0])
     files[1].write_bytes(b'')
     data.to_csv(files[2], index=False)
     return files
@@ -132,12 +228,13 @@ def svg_alone(fig, stem, data):
 
 def build(made, folder, row, dataset):
     "Everything that is made from records: files by name, and what was written."
-    runs, out = folder/'a'/'b'/made.name, folder/'a'/'b'/'out'
+    runs, out = folder / 'a' / 'b' / made.name, folder / 'a' / 'b' / 'out'
     shutil.copytree(made, runs)
     rename(runs, row, dataset)
     before = set(folder.rglob('*'))
     quick = pytest.MonkeyPatch()
-    for module in (report, insights, protocol): quick.setattr(module, 'save_figure', svg_alone)
+    for module in (report, insights, protocol):
+        quick.setattr(module, 'save_figure', svg_alone)
     told = protocol.build_protocol(runs, out)
     files, more = insights.build_insights(runs, out)
     files |= report.build_report(runs, out, more=protocol.protocol_html(told) + more)
@@ -149,7 +246,8 @@ def build(made, folder, row, dataset):
 
 
 @pytest.fixture(scope='module')
-def plain(made, tmp_path_factory): return build(made, tmp_path_factory.mktemp('plain'), 'Row', 'plain')
+def plain(made, tmp_path_factory):
+    return build(made, tmp_path_factory.mktemp('plain'), 'Row', 'plain')
 
 
 @pytest.mark.filterwarnings('ignore:.*missing from font')
@@ -157,7 +255,7 @@ def plain(made, tmp_path_factory): return build(made, tmp_path_factory.mktemp('p
 @given(row=names, dataset=names)
 @example(row=ODD[0], dataset=ODD[0])
 @example(row=ODD[1], dataset=ODD[2])
-@example(row='_\\' + 'w'*500, dataset='.\x00?')
+@example(row='_\\' + 'w' * 500, dataset='.\x00?')
 def test_names_are_text_wherever_they_come(made, plain, tmp_path_factory, row, dataset):
     files = build(made, tmp_path_factory.mktemp('odd'), row, dataset)
     page = Page(files['html'].read_text(encoding='utf-8'))
@@ -201,6 +299,7 @@ def test_a_drawing_has_a_label_and_nothing_more(name):
 def test_the_page_of_kernels_holds_text(name, device):
     def made(title, text):
         return Page(bench_kernels.kernels_html({title: (pd.DataFrame({'work': [text]}), text)}, text))
+
     page = made(name, device)
     check_page(page, made('a', 'b'))
     assert readable(name) in page.text and readable(device) in page.text
@@ -209,7 +308,9 @@ def test_the_page_of_kernels_holds_text(name, device):
 @settings(many, max_examples=300)
 @given(name=names)
 def test_markdown_shows_a_name_as_it_is(name):
-    def made(name): return report.markdown_table(pd.DataFrame({'row': [name, 'b'], 'n': ['1', '2']}))
+    def made(name):
+        return report.markdown_table(pd.DataFrame({'row': [name, 'b'], 'n': ['1', '2']}))
+
     check_markdown(made(name))
     said = Page(markdown2html(made(name)))
     assert said.elements == Page(markdown2html(made('a'))).elements
@@ -219,8 +320,18 @@ def test_markdown_shows_a_name_as_it_is(name):
 
 def recalls(corpus):
     "Rows as the measurement of recall makes them."
-    of = dict(corpus=corpus, n_items=9, method='h-indexer', label='h-indexer, int8', k=2, low=.4, high=.99, n_queries=4, seed=0)
-    return [of | dict(k_prime=k, scored=k, recall=.5 + k/20) for k in (2, 4, 8)]
+    of = dict(
+        corpus=corpus,
+        n_items=9,
+        method='h-indexer',
+        label='h-indexer, int8',
+        k=2,
+        low=0.4,
+        high=0.99,
+        n_queries=4,
+        seed=0,
+    )
+    return [of | dict(k_prime=k, scored=k, recall=0.5 + k / 20) for k in (2, 4, 8)]
 
 
 @pytest.mark.filterwarnings('ignore:.*missing from font')
@@ -229,10 +340,10 @@ def recalls(corpus):
 @example(name='$\\frac, $b')
 @example(name='_hidden')
 def test_figures_set_names_as_they_are_written(name):
-    rows = pd.DataFrame(dict(row=[name], method='mol', published=.3, ours=.31, low=.3, high=.32))
+    rows = pd.DataFrame(dict(row=[name], method='mol', published=0.3, ours=0.31, low=0.3, high=0.32))
     plots.hr_figure(rows).draw_without_rendering()
     of = dict(row=name, encoder='sasrec', similarity='mol', seed=0, warm=0, every=1)
-    curves = [of | dict(epoch=e, valid=.1*e, kept=e == 4) for e in range(1, 5)]
+    curves = [of | dict(epoch=e, valid=0.1 * e, kept=e == 4) for e in range(1, 5)]
     drawn = insights.curves_figure(pd.DataFrame(curves))
     drawn.draw_without_rendering()
     assert len(drawn.legends[0].get_texts()) == 1
@@ -242,13 +353,15 @@ def test_figures_set_names_as_they_are_written(name):
 @pytest.mark.parametrize('name', ODD)
 def test_the_page_of_recall_holds_text(tmp_path, name):
     def page(folder, name):
-        heads = [dict(corpus=name, head=name, k_prime=2, recall=.5, first_minus_this=0., low=0., high=0.)]
-        for kind, rows in dict(recall=recalls(name), heads=heads).items(): retrieval.write_record(folder, f'{kind}-x', rows, {})
+        heads = [dict(corpus=name, head=name, k_prime=2, recall=0.5, first_minus_this=0.0, low=0.0, high=0.0)]
+        for kind, rows in dict(recall=recalls(name), heads=heads).items():
+            retrieval.write_record(folder, f'{kind}-x', rows, {})
         return retrieval.build_pages(folder)[0].read_text(encoding='utf-8')
-    text = page(tmp_path/'odd', name)
+
+    text = page(tmp_path / 'odd', name)
     check_markdown(text)
     said = Page(markdown2html(text))
-    assert said.elements == Page(markdown2html(page(tmp_path/'plain', 'name'))).elements
+    assert said.elements == Page(markdown2html(page(tmp_path / 'plain', 'name'))).elements
     assert said.text.count(readable(name)) >= 3
     assert {link for link in said.links if link[0] != '#'} == {'recall.png', 'recall.csv'}
 
@@ -273,5 +386,5 @@ def test_the_committed_data_sets_keep_their_file_names():
 
 def test_html_that_is_no_template_s_is_text(tmp_path):
     make_run(tmp_path, 'Row', users=30)
-    page = report.build_report(tmp_path, tmp_path/'out', more='<script>alert(1)</script>')['html'].read_text()
+    page = report.build_report(tmp_path, tmp_path / 'out', more='<script>alert(1)</script>')['html'].read_text()
     assert '&lt;script&gt;alert(1)' in page and '<script' not in page

@@ -1,4 +1,5 @@
 "What holds the project together and has no page of its own: pins, notebooks, the order of modules, README, continuous integration."
+
 import ast, configparser, json, os, re, subprocess, sys
 from importlib import metadata
 from pathlib import Path
@@ -8,34 +9,51 @@ import sync
 import yaml
 
 ROOT = sync.ROOT
-NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(part.startswith('.') for part in p.relative_to(ROOT).parts))
+NOTEBOOKS = sorted(
+    p for p in (ROOT / 'nbs').rglob('*.ipynb') if not any(part.startswith('.') for part in p.relative_to(ROOT).parts)
+)
 EXPERIMENTS = [p for p in NOTEBOOKS if p.parent.name == 'experiments']
-MODULES = sorted(p for p in (ROOT/'molrec').rglob('*.py') if not p.name.startswith('_'))
+MODULES = sorted(p for p in (ROOT / 'molrec').rglob('*.py') if not p.name.startswith('_'))
 MACHINE_PATH = re.compile(r'(?<![\w.~+/-])/(?:home|root|tmp|work|Users|var/folders)/\w')
 
-TRIED = ('torch==2.13.0 triton==3.7.1 numpy==2.4.6 pandas==3.1.1 pyarrow==26.0.1 matplotlib==3.11.2 nbdev==2.4.14 execnb==0.1.18 '
-         'fastcore==1.14.5 ghapi==1.1.1 papermill==2.7.0 nbconvert==7.17.2 ipykernel==7.4.0 jupyterlab==4.6.6').split()
+TRIED = (
+    'torch==2.13.0 triton==3.7.1 numpy==2.4.6 pandas==3.1.1 pyarrow==26.0.1 matplotlib==3.11.2 nbdev==2.4.14 execnb==0.1.18 '
+    'fastcore==1.14.5 ghapi==1.1.1 papermill==2.7.0 nbconvert==7.17.2 ipykernel==7.4.0 jupyterlab==4.6.6'
+).split()
 
 
-def name(path: Path) -> str: return str(path.relative_to(ROOT))
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
-def every(paths): return pytest.mark.parametrize('path', paths, ids=name)
 
-def read(path: Path) -> dict: return json.loads(path.read_text(encoding='utf-8'))
+def every(paths):
+    return pytest.mark.parametrize('path', paths, ids=name)
 
-def text(lines) -> str: return lines if isinstance(lines, str) else ''.join(lines)
 
-def pins(lines) -> list[str]: return [line.strip() for line in lines if line.strip() and not line.strip().startswith('#')]
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding='utf-8'))
 
-def required() -> list[str]: return pins((ROOT/'requirements.txt').read_text().splitlines())
+
+def text(lines) -> str:
+    return lines if isinstance(lines, str) else ''.join(lines)
+
+
+def pins(lines) -> list[str]:
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith('#')]
+
+
+def required() -> list[str]:
+    return pins((ROOT / 'requirements.txt').read_text().splitlines())
+
 
 def settings() -> configparser.SectionProxy:
     cfg = configparser.ConfigParser(delimiters=['='])
-    cfg.read(ROOT/'settings.ini', encoding='utf-8')
+    cfg.read(ROOT / 'settings.ini', encoding='utf-8')
     return cfg['DEFAULT']
 
 
 # -- versions --
+
 
 def test_every_requirement_is_an_exact_pin():
     form = re.compile(r'[A-Za-z0-9-]+==\d[\w.]*(;sys_platform=="linux")?')
@@ -52,18 +70,20 @@ def test_settings_ini_requires_what_requirements_txt_does():
 
 
 def test_environment_yml_takes_its_versions_from_requirements_txt():
-    conda = yaml.safe_load((ROOT/'environment.yml').read_text())['dependencies']
-    assert conda == [f"python={settings()['min_python']}", 'pip', {'pip': ['-r requirements.txt', '-e .']}]
+    conda = yaml.safe_load((ROOT / 'environment.yml').read_text())['dependencies']
+    assert conda == [f'python={settings()["min_python"]}', 'pip', {'pip': ['-r requirements.txt', '-e .']}]
 
 
 @pytest.mark.parametrize('pin', required())
 def test_the_environment_has_the_version_that_is_required(pin):
     package, version = pin.split(';')[0].split('==')
-    if 'linux' in pin and sys.platform != 'linux': pytest.skip('required on Linux alone')
+    if 'linux' in pin and sys.platform != 'linux':
+        pytest.skip('required on Linux alone')
     assert metadata.version(package).split('+')[0] == version
 
 
 # -- notebooks --
+
 
 @every(NOTEBOOKS)
 def test_no_notebook_stores_an_error(path):
@@ -73,13 +93,18 @@ def test_no_notebook_stores_an_error(path):
 
 @every(NOTEBOOKS)
 def test_no_output_names_a_place_on_the_machine_that_made_it(path):
-    shown = [text(t) for c in read(path)['cells'] for o in c.get('outputs', [])
-             for t in [o.get('text', ''), *(v for k, v in o.get('data', {}).items() if k.startswith('text'))]]
-    assert [t[m.start():m.start() + 60] for t in shown for m in MACHINE_PATH.finditer(t)] == []
+    shown = [
+        text(t)
+        for c in read(path)['cells']
+        for o in c.get('outputs', [])
+        for t in [o.get('text', ''), *(v for k, v in o.get('data', {}).items() if k.startswith('text'))]
+    ]
+    assert [t[m.start() : m.start() + 60] for t in shown for m in MACHINE_PATH.finditer(t)] == []
 
 
 @every(NOTEBOOKS)
-def test_a_notebook_is_small_enough_to_read_in_a_browser(path): assert path.stat().st_size < 4e6
+def test_a_notebook_is_small_enough_to_read_in_a_browser(path):
+    assert path.stat().st_size < 4e6
 
 
 @every([p for p in NOTEBOOKS if p not in EXPERIMENTS])
@@ -89,7 +114,8 @@ def test_code_was_run_where_it_shows(path):
     assert any(c['outputs'] for c in cells)
 
 
-def test_there_are_experiments(): assert EXPERIMENTS
+def test_there_are_experiments():
+    assert EXPERIMENTS
 
 
 @every(EXPERIMENTS)
@@ -101,28 +127,37 @@ def test_an_experiment_has_one_cell_of_parameters(path):
 @every(EXPERIMENTS)
 def test_an_experiment_has_no_nbdev_directives(path):
     "papermill does not know them: a cell marked `eval: false` would run."
-    assert [text(c['source']) for c in read(path)['cells'] if c['cell_type'] == 'code' and re.search(r'^#\|', text(c['source']), re.M)] == []
+    assert [
+        text(c['source'])
+        for c in read(path)['cells']
+        if c['cell_type'] == 'code' and re.search(r'^#\|', text(c['source']), re.M)
+    ] == []
 
 
 # -- modules --
 
+
 def number(module: Path) -> float:
     "The number of the notebook that a module is made from. Kernels are leaves: they may import page 0 and each other, and every other page may import them."
-    digits, letter = re.search(r'File to edit: .*?(\d+)([a-z]?)_[^/]*\.ipynb', module.read_text(encoding='utf-8')).groups()
-    page = int(digits) + 'abcdefghijklmnopqrstuvwxyz'.find(letter or 'a')/100 + .01*bool(letter)
-    return page/100 if module.parent.name == 'kernels' else page
+    digits, letter = re.search(
+        r'File to edit: .*?(\d+)([a-z]?)_[^/]*\.ipynb', module.read_text(encoding='utf-8')
+    ).groups()
+    page = int(digits) + 'abcdefghijklmnopqrstuvwxyz'.find(letter or 'a') / 100 + 0.01 * bool(letter)
+    return page / 100 if module.parent.name == 'kernels' else page
 
 
-def dotted(module: Path) -> str: return '.'.join(module.relative_to(ROOT).with_suffix('').parts)
+def dotted(module: Path) -> str:
+    return '.'.join(module.relative_to(ROOT).with_suffix('').parts)
 
 
 def imported(module: Path) -> set[str]:
     "Names of molrec's own modules that `module` imports, at its top or anywhere inside."
     found = set()
     for node in ast.walk(ast.parse(module.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.Import): found |= {a.name for a in node.names}
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
         if isinstance(node, ast.ImportFrom):
-            base = '.'.join(dotted(module).split('.')[:-node.level]) if node.level else ''
+            base = '.'.join(dotted(module).split('.')[: -node.level]) if node.level else ''
             base = '.'.join(p for p in (base, node.module) if p)
             found |= {base} | {f'{base}.{a.name}' for a in node.names}
     return found
@@ -140,55 +175,74 @@ def test_nothing_that_can_run_code_is_loaded(path):
     "pickle in any of its forms: the module itself, torch.load, numpy's and pandas' doors to it."
     tree = ast.parse(path.read_text(encoding='utf-8'))
     calls = [ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Call)]
-    pickled = [c for c in calls if re.match(r'(torch\.load|(pd|pandas)\.read_pickle|joblib\.load)\(', c) or 'allow_pickle=True' in c]
+    pickled = [
+        c
+        for c in calls
+        if re.match(r'(torch\.load|(pd|pandas)\.read_pickle|joblib\.load)\(', c) or 'allow_pickle=True' in c
+    ]
     assert pickled == [] and imported(path).isdisjoint({'pickle', 'cloudpickle', 'dill', 'joblib', 'shelve', 'marshal'})
 
 
 def test_import_molrec_costs_nothing():
     seen = "import sys, time; t = time.perf_counter(); import molrec; print(time.perf_counter() - t, 'torch' in sys.modules)"
-    took, torch = subprocess.run([sys.executable, '-c', seen], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert float(took) < .5 and torch == 'False'
+    took, torch = subprocess.run(
+        [sys.executable, '-c', seen], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert float(took) < 0.5 and torch == 'False'
 
 
 # -- reports --
 
+
 def test_no_record_or_table_names_a_place_on_the_machine_that_made_it():
-    files = [p for p in (ROOT/'reports').rglob('*') if p.suffix in ('.json', '.md', '.csv', '.html', '.svg', '.ipynb') and not p.name.startswith('.')]  # hidden: of a run that has not ended
+    files = [
+        p
+        for p in (ROOT / 'reports').rglob('*')
+        if p.suffix in ('.json', '.md', '.csv', '.html', '.svg', '.ipynb') and not p.name.startswith('.')
+    ]  # hidden: of a run that has not ended
     assert [name(p) for p in files if MACHINE_PATH.search(p.read_text(encoding='utf-8'))] == []
 
 
-@every(sorted((ROOT/'reports'/'runs').glob('*/run.ipynb')))
+@every(sorted((ROOT / 'reports' / 'runs').glob('*/run.ipynb')))
 def test_the_notebook_of_a_record_is_of_that_record(path):
     notebook, record = read(path), json.loads(path.with_name('record.json').read_text())
-    assert path.stat().st_size < 3e5 and not [o for c in notebook['cells'] for o in c.get('outputs', []) if o['output_type'] == 'error']
+    assert path.stat().st_size < 3e5 and not [
+        o for c in notebook['cells'] for o in c.get('outputs', []) if o['output_type'] == 'error'
+    ]
     said = ''.join(text(c['source']) for c in notebook['cells'])
-    assert f"command = {json.dumps(record['command'])}" in said and f"seed = {record['seed']}" in said
+    assert f'command = {json.dumps(record["command"])}' in said and f'seed = {record["seed"]}' in said
 
 
 # -- README, continuous integration --
 
-def test_readme_is_what_the_index_gives(): assert sync.check_readme() == []
+
+def test_readme_is_what_the_index_gives():
+    assert sync.check_readme() == []
 
 
 def test_readme_and_contributing_point_at_what_exists():
     link = re.compile(r'\]\(([^)\s#]+)[^)]*\)')
-    found = {(page, a) for page in ('README.md', 'CONTRIBUTING.md') for a in link.findall((ROOT/page).read_text(encoding='utf-8'))}
-    assert {(page, a) for page, a in found if not re.match(r'[a-z]+:', a) and not (ROOT/a).exists()} == set()
+    found = {
+        (page, a)
+        for page in ('README.md', 'CONTRIBUTING.md')
+        for a in link.findall((ROOT / page).read_text(encoding='utf-8'))
+    }
+    assert {(page, a) for page, a in found if not re.match(r'[a-z]+:', a) and not (ROOT / a).exists()} == set()
 
 
 def commands() -> list[str]:
     "The commands of README's first block of code, without their comments."
-    block = re.search(r'```sh\n(.*?)```', (ROOT/'README.md').read_text(encoding='utf-8'), re.S)[1]
+    block = re.search(r'```sh\n(.*?)```', (ROOT / 'README.md').read_text(encoding='utf-8'), re.S)[1]
     return [line.split('#')[0].strip() for line in block.splitlines()]
 
 
 def test_readme_starts_with_its_two_commands():
     assert commands() == ['make report', 'make test']
-    assert (ROOT/'README.md').read_text(encoding='utf-8').index('make report') < 600
+    assert (ROOT / 'README.md').read_text(encoding='utf-8').index('make report') < 600
 
 
 def test_continuous_integration_runs_readmes_test_command():
-    run = ROOT/'.ci'/'run'
+    run = ROOT / '.ci' / 'run'
     assert os.access(run, os.X_OK) and run.read_text().splitlines()[-1] == commands()[-1]
 
 

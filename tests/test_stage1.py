@@ -1,4 +1,5 @@
 "Stage 1: every form of its loop against plain integers, exactly k' under any order of rows, and any number of threads at once."
+
 import ctypes, shutil, subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,20 +18,24 @@ bytes_of = dict(fp32=4, bf16=2, int8=1)
 
 
 def library_of(rows, form):
-    try: return scan_library(rows, form)
-    except ConfigError: pytest.skip(f'this processor has no {form}')
+    try:
+        return scan_library(rows, form)
+    except ConfigError:
+        pytest.skip(f'this processor has no {form}')
 
 
 def codes(n, width, storage, seed=0):
     "Rows that use the whole range of their storage, the largest codes side by side."
     draw = torch.Generator().manual_seed(seed)
-    if storage != 'int8': return quantize(torch.randn(n, width, generator=draw), storage)
+    if storage != 'int8':
+        return quantize(torch.randn(n, width, generator=draw), storage)
     values = torch.randint(-127, 128, (n, width), dtype=torch.int8, generator=draw)
     values[::3], values[1::5] = 127, -127
-    return Rows(values, torch.rand(n, generator=draw) + .5, 'int8')
+    return Rows(values, torch.rand(n, generator=draw) + 0.5, 'int8')
 
 
 # -- the loop in its forms --
+
 
 @needs_compiler
 @pytest.mark.parametrize('form', forms[1:])
@@ -44,8 +49,10 @@ def test_every_form_gives_the_scores_of_plain_arithmetic(form, storage, width):
         for B in (1, 2, 5, 8, 9, 17, 70):
             q = codes(B, width, storage, seed=1)
             got, true = dense_native(library, q, rows), block_scores(q, rows)
-            if storage == 'int8': assert torch.equal(got, true)
-            else: torch.testing.assert_close(got, true, rtol=1e-4, atol=1e-4)
+            if storage == 'int8':
+                assert torch.equal(got, true)
+            else:
+                torch.testing.assert_close(got, true, rtol=1e-4, atol=1e-4)
 
 
 @needs_compiler
@@ -54,25 +61,53 @@ def test_a_form_is_forced_by_the_environment_or_refused(monkeypatch):
     monkeypatch.setenv('MOLREC_SCAN', 'plain')
     assert forms[scan_library(rows).form()] == 'plain'
     monkeypatch.setenv('MOLREC_SCAN', 'sse9')
-    with pytest.raises(ConfigError, match="got 'sse9', wanted one of auto, plain"): Stage1(rows)
+    with pytest.raises(ConfigError, match="got 'sse9', wanted one of auto, plain"):
+        Stage1(rows)
     monkeypatch.setenv('MOLREC_SCAN', 'neon' if forms[scan_library(rows, 'auto').form()] != 'neon' else 'avx2')
-    with pytest.raises(ConfigError, match='no such loop here'): Stage1(rows)
+    with pytest.raises(ConfigError, match='no such loop here'):
+        Stage1(rows)
 
 
-targets = [('avx512', 'sapphirerapids'), ('avx512', 'icelake-server'), ('avx512', 'skylake-avx512'), ('avxvnni', 'alderlake'), ('avxvnni', 'icelake-server'), ('avx2', 'haswell')]
+targets = [
+    ('avx512', 'sapphirerapids'),
+    ('avx512', 'icelake-server'),
+    ('avx512', 'skylake-avx512'),
+    ('avxvnni', 'alderlake'),
+    ('avxvnni', 'icelake-server'),
+    ('avx2', 'haswell'),
+]
+
 
 @pytest.mark.parametrize('form, target', targets)
 def test_every_form_compiles_for_its_processors(form, target, tmp_path):
     gcc = shutil.which('gcc')
     said = gcc and subprocess.run([gcc, '-dumpmachine'], capture_output=True, text=True).stdout
-    if not said or 'x86_64' not in said: pytest.skip('there is no gcc for x86-64 here')
+    if not said or 'x86_64' not in said:
+        pytest.skip('there is no gcc for x86-64 here')
     for kind in kinds.values():
-        words = [gcc, f'-march={target}', '-O1', '-fno-strict-aliasing', '-Werror=incompatible-pointer-types', '-c', '-x', 'c', '-', '-o', tmp_path/'loop.o']
-        done = subprocess.run([*words, '-DW=5', f'-DKIND={kind}', f'-DFORM={forms.index(form)}'], input=scan_source, capture_output=True, text=True)
+        words = [
+            gcc,
+            f'-march={target}',
+            '-O1',
+            '-fno-strict-aliasing',
+            '-Werror=incompatible-pointer-types',
+            '-c',
+            '-x',
+            'c',
+            '-',
+            '-o',
+            tmp_path / 'loop.o',
+        ]
+        done = subprocess.run(
+            [*words, '-DW=5', f'-DKIND={kind}', f'-DFORM={forms.index(form)}'],
+            input=scan_source,
+            capture_output=True,
+            text=True,
+        )
         assert not done.returncode, done.stderr[:500]
 
 
-arm_main = r'''
+arm_main = r"""
 #include <stdio.h>
 int main(int n_args, char **args) {
     int64_t head[3]; FILE *in = fopen(args[1], "rb"), *out = fopen(args[2], "wb");
@@ -87,30 +122,59 @@ int main(int n_args, char **args) {
     fwrite(all, 4, B*N, out); fwrite(best, 4, B*k, out);
     return fclose(out) || form() != 2;
 }
-'''
+"""
+
 
 @pytest.mark.parametrize('storage', kinds)
 def test_arm_gives_the_same_answers_in_an_emulator(storage, tmp_path):
-    cross, emulator = shutil.which('aarch64-linux-gnu-gcc'), shutil.which('qemu-aarch64') or shutil.which('qemu-aarch64-static')
-    if not cross or not emulator: pytest.skip('needs a compiler for ARM and an emulator: apt-get install gcc-aarch64-linux-gnu qemu-user')
+    cross, emulator = (
+        shutil.which('aarch64-linux-gnu-gcc'),
+        shutil.which('qemu-aarch64') or shutil.which('qemu-aarch64-static'),
+    )
+    if not cross or not emulator:
+        pytest.skip('needs a compiler for ARM and an emulator: apt-get install gcc-aarch64-linux-gnu qemu-user')
     width, N, k = 20, 401, 30
-    words = [cross, '-O2', '-fno-strict-aliasing', '-march=armv8.2-a+dotprod', '-static', '-x', 'c', '-', '-o', tmp_path/'loop', '-lm']
-    subprocess.run([*words, f'-DW={width*bytes_of[storage]//4}', f'-DKIND={kinds[storage]}', '-DFORM=0'], input=scan_source + arm_main, text=True, check=True)
+    words = [
+        cross,
+        '-O2',
+        '-fno-strict-aliasing',
+        '-march=armv8.2-a+dotprod',
+        '-static',
+        '-x',
+        'c',
+        '-',
+        '-o',
+        tmp_path / 'loop',
+        '-lm',
+    ]
+    subprocess.run(
+        [*words, f'-DW={width * bytes_of[storage] // 4}', f'-DKIND={kinds[storage]}', '-DFORM=0'],
+        input=scan_source + arm_main,
+        text=True,
+        check=True,
+    )
     for B in (1, 3, 4, 21):
         rows, q = codes(N, width, storage), codes(B, width, storage, seed=1)
         scales = np.ones(N, np.float32) if rows.scales is None else rows.scales.numpy()
-        given = [np.array([N, B, k]), *(t.values.contiguous().view(torch.uint8).numpy() for t in (rows,)), scales, q.values.contiguous().view(torch.uint8).numpy()]
-        (tmp_path/'in').write_bytes(b''.join(a.tobytes() for a in given))
-        subprocess.run([emulator, tmp_path/'loop', tmp_path/'in', tmp_path/'out'], check=True)
-        out = (tmp_path/'out').read_bytes()
-        scores = torch.from_numpy(np.frombuffer(out, np.float32, B*N).copy()).view(B, N)
-        best = torch.from_numpy(np.frombuffer(out, np.int32, B*k, 4*B*N).copy()).view(B, k)
-        if storage == 'int8': assert torch.equal(scores, block_scores(q, rows)) and torch.equal(best, exact_rows(q, rows, None, k).rows)
-        else: torch.testing.assert_close(scores, block_scores(q, rows), rtol=1e-4, atol=1e-4)
+        given = [
+            np.array([N, B, k]),
+            *(t.values.contiguous().view(torch.uint8).numpy() for t in (rows,)),
+            scales,
+            q.values.contiguous().view(torch.uint8).numpy(),
+        ]
+        (tmp_path / 'in').write_bytes(b''.join(a.tobytes() for a in given))
+        subprocess.run([emulator, tmp_path / 'loop', tmp_path / 'in', tmp_path / 'out'], check=True)
+        out = (tmp_path / 'out').read_bytes()
+        scores = torch.from_numpy(np.frombuffer(out, np.float32, B * N).copy()).view(B, N)
+        best = torch.from_numpy(np.frombuffer(out, np.int32, B * k, 4 * B * N).copy()).view(B, k)
+        if storage == 'int8':
+            assert torch.equal(scores, block_scores(q, rows)) and torch.equal(best, exact_rows(q, rows, None, k).rows)
+        else:
+            torch.testing.assert_close(scores, block_scores(q, rows), rtol=1e-4, atol=1e-4)
 
 
 # Instructions that few processors have, in plain C; what is around them is the code that such a processor runs.
-spelled_out = r'''
+spelled_out = r"""
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -136,7 +200,7 @@ static __mmask16 cmp_512(__m512 x, __m512 y, int how) { AS(float, x, 16); AS(flo
 #define _mm512_dpbf16_ps dpbf16_512
 #undef _mm512_cmp_ps_mask
 #define _mm512_cmp_ps_mask cmp_512
-'''
+"""
 wide = ('F', 'BW', 'VL')
 lacking = {'avx512 with VNNI and BF16': (5, (*wide, 'VNNI', 'BF16')), 'avx512 alone': (5, wide), 'avxvnni': (4, ())}
 
@@ -147,27 +211,54 @@ lacking = {'avx512 with VNNI and BF16': (5, (*wide, 'VNNI', 'BF16')), 'avx512 al
 def test_forms_for_other_processors_run_with_their_instructions_spelled_out(name, storage, tmp_path, monkeypatch):
     "The whole of stage 1 in the form that a wider processor would take."
     gcc, (form, has) = shutil.which('gcc'), lacking[name]
-    if not gcc or 'avx2' not in torch.backends.cpu.get_cpu_capability().lower() and 'avx512' not in torch.backends.cpu.get_cpu_capability().lower(): pytest.skip('needs gcc and a processor with AVX2')
-    if form == 4 and storage != 'int8': pytest.skip('a form of int8 alone differs')
+    if (
+        not gcc
+        or 'avx2' not in torch.backends.cpu.get_cpu_capability().lower()
+        and 'avx512' not in torch.backends.cpu.get_cpu_capability().lower()
+    ):
+        pytest.skip('needs gcc and a processor with AVX2')
+    if form == 4 and storage != 'int8':
+        pytest.skip('a form of int8 alone differs')
     defined = ''.join(f'#define __AVX512{part}__ 1\n' for part in has) or '#define __AVXVNNI__ 1\n'
     rows = codes(9000, 20, storage)
-    words = [gcc, '-mavx2', '-mfma', '-O2', '-fno-strict-aliasing', '-Wno-psabi', '-shared', '-fPIC', '-x', 'c', '-', '-o', tmp_path/'loop.so', '-lm']
-    macros = [f'-DW={20*bytes_of[storage]//4}', f'-DKIND={kinds[storage]}', f'-DFORM={form}']
+    words = [
+        gcc,
+        '-mavx2',
+        '-mfma',
+        '-O2',
+        '-fno-strict-aliasing',
+        '-Wno-psabi',
+        '-shared',
+        '-fPIC',
+        '-x',
+        'c',
+        '-',
+        '-o',
+        tmp_path / 'loop.so',
+        '-lm',
+    ]
+    macros = [f'-DW={20 * bytes_of[storage] // 4}', f'-DKIND={kinds[storage]}', f'-DFORM={form}']
     done = subprocess.run([*words, *macros], input=spelled_out + defined + scan_source, capture_output=True, text=True)
     assert not done.returncode, done.stderr[:800]
-    library = ctypes.CDLL(str(tmp_path/'loop.so'))
+    library = ctypes.CDLL(str(tmp_path / 'loop.so'))
     assert library.form() == form
     monkeypatch.setattr(h_indexer, 'scan_library', lambda rows, form=None: library)
     for B in (1, 2, 5, 9, 70):
         q = codes(B, 20, storage, seed=1)
         got, true = dense_native(library, q, rows.select(slice(0, 777))), block_scores(q, rows.select(slice(0, 777)))
-        if storage == 'int8': assert torch.equal(got, true)
-        else: torch.testing.assert_close(got, true, rtol=1e-4, atol=1e-4)
+        if storage == 'int8':
+            assert torch.equal(got, true)
+        else:
+            torch.testing.assert_close(got, true, rtol=1e-4, atol=1e-4)
         queries = torch.randn(B, 20, generator=torch.Generator().manual_seed(B))
         found = Stage1(rows, impl='native').candidates(queries, 300)
         best = exact_rows(quantize(queries, storage), rows, None, 300)
-        if storage == 'int8': assert torch.equal(found.rows, best.rows)
-        else: assert (found.count == 300).all() and sum(np.isin(a, b).sum() for a, b in zip(found.rows, best.rows)) >= 299*B
+        if storage == 'int8':
+            assert torch.equal(found.rows, best.rows)
+        else:
+            assert (found.count == 300).all() and sum(
+                np.isin(a, b).sum() for a, b in zip(found.rows, best.rows)
+            ) >= 299 * B
 
 
 # -- exactly k' --
@@ -180,7 +271,9 @@ def orders(n=20_000, width=16):
     rows = quantize(torch.randn(n, width, generator=torch.Generator().manual_seed(0)))
     query = torch.randn(1, width, generator=torch.Generator().manual_seed(1))
     by = block_scores(quantize(query), rows)[0].argsort()
-    return query, dict(chance=rows, rising=rows.select(by), falling=rows.select(by.flip(0)), repeated=rows.select(torch.arange(n) % 7))
+    return query, dict(
+        chance=rows, rising=rows.select(by), falling=rows.select(by.flip(0)), repeated=rows.select(torch.arange(n) % 7)
+    )
 
 
 @ways
@@ -192,7 +285,9 @@ def test_exactly_the_best_come_back_whatever_the_order(impl, order, k):
     queries = torch.cat([query, -query, query.roll(1, 1)])
     for given in (None, ids):
         found = Stage1(rows, given, impl=impl).candidates(queries, k)
-        assert found.count.tolist() == [k]*3 and torch.equal(found.rows, exact_rows(quantize(queries), rows, None, k, given).rows)
+        assert found.count.tolist() == [k] * 3 and torch.equal(
+            found.rows, exact_rows(quantize(queries), rows, None, k, given).rows
+        )
 
 
 @ways
@@ -203,7 +298,7 @@ def test_masks_and_what_is_wanted_on_top_are_exact(impl, share):
     queries = torch.cat([query, -query, query.roll(1, 1)])
     found = Stage1(rows, impl=impl).candidates(queries, 50, allow, extra)
     for b, k in enumerate((50, 55, 120)):
-        true = exact_rows(quantize(queries[b:b + 1]), rows, allow, k).rows[0]
+        true = exact_rows(quantize(queries[b : b + 1]), rows, allow, k).rows[0]
         assert found.count[b] == k and torch.equal(found.rows[b, :k], true) and (found.rows[b, k:] == -1).all()
 
 
@@ -240,9 +335,18 @@ def test_eight_threads_with_requests_of_all_sizes_give_the_lists_of_one(impl):
     query, tables = orders()
     stage, allow = Stage1(tables['chance'], impl=impl), torch.arange(20_000) % 3 > 0
     before = dict(vars(stage))
-    requests = [(torch.randn(B, 16, generator=torch.Generator().manual_seed(B)), k, mask) for B in (1, 3, 9, 33) for k in (1, 200, 5000) for mask in (None, allow)]
-    def ask(request): return stage.candidates(*request).rows
+    requests = [
+        (torch.randn(B, 16, generator=torch.Generator().manual_seed(B)), k, mask)
+        for B in (1, 3, 9, 33)
+        for k in (1, 200, 5000)
+        for mask in (None, allow)
+    ]
+
+    def ask(request):
+        return stage.candidates(*request).rows
+
     alone = [ask(r) for r in requests]
     with ThreadPoolExecutor(8) as pool:
-        for _ in range(3): assert all(torch.equal(a, b) for a, b in zip(alone, pool.map(ask, requests)))
+        for _ in range(3):
+            assert all(torch.equal(a, b) for a, b in zip(alone, pool.map(ask, requests)))
     assert vars(stage).keys() == before.keys() and all(vars(stage)[k] is v for k, v in before.items())

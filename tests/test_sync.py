@@ -1,4 +1,5 @@
 "The checks of `make test` find what they are for: each kind of fault is planted in a small copy of the project."
+
 import json, shutil, subprocess, sys
 from pathlib import Path
 
@@ -11,12 +12,12 @@ ROOT = sync.ROOT
 @pytest.fixture
 def project(tmp_path):
     "One notebook, its module and the index: a project that is in order."
-    shutil.copy(ROOT/'settings.ini', tmp_path)
+    shutil.copy(ROOT / 'settings.ini', tmp_path)
     for name in ('00_core.ipynb', 'index.ipynb', 'readme_config.py'):
-        (tmp_path/'nbs').mkdir(exist_ok=True)
-        shutil.copy(ROOT/'nbs'/name, tmp_path/'nbs')
+        (tmp_path / 'nbs').mkdir(exist_ok=True)
+        shutil.copy(ROOT / 'nbs' / name, tmp_path / 'nbs')
     sync.command('nbdev_export', cwd=tmp_path)
-    (tmp_path/'README.md').write_text(sync.readme(tmp_path), encoding='utf-8')
+    (tmp_path / 'README.md').write_text(sync.readme(tmp_path), encoding='utf-8')
     return tmp_path
 
 
@@ -37,24 +38,30 @@ def test_a_project_in_order_passes(project):
 
 
 def test_a_module_edited_by_hand_is_found(project):
-    module = project/'molrec'/'core.py'
+    module = project / 'molrec' / 'core.py'
     module.write_text(module.read_text() + '\n')
     (said,) = sync.check_export(project)
     assert said.startswith('molrec/core.py differs from its notebook')
 
 
 def test_a_notebook_not_exported_is_found(project):
-    edit(project/'nbs'/'00_core.ipynb', lambda nb: exported(nb).update(source=exported(nb)['source'] + ['\nanswer = 42']))
+    edit(
+        project / 'nbs' / '00_core.ipynb',
+        lambda nb: exported(nb).update(source=exported(nb)['source'] + ['\nanswer = 42']),
+    )
     assert any('molrec/core.py' in s and 'answer' in s for s in sync.check_export(project))
 
 
 def test_modules_without_notebook_and_the_reverse_are_found(project):
-    (project/'molrec'/'core.py').rename(project/'molrec'/'other.py')
-    assert {s.split(':')[0] for s in sync.check_export(project)} == {'molrec/other.py has no notebook', 'molrec/core.py is missing'}
+    (project / 'molrec' / 'core.py').rename(project / 'molrec' / 'other.py')
+    assert {s.split(':')[0] for s in sync.check_export(project)} == {
+        'molrec/other.py has no notebook',
+        'molrec/core.py is missing',
+    }
 
 
 def test_execution_counts_are_found_and_parameters_tags_are_kept(project):
-    page = project/'nbs'/'00_core.ipynb'
+    page = project / 'nbs' / '00_core.ipynb'
     edit(page, lambda nb: nb['cells'][0].update(metadata={'tags': ['parameters']}))
     assert sync.check_clean(project) == []
     edit(page, lambda nb: exported(nb).update(execution_count=7))
@@ -65,12 +72,15 @@ def test_execution_counts_are_found_and_parameters_tags_are_kept(project):
 def test_a_readme_or_a_table_left_behind_is_found(project):
     assert sync.check_readme(project) == []
     for table in sync.TABLES:
-        (project/table).parent.mkdir(parents=True, exist_ok=True)
-        (project/table).write_text(f'| {table.stem} |\n|:--|\n| .999 |\n')
-    (project/'README.md').write_text('# By hand')
-    assert [s.split(':')[0].split(' is ')[0] for s in sync.check_readme(project)] == ['README.md', *(f'nbs/index.ipynb shows another table than {t}' for t in sync.TABLES)]
+        (project / table).parent.mkdir(parents=True, exist_ok=True)
+        (project / table).write_text(f'| {table.stem} |\n|:--|\n| .999 |\n')
+    (project / 'README.md').write_text('# By hand')
+    assert [s.split(':')[0].split(' is ')[0] for s in sync.check_readme(project)] == [
+        'README.md',
+        *(f'nbs/index.ipynb shows another table than {t}' for t in sync.TABLES),
+    ]
 
 
 def test_the_command_says_what_is_wrong_and_exits_1():
-    said = subprocess.run([sys.executable, ROOT/'tests'/'sync.py', 'everything'], capture_output=True, text=True)
+    said = subprocess.run([sys.executable, ROOT / 'tests' / 'sync.py', 'everything'], capture_output=True, text=True)
     assert said.returncode == 1 and 'export|clean|readme' in said.stderr

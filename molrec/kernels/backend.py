@@ -15,68 +15,89 @@ from ..core import ConfigError
 from .roofline import GPU, gpus
 
 # %% ../../nbs/21_kernels.backend.ipynb #ebb0c81a
-def interpreted() -> bool: return os.environ.get('TRITON_INTERPRET') == '1'
+def interpreted() -> bool:
+    return os.environ.get('TRITON_INTERPRET') == '1'
+
 
 def interpret() -> None:
     "Run kernels that are imported from now on in Triton's interpreter, on the CPU."
     os.environ['TRITON_INTERPRET'] = '1'
-    ours = [name for name, module in sys.modules.items() if name.startswith('molrec.kernels.') and hasattr(module, 'triton')]
-    for name in [*ours, *(name for name in sys.modules if name.split('.')[0] == 'triton' and not name.startswith('triton._C'))]: del sys.modules[name]
-    for name in ours: vars(sys.modules['molrec.kernels']).pop(name.rsplit('.')[-1], None)
+    ours = [
+        name for name, module in sys.modules.items() if name.startswith('molrec.kernels.') and hasattr(module, 'triton')
+    ]
+    for name in [
+        *ours,
+        *(name for name in sys.modules if name.split('.')[0] == 'triton' and not name.startswith('triton._C')),
+    ]:
+        del sys.modules[name]
+    for name in ours:
+        vars(sys.modules['molrec.kernels']).pop(name.rsplit('.')[-1], None)
 
 # %% ../../nbs/21_kernels.backend.ipynb #42f4ea20
 impls = ('auto', 'torch', 'triton')
 
+
 def use_triton(
-    impl:str,           # 'auto': Triton where a GPU holds the data, 'torch', or 'triton'
-    *tensors:Tensor,    # what the call works on
+    impl: str,  # 'auto': Triton where a GPU holds the data, 'torch', or 'triton'
+    *tensors: Tensor,  # what the call works on
 ) -> bool:
     "Whether a call takes the kernel."
-    if impl not in impls: raise ConfigError(f'impl: got {impl!r}, wanted one of {", ".join(impls)}')
+    if impl not in impls:
+        raise ConfigError(f'impl: got {impl!r}, wanted one of {", ".join(impls)}')
     on_gpu = all(t.is_cuda for t in tensors)
-    if impl == 'torch' or impl == 'auto' and not on_gpu: return False   # before it is looked for: that takes .1 ms
+    if impl == 'torch' or impl == 'auto' and not on_gpu:
+        return False  # before it is looked for: that takes .1 ms
     there = importlib.util.find_spec('triton') is not None
-    if impl == 'triton' and not there: raise ConfigError("impl: got 'triton', but Triton is not installed here; it exists for Linux only: pip install triton, or take impl='auto'")
+    if impl == 'triton' and not there:
+        raise ConfigError(
+            "impl: got 'triton', but Triton is not installed here; it exists for Linux only: pip install triton, or take impl='auto'"
+        )
     if impl == 'triton' and not (on_gpu or interpreted()):
-        raise ConfigError("impl: got 'triton' for tensors on the CPU; move them to a GPU, take impl='auto', or set TRITON_INTERPRET=1 before Python starts to run kernels in Triton's slow interpreter")
+        raise ConfigError(
+            "impl: got 'triton' for tensors on the CPU; move them to a GPU, take impl='auto', or set TRITON_INTERPRET=1 before Python starts to run kernels in Triton's slow interpreter"
+        )
     return there
 
 # %% ../../nbs/21_kernels.backend.ipynb #3b784eff
 def nearest(
-    capability:tuple|None,  # of an NVIDIA GPU, (major, minor); None: an AMD one
-) -> str:                   # an architecture of `gpus`
+    capability: tuple | None,  # of an NVIDIA GPU, (major, minor); None: an AMD one
+) -> str:  # an architecture of `gpus`
     "The tuned architecture that is most like it."
     return 'gfx942' if capability is None else 'sm_90' if capability >= (9, 0) else 'sm_80'
 
+
 def arch() -> str:  # of the GPU at hand, or 'interpreter'
     "What to choose settings for."
-    if interpreted() or not torch.cuda.is_available(): return 'interpreter'
+    if interpreted() or not torch.cuda.is_available():
+        return 'interpreter'
     return nearest(None if torch.version.hip else torch.cuda.get_device_capability())
 
 # %% ../../nbs/21_kernels.backend.ipynb #dad4044d
 def waves(
-    programs:int,       # in the grid
-    per_sm:int,         # programs that a multiprocessor holds at once
-    gpu:GPU,
-) -> float:             # at least 1: how much longer than with full waves
+    programs: int,  # in the grid
+    per_sm: int,  # programs that a multiprocessor holds at once
+    gpu: GPU,
+) -> float:  # at least 1: how much longer than with full waves
     "What an unfilled last wave costs."
-    slots = per_sm*gpu.sms
-    return -(-programs//slots)*slots/max(1, programs)
+    slots = per_sm * gpu.sms
+    return -(-programs // slots) * slots / max(1, programs)
 
 # %% ../../nbs/21_kernels.backend.ipynb #5831d8be
 class Tuned:
     "A kernel with its settings."
+
     def __init__(
         self,
-        kernel,         # the `@triton.jit` function
-        configs:dict,   # architecture, or 'interpreter', to a list of dicts of block sizes, num_warps and num_stages
-        cost,           # (config, sizes, gpu) to predicted seconds
-    ): self.kernel, self.configs, self.cost = kernel, configs, cost
+        kernel,  # the `@triton.jit` function
+        configs: dict,  # architecture, or 'interpreter', to a list of dicts of block sizes, num_warps and num_stages
+        cost,  # (config, sizes, gpu) to predicted seconds
+    ):
+        self.kernel, self.configs, self.cost = kernel, configs, cost
 
     def config(
         self,
-        sizes:dict,             # of the call, as `cost` knows them
-        target:str|None=None,   # architecture; None: that of the GPU at hand
+        sizes: dict,  # of the call, as `cost` knows them
+        target: str | None = None,  # architecture; None: that of the GPU at hand
     ) -> dict:
         "The setting with the least predicted time; among equals the first."
         where = target or arch()
@@ -85,28 +106,39 @@ class Tuned:
 
     def launch(
         self,
-        grid,               # function of the settings to the number of programs, a tuple
-        *args,              # of the kernel
-        sizes:dict,         # of the call
-        config:dict|None=None,  # None: by the cost model, or by timing all if MOLREC_AUTOTUNE=1
-        **constants,        # further compile-time arguments
+        grid,  # function of the settings to the number of programs, a tuple
+        *args,  # of the kernel
+        sizes: dict,  # of the call
+        config: dict | None = None,  # None: by the cost model, or by timing all if MOLREC_AUTOTUNE=1
+        **constants,  # further compile-time arguments
     ) -> None:
         "Run the kernel."
-        if config is None and os.environ.get('MOLREC_AUTOTUNE') == '1' and not interpreted(): return self.autotuned(tuple(sizes), arch())[grid](*args, **constants)
+        if config is None and os.environ.get('MOLREC_AUTOTUNE') == '1' and not interpreted():
+            return self.autotuned(tuple(sizes), arch())[grid](*args, **constants)
         config = dict(self.config(sizes) if config is None else config)
-        if interpreted(): config = {k: v for k, v in config.items() if k not in ('num_warps', 'num_stages')}
+        if interpreted():
+            config = {k: v for k, v in config.items() if k not in ('num_warps', 'num_stages')}
         self.kernel[grid](*args, **constants, **config)
 
 # %% ../../nbs/21_kernels.backend.ipynb #41d3c790
 @functools.cache
 def autotuned(
-    self:Tuned,
-    key:tuple,  # names of the arguments whose change asks for new timings
-    target:str, # architecture
-):              # what takes the place of the kernel
+    self: Tuned,
+    key: tuple,  # names of the arguments whose change asks for new timings
+    target: str,  # architecture
+):  # what takes the place of the kernel
     "Settings by timing."
     import triton
-    configs = [triton.Config({k: v for k, v in c.items() if k not in ('num_warps', 'num_stages')}, num_warps=c['num_warps'], num_stages=c['num_stages']) for c in self.configs[target]]
+
+    configs = [
+        triton.Config(
+            {k: v for k, v in c.items() if k not in ('num_warps', 'num_stages')},
+            num_warps=c['num_warps'],
+            num_stages=c['num_stages'],
+        )
+        for c in self.configs[target]
+    ]
     return triton.autotune(configs, key=[k for k in key if k in self.kernel.arg_names])(self.kernel)
+
 
 Tuned.autotuned = autotuned

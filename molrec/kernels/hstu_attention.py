@@ -25,43 +25,45 @@ from .time_buckets import bucket_starts, n_buckets, time_buckets
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #30d50c24
 def rectangles(
-    offsets:Tensor,     # borders of the sequences, (S+1,), int64
-    limit:int=2**17,    # scores per head in one rectangle; a sequence longer than that is one of its own
-):                      # yields (first row, sequences, length)
+    offsets: Tensor,  # borders of the sequences, (S+1,), int64
+    limit: int = 2**17,  # scores per head in one rectangle; a sequence longer than that is one of its own
+):  # yields (first row, sequences, length)
     "Neighbouring sequences of equal length."
     row = 0
     for length, count in zip(*(x.tolist() for x in torch.unique_consecutive(offsets.diff(), return_counts=True))):
-        step = max(1, limit//max(1, length**2))
+        step = max(1, limit // max(1, length**2))
         for done in range(0, count if length else 0, step):
-            yield row + done*length, min(step, count - done), length
-        row += count*length
+            yield row + done * length, min(step, count - done), length
+        row += count * length
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #eef9e9f8
 def hstu_reference(
-    q:Tensor,                   # queries, (T, h, d_qk)
-    k:Tensor,                   # keys, (T, h, d_qk)
-    v:Tensor,                   # values, (T, h, d_v)
-    offsets:Tensor,             # borders of the sequences, (S+1,), int64
-    pos_bias:Tensor|None,       # by distance, (2*n_max - 1,); None: no such bias
-    time_bias:Tensor|None,      # by bucket of the time between, (129,); None: no such bias
-    times:Tensor|None,          # of the positions, seconds, (T,), int64
-    next_times:Tensor|None,     # of the next item of each position, seconds, (T,), int64; None: `times` in its place
-    n:int,                      # divides the weights; the padded length in the published code
-) -> Tensor:                    # (T, h, d_v), dtype of `v`
+    q: Tensor,  # queries, (T, h, d_qk)
+    k: Tensor,  # keys, (T, h, d_qk)
+    v: Tensor,  # values, (T, h, d_v)
+    offsets: Tensor,  # borders of the sequences, (S+1,), int64
+    pos_bias: Tensor | None,  # by distance, (2*n_max - 1,); None: no such bias
+    time_bias: Tensor | None,  # by bucket of the time between, (129,); None: no such bias
+    times: Tensor | None,  # of the positions, seconds, (T,), int64
+    next_times: Tensor | None,  # of the next item of each position, seconds, (T,), int64; None: `times` in its place
+    n: int,  # divides the weights; the padded length in the published code
+) -> Tensor:  # (T, h, d_v), dtype of `v`
     "HSTU attention in plain torch; the truth."
     asked, outs = times if next_times is None else next_times, []
     wide = torch.promote_types(q.dtype, torch.float32)
     for row, count, L in rectangles(offsets):
-        qi, kj, vj = (x[row:row + count*L].reshape(count, L, x.shape[1], -1).transpose(1, 2).to(wide) for x in (q, k, v))
-        s = qi @ kj.mT                                                                  # (count, h, L, L)
+        qi, kj, vj = (
+            x[row : row + count * L].reshape(count, L, x.shape[1], -1).transpose(1, 2).to(wide) for x in (q, k, v)
+        )
+        s = qi @ kj.mT  # (count, h, L, L)
         if pos_bias is not None:
             at = torch.arange(L, device=q.device)
-            s = s + pos_bias.index_select(0, (len(pos_bias)//2 + at - at[:, None]).flatten()).view(L, L)
+            s = s + pos_bias.index_select(0, (len(pos_bias) // 2 + at - at[:, None]).flatten()).view(L, L)
         if time_bias is not None:
-            i, j = (t[row:row + count*L].view(count, L) for t in (asked, times))
+            i, j = (t[row : row + count * L].view(count, L) for t in (asked, times))
             bucket = time_buckets((i[:, :, None] - j[:, None]).abs_(), bucket_starts(q.device))
             s = s + time_bias.index_select(0, bucket.flatten()).view(count, 1, L, L)
-        outs.append((F.silu(s).tril() @ vj).transpose(1, 2).reshape(count*L, v.shape[1], -1)/n)
+        outs.append((F.silu(s).tril() @ vj).transpose(1, 2).reshape(count * L, v.shape[1], -1) / n)
     return torch.cat(outs).to(v.dtype) if outs else v.clone()
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #2608114f
@@ -69,95 +71,178 @@ def hstu_reference(
 def place(offsets, heads, blocks):
     "First row and length of this program's sequence, its head, its block."
     pid = tl.program_id(0)
-    sequence = pid//(blocks*heads)
-    first = tl.load(offsets + sequence)                                 # int64, and so every address made from it
-    return first, (tl.load(offsets + sequence + 1) - first).to(tl.int32), (pid//blocks) % heads, pid % blocks
+    sequence = pid // (blocks * heads)
+    first = tl.load(offsets + sequence)  # int64, and so every address made from it
+    return first, (tl.load(offsets + sequence + 1) - first).to(tl.int32), (pid // blocks) % heads, pid % blocks
+
 
 @triton.jit
 def tile(x, rows, length, stride, D: tl.constexpr, W: tl.constexpr):
     "Rows of one head of one sequence, (rows, W); zero beyond the sequence and beyond its D columns."
     c = tl.arange(0, W)
-    return tl.load(x + rows.to(tl.int64)[:, None]*stride + c[None, :], mask=(rows < length)[:, None] & (c < D)[None, :], other=0.)
+    return tl.load(
+        x + rows.to(tl.int64)[:, None] * stride + c[None, :],
+        mask=(rows < length)[:, None] & (c < D)[None, :],
+        other=0.0,
+    )
+
 
 @triton.jit
 def put(x, tile, rows, first, length, head, heads, D: tl.constexpr, W: tl.constexpr):
     "Write a (rows, W) tile to a contiguous (T, h, D) tensor."
     c = tl.arange(0, W)
-    tl.store(x + ((first + rows)[:, None]*heads + head)*D + c[None, :], tile, mask=(rows < length)[:, None] & (c < D)[None, :])
+    tl.store(
+        x + ((first + rows)[:, None] * heads + head) * D + c[None, :],
+        tile,
+        mask=(rows < length)[:, None] & (c < D)[None, :],
+    )
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #62ce2837
 @triton.jit
 def product(a, b, total, PRECISION: tl.constexpr, CPU: tl.constexpr):
     "total + a @ b, in fp32."
-    if CPU: return tl.dot(a.to(tl.float32), b.to(tl.float32), total)    # the interpreter's bf16 products are wrong
+    if CPU:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), total)  # the interpreter's bf16 products are wrong
     return tl.dot(a, b, total, input_precision=PRECISION)
+
 
 @triton.jit
 def buckets(seen, asked, i, j, first, length, starts, HAS_TIME: tl.constexpr):
     "Time bucket of each pair; zeros where there is no time bias."
     guess = tl.zeros_like(i + j)
     if HAS_TIME:
-        age = tl.abs(tl.load(asked + first + i, mask=i < length, other=0) - tl.load(seen + first + j, mask=j < length, other=0))
-        guess = tl.minimum((tl.log(tl.maximum(age, 1).to(tl.float32))/.301 + 1e-3).to(tl.int32), 128)
-        guess -= (age < tl.load(starts + guess)).to(tl.int32)           # right or one too high
+        age = tl.abs(
+            tl.load(asked + first + i, mask=i < length, other=0) - tl.load(seen + first + j, mask=j < length, other=0)
+        )
+        guess = tl.minimum((tl.log(tl.maximum(age, 1).to(tl.float32)) / 0.301 + 1e-3).to(tl.int32), 128)
+        guess -= (age < tl.load(starts + guess)).to(tl.int32)  # right or one too high
     return guess
+
 
 @triton.jit
 def biased(s, i, j, bucket, pos, time, n_max, HAS_POS: tl.constexpr, HAS_TIME: tl.constexpr):
     "Scores plus both biases."
-    if HAS_POS: s += tl.load(pos + tl.maximum(n_max - 1 + tl.minimum(j - i, 0), 0)).to(tl.float32)   # clamped rather than masked: cheaper
-    if HAS_TIME: s += tl.load(time + bucket).to(tl.float32)
+    if HAS_POS:
+        s += tl.load(pos + tl.maximum(n_max - 1 + tl.minimum(j - i, 0), 0)).to(
+            tl.float32
+        )  # clamped rather than masked: cheaper
+    if HAS_TIME:
+        s += tl.load(time + bucket).to(tl.float32)
     return s
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #3b8522c6
 @triton.jit
-def hstu_forward(q, k, v, out, offsets, pos, time, starts, seen, asked, inverse_n, n_max, heads, longest, q_t, q_h, k_t, k_h, v_t, v_h,
-                 D_QK: tl.constexpr, D_V: tl.constexpr, W_QK: tl.constexpr, W_V: tl.constexpr, HAS_POS: tl.constexpr, HAS_TIME: tl.constexpr,
-                 PRECISION: tl.constexpr, CPU: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):
+def hstu_forward(
+    q,
+    k,
+    v,
+    out,
+    offsets,
+    pos,
+    time,
+    starts,
+    seen,
+    asked,
+    inverse_n,
+    n_max,
+    heads,
+    longest,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    D_QK: tl.constexpr,
+    D_V: tl.constexpr,
+    W_QK: tl.constexpr,
+    W_V: tl.constexpr,
+    HAS_POS: tl.constexpr,
+    HAS_TIME: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CPU: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):
     "A program: BLOCK_I queries of one head of one sequence."
     first, length, head, block = place(offsets, heads, tl.cdiv(longest, BLOCK_I))
-    if block*BLOCK_I >= length: return
-    i = block*BLOCK_I + tl.arange(0, BLOCK_I)                                                       # (I,)
-    qi = tile(q + first*q_t + head*q_h, i, length, q_t, D_QK, W_QK)                                 # (I, W_QK)
-    k += first*k_t + head*k_h
-    v += first*v_t + head*v_h
+    if block * BLOCK_I >= length:
+        return
+    i = block * BLOCK_I + tl.arange(0, BLOCK_I)  # (I,)
+    qi = tile(q + first * q_t + head * q_h, i, length, q_t, D_QK, W_QK)  # (I, W_QK)
+    k += first * k_t + head * k_h
+    v += first * v_t + head * v_h
     total = tl.zeros((BLOCK_I, W_V), tl.float32)
-    for j0 in range(0, tl.minimum(length, (block + 1)*BLOCK_I), BLOCK_J):                           # up to the diagonal
-        j = j0 + tl.arange(0, BLOCK_J)                                                              # (J,)
-        valid = (j[None, :] <= i[:, None]) & (i < length)[:, None]                                  # (I, J)
-        kj, vj = tile(k, j, length, k_t, D_QK, W_QK), tile(v, j, length, v_t, D_V, W_V)             # (J, W_QK), (J, W_V)
-        s = product(qi, tl.trans(kj), tl.zeros((BLOCK_I, BLOCK_J), tl.float32), PRECISION, CPU)     # (I, J)
+    for j0 in range(0, tl.minimum(length, (block + 1) * BLOCK_I), BLOCK_J):  # up to the diagonal
+        j = j0 + tl.arange(0, BLOCK_J)  # (J,)
+        valid = (j[None, :] <= i[:, None]) & (i < length)[:, None]  # (I, J)
+        kj, vj = tile(k, j, length, k_t, D_QK, W_QK), tile(v, j, length, v_t, D_V, W_V)  # (J, W_QK), (J, W_V)
+        s = product(qi, tl.trans(kj), tl.zeros((BLOCK_I, BLOCK_J), tl.float32), PRECISION, CPU)  # (I, J)
         bucket = buckets(seen, asked, i[:, None], j[None, :], first, length, starts, HAS_TIME)
         s = biased(s, i[:, None], j[None, :], bucket, pos, time, n_max, HAS_POS, HAS_TIME)
-        a = tl.where(valid, s*tl.sigmoid(s)*inverse_n, 0.)                                          # the mask after silu
-        total = product(a.to(vj.dtype), vj, total, PRECISION, CPU)                                  # tensor cores want both operands alike
+        a = tl.where(valid, s * tl.sigmoid(s) * inverse_n, 0.0)  # the mask after silu
+        total = product(a.to(vj.dtype), vj, total, PRECISION, CPU)  # tensor cores want both operands alike
     put(out, total, i, first, length, head, heads, D_V, W_V)
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #726cb49c
 @triton.jit
-def hstu_dkv(q, k, v, g, dk, dv, offsets, pos, time, starts, seen, asked, inverse_n, n_max, heads, longest, q_t, q_h, k_t, k_h, v_t, v_h, g_t, g_h,
-             D_QK: tl.constexpr, D_V: tl.constexpr, W_QK: tl.constexpr, W_V: tl.constexpr, HAS_POS: tl.constexpr, HAS_TIME: tl.constexpr,
-             PRECISION: tl.constexpr, CPU: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):
+def hstu_dkv(
+    q,
+    k,
+    v,
+    g,
+    dk,
+    dv,
+    offsets,
+    pos,
+    time,
+    starts,
+    seen,
+    asked,
+    inverse_n,
+    n_max,
+    heads,
+    longest,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    g_t,
+    g_h,
+    D_QK: tl.constexpr,
+    D_V: tl.constexpr,
+    W_QK: tl.constexpr,
+    W_V: tl.constexpr,
+    HAS_POS: tl.constexpr,
+    HAS_TIME: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CPU: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):
     "A program: gradients of BLOCK_J keys and values of one head of one sequence."
     first, length, head, block = place(offsets, heads, tl.cdiv(longest, BLOCK_J))
-    if block*BLOCK_J >= length: return
-    j = block*BLOCK_J + tl.arange(0, BLOCK_J)                                                       # (J,)
-    kj = tile(k + first*k_t + head*k_h, j, length, k_t, D_QK, W_QK)                                 # (J, W_QK)
-    vj = tile(v + first*v_t + head*v_h, j, length, v_t, D_V, W_V)                                   # (J, W_V)
-    q += first*q_t + head*q_h
-    g += first*g_t + head*g_h
+    if block * BLOCK_J >= length:
+        return
+    j = block * BLOCK_J + tl.arange(0, BLOCK_J)  # (J,)
+    kj = tile(k + first * k_t + head * k_h, j, length, k_t, D_QK, W_QK)  # (J, W_QK)
+    vj = tile(v + first * v_t + head * v_h, j, length, v_t, D_V, W_V)  # (J, W_V)
+    q += first * q_t + head * q_h
+    g += first * g_t + head * g_h
     total_k, total_v = tl.zeros((BLOCK_J, W_QK), tl.float32), tl.zeros((BLOCK_J, W_V), tl.float32)
-    for i0 in range(block*BLOCK_J//BLOCK_I*BLOCK_I, length, BLOCK_I):                               # from the diagonal on
-        i = i0 + tl.arange(0, BLOCK_I)                                                              # (I,)
-        valid = (j[:, None] <= i[None, :]) & (i < length)[None, :]                                  # (J, I)
-        qi, gi = tile(q, i, length, q_t, D_QK, W_QK), tile(g, i, length, g_t, D_V, W_V)             # (I, W_QK), (I, W_V)
-        s = product(kj, tl.trans(qi), tl.zeros((BLOCK_J, BLOCK_I), tl.float32), PRECISION, CPU)     # (J, I)
+    for i0 in range(block * BLOCK_J // BLOCK_I * BLOCK_I, length, BLOCK_I):  # from the diagonal on
+        i = i0 + tl.arange(0, BLOCK_I)  # (I,)
+        valid = (j[:, None] <= i[None, :]) & (i < length)[None, :]  # (J, I)
+        qi, gi = tile(q, i, length, q_t, D_QK, W_QK), tile(g, i, length, g_t, D_V, W_V)  # (I, W_QK), (I, W_V)
+        s = product(kj, tl.trans(qi), tl.zeros((BLOCK_J, BLOCK_I), tl.float32), PRECISION, CPU)  # (J, I)
         bucket = buckets(seen, asked, i[None, :], j[:, None], first, length, starts, HAS_TIME)
         s = biased(s, i[None, :], j[:, None], bucket, pos, time, n_max, HAS_POS, HAS_TIME)
-        sigma = tl.where(valid, tl.sigmoid(s)*inverse_n, 0.)                                        # with the divisor and the mask in it
-        total_v = product((s*sigma).to(gi.dtype), gi, total_v, PRECISION, CPU)
+        sigma = tl.where(valid, tl.sigmoid(s) * inverse_n, 0.0)  # with the divisor and the mask in it
+        total_v = product((s * sigma).to(gi.dtype), gi, total_v, PRECISION, CPU)
         da = product(vj, tl.trans(gi), tl.zeros((BLOCK_J, BLOCK_I), tl.float32), PRECISION, CPU)
-        ds = da*sigma*(1 + s*(1 - tl.sigmoid(s)))
+        ds = da * sigma * (1 + s * (1 - tl.sigmoid(s)))
         total_k = product(ds.to(qi.dtype), qi, total_k, PRECISION, CPU)
     put(dk, total_k, j, first, length, head, heads, D_QK, W_QK)
     put(dv, total_v, j, first, length, head, heads, D_V, W_V)
@@ -167,26 +252,60 @@ def hstu_dkv(q, k, v, g, dk, dv, offsets, pos, time, starts, seen, asked, invers
 def score_gradient(s, da, valid, inverse_n):
     "Gradient of the scores before silu."
     sigma = tl.sigmoid(s)
-    return tl.where(valid, da*sigma*(1 + s*(1 - sigma))*inverse_n, 0.)
+    return tl.where(valid, da * sigma * (1 + s * (1 - sigma)) * inverse_n, 0.0)
+
 
 @triton.jit
-def hstu_dq(q, k, v, g, dq, offsets, pos, time, starts, seen, asked, inverse_n, n_max, heads, longest, q_t, q_h, k_t, k_h, v_t, v_h, g_t, g_h,
-            D_QK: tl.constexpr, D_V: tl.constexpr, W_QK: tl.constexpr, W_V: tl.constexpr, HAS_POS: tl.constexpr, HAS_TIME: tl.constexpr,
-            PRECISION: tl.constexpr, CPU: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):
+def hstu_dq(
+    q,
+    k,
+    v,
+    g,
+    dq,
+    offsets,
+    pos,
+    time,
+    starts,
+    seen,
+    asked,
+    inverse_n,
+    n_max,
+    heads,
+    longest,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    g_t,
+    g_h,
+    D_QK: tl.constexpr,
+    D_V: tl.constexpr,
+    W_QK: tl.constexpr,
+    W_V: tl.constexpr,
+    HAS_POS: tl.constexpr,
+    HAS_TIME: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CPU: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):
     "A program: gradients of BLOCK_I queries of one head of one sequence."
     first, length, head, block = place(offsets, heads, tl.cdiv(longest, BLOCK_I))
-    if block*BLOCK_I >= length: return
-    i = block*BLOCK_I + tl.arange(0, BLOCK_I)                                                       # (I,)
-    qi = tile(q + first*q_t + head*q_h, i, length, q_t, D_QK, W_QK)                                 # (I, W_QK)
-    gi = tile(g + first*g_t + head*g_h, i, length, g_t, D_V, W_V)                                   # (I, W_V)
-    k += first*k_t + head*k_h
-    v += first*v_t + head*v_h
+    if block * BLOCK_I >= length:
+        return
+    i = block * BLOCK_I + tl.arange(0, BLOCK_I)  # (I,)
+    qi = tile(q + first * q_t + head * q_h, i, length, q_t, D_QK, W_QK)  # (I, W_QK)
+    gi = tile(g + first * g_t + head * g_h, i, length, g_t, D_V, W_V)  # (I, W_V)
+    k += first * k_t + head * k_h
+    v += first * v_t + head * v_h
     total = tl.zeros((BLOCK_I, W_QK), tl.float32)
-    for j0 in range(0, tl.minimum(length, (block + 1)*BLOCK_I), BLOCK_J):
-        j = j0 + tl.arange(0, BLOCK_J)                                                              # (J,)
-        valid = (j[None, :] <= i[:, None]) & (i < length)[:, None]                                  # (I, J)
-        kj, vj = tile(k, j, length, k_t, D_QK, W_QK), tile(v, j, length, v_t, D_V, W_V)             # (J, W_QK), (J, W_V)
-        s = product(qi, tl.trans(kj), tl.zeros((BLOCK_I, BLOCK_J), tl.float32), PRECISION, CPU)     # (I, J)
+    for j0 in range(0, tl.minimum(length, (block + 1) * BLOCK_I), BLOCK_J):
+        j = j0 + tl.arange(0, BLOCK_J)  # (J,)
+        valid = (j[None, :] <= i[:, None]) & (i < length)[:, None]  # (I, J)
+        kj, vj = tile(k, j, length, k_t, D_QK, W_QK), tile(v, j, length, v_t, D_V, W_V)  # (J, W_QK), (J, W_V)
+        s = product(qi, tl.trans(kj), tl.zeros((BLOCK_I, BLOCK_J), tl.float32), PRECISION, CPU)  # (I, J)
         bucket = buckets(seen, asked, i[:, None], j[None, :], first, length, starts, HAS_TIME)
         s = biased(s, i[:, None], j[None, :], bucket, pos, time, n_max, HAS_POS, HAS_TIME)
         da = product(gi, tl.trans(vj), tl.zeros((BLOCK_I, BLOCK_J), tl.float32), PRECISION, CPU)
@@ -195,67 +314,130 @@ def hstu_dq(q, k, v, g, dq, offsets, pos, time, starts, seen, asked, inverse_n, 
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #0309826c
 @triton.jit
-def hstu_dbias(q, k, v, g, dpos, dtime, offsets, pos, time, starts, seen, asked, inverse_n, n_max, heads, longest, q_t, q_h, k_t, k_h, v_t, v_h, g_t, g_h,
-               D_QK: tl.constexpr, D_V: tl.constexpr, W_QK: tl.constexpr, W_V: tl.constexpr, HAS_POS: tl.constexpr, HAS_TIME: tl.constexpr,
-               PRECISION: tl.constexpr, CPU: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):
+def hstu_dbias(
+    q,
+    k,
+    v,
+    g,
+    dpos,
+    dtime,
+    offsets,
+    pos,
+    time,
+    starts,
+    seen,
+    asked,
+    inverse_n,
+    n_max,
+    heads,
+    longest,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    g_t,
+    g_h,
+    D_QK: tl.constexpr,
+    D_V: tl.constexpr,
+    W_QK: tl.constexpr,
+    W_V: tl.constexpr,
+    HAS_POS: tl.constexpr,
+    HAS_TIME: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CPU: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):
     "A program: the tiles of one sequence whose first query comes `ahead` positions after its first key."
-    first, length, _, block = place(offsets, 1, tl.cdiv(longest, BLOCK_J) + BLOCK_I//BLOCK_J - 1)
-    ahead = (block + 1)*BLOCK_J - BLOCK_I                                                           # from I - J places behind: keys that the last query sees
-    bins = tl.arange(0, 256)                                                                        # 129, rounded up
+    first, length, _, block = place(offsets, 1, tl.cdiv(longest, BLOCK_J) + BLOCK_I // BLOCK_J - 1)
+    ahead = (block + 1) * BLOCK_J - BLOCK_I  # from I - J places behind: keys that the last query sees
+    bins = tl.arange(0, 256)  # 129, rounded up
     by_distance, by_bucket = tl.zeros((BLOCK_I, BLOCK_J), tl.float32), tl.zeros((256,), tl.float32)
-    for i0 in range(tl.cdiv(tl.maximum(ahead, 0), BLOCK_I)*BLOCK_I, length, BLOCK_I):
+    for i0 in range(tl.cdiv(tl.maximum(ahead, 0), BLOCK_I) * BLOCK_I, length, BLOCK_I):
         i, j = i0 + tl.arange(0, BLOCK_I), i0 - ahead + tl.arange(0, BLOCK_J)
-        valid = (j[None, :] <= i[:, None]) & (i < length)[:, None]                                  # (I, J)
+        valid = (j[None, :] <= i[:, None]) & (i < length)[:, None]  # (I, J)
         bucket = buckets(seen, asked, i[:, None], j[None, :], first, length, starts, HAS_TIME)
-        bias = biased(tl.zeros((BLOCK_I, BLOCK_J), tl.float32), i[:, None], j[None, :], bucket, pos, time, n_max, HAS_POS, HAS_TIME)
+        bias = biased(
+            tl.zeros((BLOCK_I, BLOCK_J), tl.float32),
+            i[:, None],
+            j[None, :],
+            bucket,
+            pos,
+            time,
+            n_max,
+            HAS_POS,
+            HAS_TIME,
+        )
         ds = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
         for head in range(heads):
-            kj = tile(k + first*k_t + head*k_h, j, length, k_t, D_QK, W_QK)
-            vj = tile(v + first*v_t + head*v_h, j, length, v_t, D_V, W_V)
-            qi = tile(q + first*q_t + head*q_h, i, length, q_t, D_QK, W_QK)
-            gi = tile(g + first*g_t + head*g_h, i, length, g_t, D_V, W_V)
-            s = product(qi, tl.trans(kj), bias, PRECISION, CPU)                                     # the sum starts with the bias
+            kj = tile(k + first * k_t + head * k_h, j, length, k_t, D_QK, W_QK)
+            vj = tile(v + first * v_t + head * v_h, j, length, v_t, D_V, W_V)
+            qi = tile(q + first * q_t + head * q_h, i, length, q_t, D_QK, W_QK)
+            gi = tile(g + first * g_t + head * g_h, i, length, g_t, D_V, W_V)
+            s = product(qi, tl.trans(kj), bias, PRECISION, CPU)  # the sum starts with the bias
             da = product(gi, tl.trans(vj), tl.zeros((BLOCK_I, BLOCK_J), tl.float32), PRECISION, CPU)
             ds += score_gradient(s, da, valid, inverse_n)
         by_distance += ds
         if HAS_TIME:
             for b in range(tl.min(tl.where(valid, bucket, 128)), tl.max(tl.where(valid, bucket, 0)) + 1):
-                by_bucket += tl.where(bins == b, tl.sum(tl.where(bucket == b, ds, 0.)), 0.)
+                by_bucket += tl.where(bins == b, tl.sum(tl.where(bucket == b, ds, 0.0)), 0.0)
     row = tl.program_id(0).to(tl.int64)
-    if HAS_POS: tl.store(dpos + (row*BLOCK_I + tl.arange(0, BLOCK_I))[:, None]*BLOCK_J + tl.arange(0, BLOCK_J)[None, :], by_distance)
-    if HAS_TIME: tl.store(dtime + row*129 + bins, by_bucket, mask=bins < 129)
+    if HAS_POS:
+        tl.store(
+            dpos + (row * BLOCK_I + tl.arange(0, BLOCK_I))[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :],
+            by_distance,
+        )
+    if HAS_TIME:
+        tl.store(dtime + row * 129 + bins, by_bucket, mask=bins < 129)
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #fb5bf1c7
 def position_gradient(
-    tiles:Tensor,   # sums of score gradients, (programs, I, J), by `ahead`, query, key; I is a multiple of J
-    n_max:int,
-) -> Tensor:        # gradient of the position bias, (2*n_max - 1,)
+    tiles: Tensor,  # sums of score gradients, (programs, I, J), by `ahead`, query, key; I is a multiple of J
+    n_max: int,
+) -> Tensor:  # gradient of the position bias, (2*n_max - 1,)
     "Sum tiles along their diagonals."
     A, I, J = tiles.shape
     upright = F.pad(tiles.flip(1), (0, I)).flatten(1)[:, :-I].view(A, I, I + J - 1).sum(1).flip(0)  # farthest first
-    shingles = F.pad(upright, (0, 1)).view(A, I//J + 1, J)
-    line = tiles.new_zeros(A + I//J, J)
-    for c in range(I//J + 1): line[c:c + A] += shingles[:, c]
-    reach = min(n_max, A*J)
-    return F.pad(line.flatten()[A*J - reach:A*J], (n_max - reach, n_max - 1))                       # nobody looks ahead
+    shingles = F.pad(upright, (0, 1)).view(A, I // J + 1, J)
+    line = tiles.new_zeros(A + I // J, J)
+    for c in range(I // J + 1):
+        line[c : c + A] += shingles[:, c]
+    reach = min(n_max, A * J)
+    return F.pad(line.flatten()[A * J - reach : A * J], (n_max - reach, n_max - 1))  # nobody looks ahead
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #481a11cd
 def pair_cost(
-    products:int,       # matrix products per tile
-):                      # (config, sizes, gpu) to seconds
+    products: int,  # matrix products per tile
+):  # (config, sizes, gpu) to seconds
     "A cost model for kernels over pairs of positions."
+
     def cost(config, sizes, gpu):
         I, J, L = config['BLOCK_I'], config['BLOCK_J'], sizes['longest']
-        if sizes['element'] == 4 and (I*J > 1024 or products == 4 and sizes['exact'] and config['num_warps'] < 8): return math.inf
-        rows = sizes['sequences']*sizes['heads']*L
-        pairs, owned = rows*(L + I + J)/2, max(I, J)
-        seconds = max(2*products*pairs*sizes['width']/gpu.flops['bf16'], 3*pairs/gpu.exps, pairs/owned*2*sizes['width']*sizes['element']/(4*gpu.bandwidth))
-        return seconds*waves(-(-rows//owned), 2, gpu)                            # two at a time, as claimed below
+        if sizes['element'] == 4 and (I * J > 1024 or products == 4 and sizes['exact'] and config['num_warps'] < 8):
+            return math.inf
+        rows = sizes['sequences'] * sizes['heads'] * L
+        pairs, owned = rows * (L + I + J) / 2, max(I, J)
+        seconds = max(
+            2 * products * pairs * sizes['width'] / gpu.flops['bf16'],
+            3 * pairs / gpu.exps,
+            pairs / owned * 2 * sizes['width'] * sizes['element'] / (4 * gpu.bandwidth),
+        )
+        return seconds * waves(-(-rows // owned), 2, gpu)  # two at a time, as claimed below
+
     return cost
 
-def settings(*rows): return [dict(zip(('BLOCK_I', 'BLOCK_J', 'num_warps', 'num_stages'), row)) for row in rows]
 
-def per_gpu(nvidia, amd, interpreter): return dict(sm_80=settings(*nvidia), sm_90=settings(*nvidia), gfx942=settings(*amd), interpreter=settings(interpreter))
+def settings(*rows):
+    return [dict(zip(('BLOCK_I', 'BLOCK_J', 'num_warps', 'num_stages'), row)) for row in rows]
+
+
+def per_gpu(nvidia, amd, interpreter):
+    return dict(
+        sm_80=settings(*nvidia), sm_90=settings(*nvidia), gfx942=settings(*amd), interpreter=settings(interpreter)
+    )
+
 
 by_query = per_gpu([(64, 16, 4, 2), (64, 32, 4, 2)], [(64, 16, 4, 1), (64, 32, 4, 1)], (32, 16, 4, 1))
 by_key = per_gpu([(16, 64, 4, 2), (16, 64, 8, 1)], [(16, 64, 4, 1)], (16, 32, 4, 1))
@@ -265,29 +447,59 @@ dq_kernel, dbias_kernel = Tuned(hstu_dq, by_query, pair_cost(3)), Tuned(hstu_dbi
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #f268e379
 def told(
-    q:Tensor, k:Tensor, v:Tensor, offsets:Tensor, pos_bias:Tensor|None, time_bias:Tensor|None,
-    seen:Tensor|None, asked:Tensor|None,    # times of the positions and of their requests, (T,), int64
-    n:int,
-    longest:int,                            # length of the longest sequence
-) -> tuple[tuple, dict, dict]:              # arguments that all four kernels share, sizes, compile-time arguments
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    pos_bias: Tensor | None,
+    time_bias: Tensor | None,
+    seen: Tensor | None,
+    asked: Tensor | None,  # times of the positions and of their requests, (T,), int64
+    n: int,
+    longest: int,  # length of the longest sequence
+) -> tuple[tuple, dict, dict]:  # arguments that all four kernels share, sizes, compile-time arguments
     "What each of the kernels is told about a call."
-    present = [offsets if x is None else x for x in (pos_bias, time_bias, seen, asked)]     # some address; it is not read
+    present = [offsets if x is None else x for x in (pos_bias, time_bias, seen, asked)]  # some address; it is not read
     pos, time, seen, asked = present
-    n_max, heads = (1 if pos_bias is None else len(pos_bias)//2 + 1), q.shape[1]
-    args = offsets, pos, time, bucket_starts(q.device), seen, asked, 1/n, n_max, heads, longest
+    n_max, heads = (1 if pos_bias is None else len(pos_bias) // 2 + 1), q.shape[1]
+    args = offsets, pos, time, bucket_starts(q.device), seen, asked, 1 / n, n_max, heads, longest
     D_QK, D_V = q.shape[2], v.shape[2]
     W_QK, W_V = (max(16, triton.next_power_of_2(d)) for d in (D_QK, D_V))
     precision = 'tf32' if torch.backends.cuda.matmul.allow_tf32 else 'ieee'
-    return (args, dict(sequences=len(offsets) - 1, longest=longest, heads=heads, width=W_QK, element=q.element_size(), exact=precision == 'ieee'),
-            dict(D_QK=D_QK, D_V=D_V, W_QK=W_QK, W_V=W_V, HAS_POS=pos_bias is not None, HAS_TIME=time_bias is not None, PRECISION=precision, CPU=interpreted()))
+    return (
+        args,
+        dict(
+            sequences=len(offsets) - 1,
+            longest=longest,
+            heads=heads,
+            width=W_QK,
+            element=q.element_size(),
+            exact=precision == 'ieee',
+        ),
+        dict(
+            D_QK=D_QK,
+            D_V=D_V,
+            W_QK=W_QK,
+            W_V=W_V,
+            HAS_POS=pos_bias is not None,
+            HAS_TIME=time_bias is not None,
+            PRECISION=precision,
+            CPU=interpreted(),
+        ),
+    )
 
-def strides(*tensors): return [s for x in tensors for s in x.stride()[:2]]
 
-def grid(sizes, block): return lambda meta: (sizes['sequences']*sizes['heads']*triton.cdiv(sizes['longest'], meta[block]),)
+def strides(*tensors):
+    return [s for x in tensors for s in x.stride()[:2]]
+
+
+def grid(sizes, block):
+    return lambda meta: (sizes['sequences'] * sizes['heads'] * triton.cdiv(sizes['longest'], meta[block]),)
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #07000856
 class HSTUAttention(torch.autograd.Function):
     "Forward and backward by kernels."
+
     @staticmethod
     def forward(ctx, q, k, v, offsets, pos_bias, time_bias, seen, asked, n, longest):
         ctx.save_for_backward(q, k, v, offsets, pos_bias, time_bias, seen, asked)
@@ -308,89 +520,117 @@ class HSTUAttention(torch.autograd.Function):
         dkv_kernel.launch(grid(sizes, 'BLOCK_J'), q, k, v, g, dk, dv, *args, sizes=sizes, **constants)
         dq_kernel.launch(grid(sizes, 'BLOCK_I'), q, k, v, g, dq, *args, sizes=sizes, **constants)
         trained = [bias is not None and need for bias, need in zip((pos_bias, time_bias), ctx.needs_input_grad[4:6])]
-        dpos, dtime = bias_gradients(q, k, v, g, args, sizes, constants, pos_bias, time_bias) if any(trained) else (None, None)
+        dpos, dtime = (
+            bias_gradients(q, k, v, g, args, sizes, constants, pos_bias, time_bias) if any(trained) else (None, None)
+        )
         return dq, dk, dv, None, dpos, dtime, None, None, None, None
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #9d8b6551
-def unit_stride(x): return x if x.stride(-1) == 1 else x.contiguous()   # kernels step by one within a row
+def unit_stride(x):
+    return x if x.stride(-1) == 1 else x.contiguous()  # kernels step by one within a row
 
-def bias_gradients(q, k, v, g, args, sizes, constants, pos_bias, time_bias) -> tuple[Tensor|None, Tensor|None]:
+
+def bias_gradients(q, k, v, g, args, sizes, constants, pos_bias, time_bias) -> tuple[Tensor | None, Tensor | None]:
     "Gradients of both tables; None for one that is absent."
     S, config = sizes['sequences'], dbias_kernel.config(sizes)
     I, J = config['BLOCK_I'], config['BLOCK_J']
-    A = triton.cdiv(sizes['longest'], J) + I//J - 1
+    A = triton.cdiv(sizes['longest'], J) + I // J - 1
     dpos = torch.empty((S, A, I, J) if constants['HAS_POS'] else (0,), dtype=torch.float32, device=q.device)
     dtime = torch.empty((S, A, n_buckets) if constants['HAS_TIME'] else (0,), dtype=torch.float32, device=q.device)
-    dbias_kernel.launch(lambda meta: (S*A,), q, k, v, g, dpos, dtime, *args, sizes=sizes, config=config, **constants)
-    return (None if pos_bias is None else position_gradient(dpos.sum(0), len(pos_bias)//2 + 1).to(pos_bias.dtype),
-            None if time_bias is None else dtime.sum((0, 1)).to(time_bias.dtype))
+    dbias_kernel.launch(lambda meta: (S * A,), q, k, v, g, dpos, dtime, *args, sizes=sizes, config=config, **constants)
+    return (
+        None if pos_bias is None else position_gradient(dpos.sum(0), len(pos_bias) // 2 + 1).to(pos_bias.dtype),
+        None if time_bias is None else dtime.sum((0, 1)).to(time_bias.dtype),
+    )
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #87047899
 def check_call(q, k, v, offsets, pos_bias, time_bias, times, next_times, n) -> int:  # length of the longest sequence
     "Refuse what the kernels cannot take."
     if not (q.ndim == v.ndim == 3 and q.shape == k.shape and q.shape[:2] == v.shape[:2]):
-        raise ConfigError(f'q, k, v: got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}, wanted (T, h, d_qk), the same, and (T, h, d_v)')
-    if not q.dtype == k.dtype == v.dtype: raise ConfigError(f'q, k, v: got {q.dtype}, {k.dtype}, {v.dtype}, wanted one dtype')
-    if n < 1: raise ConfigError(f'n: got {n}, wanted at least 1')
+        raise ConfigError(
+            f'q, k, v: got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}, wanted (T, h, d_qk), the same, and (T, h, d_v)'
+        )
+    if not q.dtype == k.dtype == v.dtype:
+        raise ConfigError(f'q, k, v: got {q.dtype}, {k.dtype}, {v.dtype}, wanted one dtype')
+    if n < 1:
+        raise ConfigError(f'n: got {n}, wanted at least 1')
     lengths = offsets.cpu().diff()
-    if offsets.ndim != 1 or offsets.dtype != torch.int64 or len(offsets) < 1: raise DataError(f'offsets: got {tuple(offsets.shape)} of {offsets.dtype}, wanted (S+1,) of int64')
-    if int(offsets[0]) != 0 or int(offsets[-1]) != len(q) or (lengths < 0).any(): raise DataError(f'offsets: wanted ascending from 0 to {len(q)}, the number of rows')
+    if offsets.ndim != 1 or offsets.dtype != torch.int64 or len(offsets) < 1:
+        raise DataError(f'offsets: got {tuple(offsets.shape)} of {offsets.dtype}, wanted (S+1,) of int64')
+    if int(offsets[0]) != 0 or int(offsets[-1]) != len(q) or (lengths < 0).any():
+        raise DataError(f'offsets: wanted ascending from 0 to {len(q)}, the number of rows')
     longest = int(lengths.max()) if len(lengths) else 0
-    if pos_bias is not None and (pos_bias.ndim != 1 or len(pos_bias) % 2 == 0 or len(pos_bias)//2 + 1 < longest):
-        raise ConfigError(f'pos_bias: got {tuple(pos_bias.shape)}, wanted (2*n_max - 1,) with n_max at least {longest}, the longest sequence')
-    if time_bias is not None and time_bias.shape != (n_buckets,): raise ConfigError(f'time_bias: got {tuple(time_bias.shape)}, wanted ({n_buckets},)')
-    if time_bias is not None and times is None: raise ConfigError('times: got None, wanted seconds, since there is a time_bias')
+    if pos_bias is not None and (pos_bias.ndim != 1 or len(pos_bias) % 2 == 0 or len(pos_bias) // 2 + 1 < longest):
+        raise ConfigError(
+            f'pos_bias: got {tuple(pos_bias.shape)}, wanted (2*n_max - 1,) with n_max at least {longest}, the longest sequence'
+        )
+    if time_bias is not None and time_bias.shape != (n_buckets,):
+        raise ConfigError(f'time_bias: got {tuple(time_bias.shape)}, wanted ({n_buckets},)')
+    if time_bias is not None and times is None:
+        raise ConfigError('times: got None, wanted seconds, since there is a time_bias')
     for name, t in dict(times=times, next_times=next_times).items():
-        if t is not None and (t.shape != q.shape[:1] or t.dtype != torch.int64): raise ConfigError(f'{name}: got {tuple(t.shape)} of {t.dtype}, wanted ({len(q)},) of int64')
+        if t is not None and (t.shape != q.shape[:1] or t.dtype != torch.int64):
+            raise ConfigError(f'{name}: got {tuple(t.shape)} of {t.dtype}, wanted ({len(q)},) of int64')
     return longest
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #126207cd
 def hstu_attention(
-    q:Tensor,                   # queries, (T, h, d_qk), fp32 or bf16; rows and heads may have any stride
-    k:Tensor,                   # keys, (T, h, d_qk)
-    v:Tensor,                   # values, (T, h, d_v)
-    offsets:Tensor,             # borders of the sequences, (S+1,), int64
-    pos_bias:Tensor|None,       # by distance, (2*n_max - 1,); None: no such bias
-    time_bias:Tensor|None,      # by bucket of the time between, (129,); None: no such bias
-    times:Tensor|None,          # of the positions, seconds, (T,), int64
-    next_times:Tensor|None,     # of the next item of each position, seconds, (T,), int64; None: `times` in its place
-    n:int,                      # divides the weights; the padded length in the published code
-    impl:str='auto',            # 'auto', 'torch' or 'triton'
-) -> Tensor:                    # (T, h, d_v), dtype of `v`
+    q: Tensor,  # queries, (T, h, d_qk), fp32 or bf16; rows and heads may have any stride
+    k: Tensor,  # keys, (T, h, d_qk)
+    v: Tensor,  # values, (T, h, d_v)
+    offsets: Tensor,  # borders of the sequences, (S+1,), int64
+    pos_bias: Tensor | None,  # by distance, (2*n_max - 1,); None: no such bias
+    time_bias: Tensor | None,  # by bucket of the time between, (129,); None: no such bias
+    times: Tensor | None,  # of the positions, seconds, (T,), int64
+    next_times: Tensor | None,  # of the next item of each position, seconds, (T,), int64; None: `times` in its place
+    n: int,  # divides the weights; the padded length in the published code
+    impl: str = 'auto',  # 'auto', 'torch' or 'triton'
+) -> Tensor:  # (T, h, d_v), dtype of `v`
     "HSTU attention over packed sequences (ICML'24)."
     longest = check_call(q, k, v, offsets, pos_bias, time_bias, times, next_times, n)
-    if not use_triton(impl, q, k, v, offsets) or not longest: return hstu_reference(q, k, v, offsets, pos_bias, time_bias, times, next_times, n)
-    if q.dtype not in (torch.float32, torch.bfloat16): raise ConfigError(f'q: got {q.dtype}, wanted float32 or bfloat16 for the kernel; impl="torch" takes any')
+    if not use_triton(impl, q, k, v, offsets) or not longest:
+        return hstu_reference(q, k, v, offsets, pos_bias, time_bias, times, next_times, n)
+    if q.dtype not in (torch.float32, torch.bfloat16):
+        raise ConfigError(f'q: got {q.dtype}, wanted float32 or bfloat16 for the kernel; impl="torch" takes any')
     asked = times if next_times is None else next_times
     small = (x if x is None else x.contiguous() for x in (offsets, pos_bias, time_bias, times, asked))
     return HSTUAttention.apply(unit_stride(q), unit_stride(k), unit_stride(v), *small, n, longest)
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #66d1a54f
 def example(
-    lengths:list[int],      # of the sequences
-    heads:int=2,            # h
-    d_qk:int=25,
-    d_v:int=25,
-    dtype=torch.float32,    # of queries, keys and values
-    biases:str='both',      # 'both', 'pos', 'time' or 'none'
-    clock:str='next',       # 'next': next item's time; 'off': own time; 'equal': all times the same
-    n_max:int=50,           # longest length of the model
+    lengths: list[int],  # of the sequences
+    heads: int = 2,  # h
+    d_qk: int = 25,
+    d_v: int = 25,
+    dtype=torch.float32,  # of queries, keys and values
+    biases: str = 'both',  # 'both', 'pos', 'time' or 'none'
+    clock: str = 'next',  # 'next': next item's time; 'off': own time; 'equal': all times the same
+    n_max: int = 50,  # longest length of the model
     device='cpu',
-    seed:int=0,
-) -> list:           # arguments of `hstu_attention`; q, k, v and the biases are leaves
+    seed: int = 0,
+) -> list:  # arguments of `hstu_attention`; q, k, v and the biases are leaves
     "Seeded inputs; q, k and v are slices of one (T, h, ...) tensor, 3 wider than need be, so no stride is a width."
     g, T = torch.Generator().manual_seed(seed), sum(lengths)
     random = lambda *shape: torch.randn(*shape, generator=g)
-    qkv = [x.detach() for x in random(T, heads, 2*d_qk + d_v + 3).to(dtype).to(device).split([d_qk, d_qk, d_v, 3], 2)[:3]]
-    tables = [random(2*n_max - 1) if biases in ('both', 'pos') else None, random(n_buckets) if biases in ('both', 'time') else None]
-    times = torch.cat([torch.randint(2**20 if clock != 'equal' else 1, (n,), generator=g).sort().values for n in lengths] or [torch.empty(0, dtype=torch.int64)])
-    later = times + 2**torch.randint(30, (T,), generator=g) if clock == 'next' else None
+    qkv = [
+        x.detach() for x in random(T, heads, 2 * d_qk + d_v + 3).to(dtype).to(device).split([d_qk, d_qk, d_v, 3], 2)[:3]
+    ]
+    tables = [
+        random(2 * n_max - 1) if biases in ('both', 'pos') else None,
+        random(n_buckets) if biases in ('both', 'time') else None,
+    ]
+    times = torch.cat(
+        [torch.randint(2**20 if clock != 'equal' else 1, (n,), generator=g).sort().values for n in lengths]
+        or [torch.empty(0, dtype=torch.int64)]
+    )
+    later = times + 2 ** torch.randint(30, (T,), generator=g) if clock == 'next' else None
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     to = lambda x: x if x is None else x.to(device)
     q, k, v, *tables = (x if x is None else to(x).requires_grad_() for x in (*qkv, *tables))
     return [q, k, v, to(offsets), *tables, to(times), to(later), n_max + 11]
 
-def run(args:list, impl:str) -> tuple[Tensor, ...]:     # out, and the gradients of q, k, v and the biases that are there
+
+def run(args: list, impl: str) -> tuple[Tensor, ...]:  # out, and the gradients of q, k, v and the biases that are there
     "Forward and backward of an `example` under a fixed gradient of the output."
     out = hstu_attention(*args, impl=impl)
     g = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
@@ -399,53 +639,120 @@ def run(args:list, impl:str) -> tuple[Tensor, ...]:     # out, and the gradients
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #59402148
 tolerance = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
 
-def cases() -> dict:    # label to a function without arguments: outputs, reference outputs, tolerances
+
+def cases() -> dict:  # label to a function without arguments: outputs, reference outputs, tolerances
     "Small calls that the kernels must get right."
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    few = dict(odd=dict(lengths=[37, 5, 18]), one_position=dict(lengths=[1]), one_sequence=dict(lengths=[33], d_qk=32, d_v=64), empty_between=dict(lengths=[0, 3, 0, 17, 0]),
-               equal_times=dict(lengths=[20, 16], clock='equal'), own_time=dict(lengths=[9, 23], clock='off', heads=1, d_qk=50, d_v=50), pos_only=dict(lengths=[19], biases='pos'),
-               time_only=dict(lengths=[19], biases='time'), no_bias=dict(lengths=[19, 2], biases='none', d_v=7), bf16=dict(lengths=[37, 5], dtype=torch.bfloat16, d_qk=32, d_v=32))
+    few = dict(
+        odd=dict(lengths=[37, 5, 18]),
+        one_position=dict(lengths=[1]),
+        one_sequence=dict(lengths=[33], d_qk=32, d_v=64),
+        empty_between=dict(lengths=[0, 3, 0, 17, 0]),
+        equal_times=dict(lengths=[20, 16], clock='equal'),
+        own_time=dict(lengths=[9, 23], clock='off', heads=1, d_qk=50, d_v=50),
+        pos_only=dict(lengths=[19], biases='pos'),
+        time_only=dict(lengths=[19], biases='time'),
+        no_bias=dict(lengths=[19, 2], biases='none', d_v=7),
+        bf16=dict(lengths=[37, 5], dtype=torch.bfloat16, d_qk=32, d_v=32),
+    )
+
     def call(settings):
         args = example(**settings, device=device)
         ours, theirs = run(args, 'triton'), run(args, 'torch')
-        return ours, theirs, tuple(tolerance[args[0].dtype]*max(1e-6, float(x.abs().max())) for x in theirs)
+        return ours, theirs, tuple(tolerance[args[0].dtype] * max(1e-6, float(x.abs().max())) for x in theirs)
+
     return {label: functools.partial(call, settings) for label, settings in few.items()}
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #0656e633
 def work_hstu_attention(
-    sequences:int,          # S
-    length:int,             # L, of each
-    heads:int,              # h
-    d_qk:int,
-    d_v:int,
-    backward:bool=False,    # of the three backward kernels instead of the forward one
-    timed:bool=True,        # with time bias
-    operand:str='bf16',     # or 'tf32', 'fp32'
+    sequences: int,  # S
+    length: int,  # L, of each
+    heads: int,  # h
+    d_qk: int,
+    d_v: int,
+    backward: bool = False,  # of the three backward kernels instead of the forward one
+    timed: bool = True,  # with time bias
+    operand: str = 'bf16',  # or 'tf32', 'fp32'
 ) -> Work:
     "Bytes, FLOP and exponentials of one call."
-    rows, element = sequences*length, 2 if operand == 'bf16' else 4
-    seen = sequences*length*(length + 1)/2                              # pairs of positions
-    pairs, width = heads*seen, d_qk + d_v
-    if not backward: return Work(bytes=rows*(heads*2*width*element + 16*timed), flops={operand: 2*pairs*width}, exps=pairs*(2 + timed), fp32=pairs*(8 + 4*timed))
-    bytes = rows*(3*(heads*2*width*element + 16*timed) + heads*(2*d_qk + d_v)*element + 2*4*(64 + n_buckets/16))
-    flops = 2*pairs*((2*d_qk + 2*d_v) + (2*d_qk + d_v) + width)         # dk and dv; dq; biases
-    return Work(bytes=bytes, flops={operand: flops}, exps=pairs*(6 + 2*timed) + seen*timed, fp32=pairs*(36 + 8*timed))
+    rows, element = sequences * length, 2 if operand == 'bf16' else 4
+    seen = sequences * length * (length + 1) / 2  # pairs of positions
+    pairs, width = heads * seen, d_qk + d_v
+    if not backward:
+        return Work(
+            bytes=rows * (heads * 2 * width * element + 16 * timed),
+            flops={operand: 2 * pairs * width},
+            exps=pairs * (2 + timed),
+            fp32=pairs * (8 + 4 * timed),
+        )
+    bytes = rows * (
+        3 * (heads * 2 * width * element + 16 * timed)
+        + heads * (2 * d_qk + d_v) * element
+        + 2 * 4 * (64 + n_buckets / 16)
+    )
+    flops = 2 * pairs * ((2 * d_qk + 2 * d_v) + (2 * d_qk + d_v) + width)  # dk and dv; dq; biases
+    return Work(
+        bytes=bytes, flops={operand: flops}, exps=pairs * (6 + 2 * timed) + seen * timed, fp32=pairs * (36 + 8 * timed)
+    )
 
-def padded_bytes(sequences:int, length:int, heads:int, element:int=2) -> float:
+
+def padded_bytes(sequences: int, length: int, heads: int, element: int = 2) -> float:
     "What the plain form moves through memory in its forward pass alone: 12 passes over (S, h, L, L), and the time buckets of (S, L, L), 100 bytes each."
-    return sequences*length**2*(12*heads*element + 100)
+    return sequences * length**2 * (12 * heads * element + 100)
 
 # %% ../../nbs/27_kernels.hstu_attention.ipynb #9e4c215c
-def hstu_build(kernel:str, name:str, d:int, dtype:str, configs:dict, precision:str='tf32') -> Build:
+def hstu_build(kernel: str, name: str, d: int, dtype: str, configs: dict, precision: str = 'tf32') -> Build:
     "A kernel for heads of width d, both biases."
     names = globals()[kernel].arg_names
-    kinds = dict(offsets='*i64', starts='*i64', seen='*i64', asked='*i64', pos='*fp32', time='*fp32', dpos='*fp32', dtime='*fp32', inverse_n='fp32', n_max='i32', heads='i32', longest='i32')
-    constants = dict(D_QK=d, D_V=d, W_QK=triton.next_power_of_2(d), W_V=triton.next_power_of_2(d), HAS_POS=True, HAS_TIME=True, PRECISION=precision, CPU=False)
-    signature = {a: kinds.get(a, 'i32' if a[-2:] in ('_t', '_h') else f'*{dtype}') for a in names if a not in constants and not a.startswith('BLOCK')}
+    kinds = dict(
+        offsets='*i64',
+        starts='*i64',
+        seen='*i64',
+        asked='*i64',
+        pos='*fp32',
+        time='*fp32',
+        dpos='*fp32',
+        dtime='*fp32',
+        inverse_n='fp32',
+        n_max='i32',
+        heads='i32',
+        longest='i32',
+    )
+    constants = dict(
+        D_QK=d,
+        D_V=d,
+        W_QK=triton.next_power_of_2(d),
+        W_V=triton.next_power_of_2(d),
+        HAS_POS=True,
+        HAS_TIME=True,
+        PRECISION=precision,
+        CPU=False,
+    )
+    signature = {
+        a: kinds.get(a, 'i32' if a[-2:] in ('_t', '_h') else f'*{dtype}')
+        for a in names
+        if a not in constants and not a.startswith('BLOCK')
+    }
     config = {arch: options[0] for arch, options in configs.items() if arch != 'interpreter'}
     aligned = tuple(a for a, kind in signature.items() if kind[0] == '*' or a[-2:] in ('_t', '_h'))
-    return Build(name, kernel, signature, constants, config, aligned, 'bf16' if dtype == 'bf16' else precision if precision == 'tf32' else None, {arch: 2 for arch in config})
+    return Build(
+        name,
+        kernel,
+        signature,
+        constants,
+        config,
+        aligned,
+        'bf16' if dtype == 'bf16' else precision if precision == 'tf32' else None,
+        {arch: 2 for arch in config},
+    )
+
 
 tuned = dict(hstu_forward=forward_kernel, hstu_dkv=dkv_kernel, hstu_dq=dq_kernel, hstu_dbias=dbias_kernel)
-builds = [*(hstu_build(kernel, f'{kernel}, d={d}, bf16', d, 'bf16', tuned[kernel].configs) for d in (32, 64) for kernel in list(tuned)[:3 if d == 32 else 4]),
-          hstu_build('hstu_forward', 'hstu_forward, d=64, fp32 (TF32)', 64, 'fp32', forward_kernel.configs)]
+builds = [
+    *(
+        hstu_build(kernel, f'{kernel}, d={d}, bf16', d, 'bf16', tuned[kernel].configs)
+        for d in (32, 64)
+        for kernel in list(tuned)[: 3 if d == 32 else 4]
+    ),
+    hstu_build('hstu_forward', 'hstu_forward, d=64, fp32 (TF32)', 64, 'fp32', forward_kernel.configs),
+]

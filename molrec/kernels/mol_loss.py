@@ -27,90 +27,105 @@ from .roofline import Work
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #9fbdc68b
 def pair_scores(
-    f:Tensor,           # query components, (t, P_q, d)
-    a:Tensor,           # query part of the gate, (t, G); logit of components n, m at n*P_x + m
-    g:Tensor,           # item components, (R, P_x, d)
-    b:Tensor,           # item part of the gate, (R, G)
-    gate:tuple|None,    # W1 (H, G), b1 (H,), W2 (G, H), b2 (G,); None: a*b alone
-    temperature:float,  # tau, divides the dot products
-    seen=1.,            # dropout on the logits that the gate reads, (t, R, G); already divided by the share kept
-    kept=None,          # dropout on the mixture, likewise; None: no dropout
-) -> Tensor:            # phi, (t, R)
+    f: Tensor,  # query components, (t, P_q, d)
+    a: Tensor,  # query part of the gate, (t, G); logit of components n, m at n*P_x + m
+    g: Tensor,  # item components, (R, P_x, d)
+    b: Tensor,  # item part of the gate, (R, G)
+    gate: tuple | None,  # W1 (H, G), b1 (H,), W2 (G, H), b2 (G,); None: a*b alone
+    temperature: float,  # tau, divides the dot products
+    seen=1.0,  # dropout on the logits that the gate reads, (t, R, G); already divided by the share kept
+    kept=None,  # dropout on the mixture, likewise; None: no dropout
+) -> Tensor:  # phi, (t, R)
     "Mixture-of-logits scores of all pairs (KDD'23)."
-    delta = torch.einsum('tnd,rmd->trnm', f, g).flatten(-2)/temperature
-    z = a[:, None]*b
-    if gate is not None: z = z + F.linear(F.silu(F.linear(delta*seen, *gate[:2])), *gate[2:])
+    delta = torch.einsum('tnd,rmd->trnm', f, g).flatten(-2) / temperature
+    z = a[:, None] * b
+    if gate is not None:
+        z = z + F.linear(F.silu(F.linear(delta * seen, *gate[:2])), *gate[2:])
     pi = torch.softmax(F.silu(z), -1)
     if kept is not None:
-        pi = pi*kept
-        pi = pi/pi.sum(-1, keepdim=True).clamp(min=1e-6)
-    return (pi*delta).sum(-1)
+        pi = pi * kept
+        pi = pi / pi.sum(-1, keepdim=True).clamp(min=1e-6)
+    return (pi * delta).sum(-1)
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #70784e55
 def philox(
-    counter:Tensor, # lower half of the counter, (n,), int64, >= 0
-    seed:int,       # upper half, 0 to 2**63 - 1
-) -> Tensor:        # four words of 32 bits, (n, 4), int64
+    counter: Tensor,  # lower half of the counter, (n,), int64, >= 0
+    seed: int,  # upper half, 0 to 2**63 - 1
+) -> Tensor:  # four words of 32 bits, (n, 4), int64
     "Philox 4x32 with 10 rounds and the key zero (Salmon et al., SC'11)."
-    low = 0xffffffff
-    def high(x, c): return ((x >> 16)*c + ((x & 0xffff)*c >> 16)) >> 16     # upper half of the product of two 32-bit numbers
+    low = 0xFFFFFFFF
+
+    def high(x, c):
+        return ((x >> 16) * c + ((x & 0xFFFF) * c >> 16)) >> 16  # upper half of the product of two 32-bit numbers
+
     c0, c1, k0, k1 = counter & low, counter >> 32, 0, 0
     c2, c3 = torch.full_like(counter, seed & low), torch.full_like(counter, seed >> 32)
     for _ in range(10):
-        c0, c1, c2, c3 = high(c2, 0xCD9E8D57) ^ c1 ^ k0, c2*0xCD9E8D57 & low, high(c0, 0xD2511F53) ^ c3 ^ k1, c0*0xD2511F53 & low
+        c0, c1, c2, c3 = (
+            high(c2, 0xCD9E8D57) ^ c1 ^ k0,
+            c2 * 0xCD9E8D57 & low,
+            high(c0, 0xD2511F53) ^ c3 ^ k1,
+            c0 * 0xD2511F53 & low,
+        )
         k0, k1 = k0 + 0x9E3779B9 & low, k1 + 0xBB67AE85 & low
     return torch.stack([c0, c1, c2, c3], -1)
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #4a90a3f6
-def power_of_two(n, least=1): return max(least, 1 << (n - 1).bit_length())
+def power_of_two(n, least=1):
+    return max(least, 1 << (n - 1).bit_length())
+
 
 def padded_counts(
-    n_query:int,    # P_q
-    n_item:int,     # P_x
-) -> tuple:         # powers of two at least as large, at least 4 and 2, with a product of 16 or more
+    n_query: int,  # P_q
+    n_item: int,  # P_x
+) -> tuple:  # powers of two at least as large, at least 4 and 2, with a product of 16 or more
     "Components as the kernel counts them: its tiles are powers of two, and a matrix product is at least 16 deep."
     PQ = power_of_two(n_query, 4)
-    return PQ, power_of_two(n_item, max(2, 16//PQ))
+    return PQ, power_of_two(n_item, max(2, 16 // PQ))
+
 
 def dropout_mask(
-    rows:Tensor,    # positions, (t,), int64
-    R:int,          # negatives of a group
-    n_query:int,    # P_q
-    n_item:int,     # P_x
-    rate:float,     # share dropped, 0 <= rate < 1; rounded to a multiple of 1/256
-    seed:int,       # of the generator
-    stream:int,     # 0: logits that the gate reads, 1: mixture
-) -> Tensor:        # 0, or 1 over the share kept, (t, R, G), float32
+    rows: Tensor,  # positions, (t,), int64
+    R: int,  # negatives of a group
+    n_query: int,  # P_q
+    n_item: int,  # P_x
+    rate: float,  # share dropped, 0 <= rate < 1; rounded to a multiple of 1/256
+    seed: int,  # of the generator
+    stream: int,  # 0: logits that the gate reads, 1: mixture
+) -> Tensor:  # 0, or 1 over the share kept, (t, R, G), float32
     "The mask of these positions, equal to the kernels' bit for bit."
-    (PQ, PX), cut = padded_counts(n_query, n_item), round(256*rate)
-    pairs = (rows[:, None]*R + torch.arange(R, device=rows.device)).flatten()
-    draws = (pairs[:, None]*(PQ*PX//16) + torch.arange(PQ*PX//16, device=rows.device))*2 + stream
+    (PQ, PX), cut = padded_counts(n_query, n_item), round(256 * rate)
+    pairs = (rows[:, None] * R + torch.arange(R, device=rows.device)).flatten()
+    draws = (pairs[:, None] * (PQ * PX // 16) + torch.arange(PQ * PX // 16, device=rows.device)) * 2 + stream
     words = philox(draws.flatten(), seed)
     keep = (words[..., None] >> torch.arange(0, 32, 8, device=rows.device) & 255) >= cut
-    return keep.view(len(rows), R, PQ, PX)[:, :, :n_query, :n_item].flatten(-2)*(256/(256 - cut))
+    return keep.view(len(rows), R, PQ, PX)[:, :, :n_query, :n_item].flatten(-2) * (256 / (256 - cut))
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #142ed730
 def mol_loss_reference(
-    f:Tensor,               # query components, (T, P_q, d)
-    a:Tensor,               # query part of the gate, (T, G)
-    g:Tensor,               # components of the negatives, (groups, R, P_x, d)
-    b:Tensor,               # item part of the gate, (groups, R, G)
-    gate:tuple|None,        # W1 (H, G), b1 (H,), W2 (G, H), b2 (G,); None: a*b alone
-    pos:Tensor,             # scores of the positives, (T,)
-    targets:Tensor,         # ids of the positives, (T,), int64
-    ids:Tensor,             # ids of the negatives, (groups, R), int64
-    share:int,              # positions of a group; the last may have fewer
-    temperature:float=.05,  # tau
-    pair_dropout:float=0.,  # rate on the logits that the gate reads
-    mix_dropout:float=0.,   # rate on the mixture
-    seed:int=0,             # of the dropout
-) -> Tensor:                # sum over positions, 0-dim
+    f: Tensor,  # query components, (T, P_q, d)
+    a: Tensor,  # query part of the gate, (T, G)
+    g: Tensor,  # components of the negatives, (groups, R, P_x, d)
+    b: Tensor,  # item part of the gate, (groups, R, G)
+    gate: tuple | None,  # W1 (H, G), b1 (H,), W2 (G, H), b2 (G,); None: a*b alone
+    pos: Tensor,  # scores of the positives, (T,)
+    targets: Tensor,  # ids of the positives, (T,), int64
+    ids: Tensor,  # ids of the negatives, (groups, R), int64
+    share: int,  # positions of a group; the last may have fewer
+    temperature: float = 0.05,  # tau
+    pair_dropout: float = 0.0,  # rate on the logits that the gate reads
+    mix_dropout: float = 0.0,  # rate on the mixture
+    seed: int = 0,  # of the dropout
+) -> Tensor:  # sum over positions, 0-dim
     "Sampled softmax over MoL scores, the plain form."
     loss, (P_q, P_x), R = pos.new_zeros(()), (f.shape[1], g.shape[2]), ids.shape[1]
     for i in range(len(ids)):
-        rows = torch.arange(i*share, min((i + 1)*share, len(f)), device=f.device)
-        seen, kept = (dropout_mask(rows, R, P_q, P_x, p, seed, s).to(f) if p else None for s, p in enumerate((pair_dropout, mix_dropout)))
-        phi = pair_scores(f[rows], a[rows], g[i], b[i], gate, temperature, 1. if seen is None else seen, kept)
+        rows = torch.arange(i * share, min((i + 1) * share, len(f)), device=f.device)
+        seen, kept = (
+            dropout_mask(rows, R, P_q, P_x, p, seed, s).to(f) if p else None
+            for s, p in enumerate((pair_dropout, mix_dropout))
+        )
+        phi = pair_scores(f[rows], a[rows], g[i], b[i], gate, temperature, 1.0 if seen is None else seen, kept)
         phi = phi.masked_fill(targets[rows, None] == ids[i], -torch.inf)
         loss = loss + (torch.cat([pos[rows, None], phi], 1).logsumexp(1) - pos[rows]).sum()
     return loss
@@ -120,7 +135,10 @@ def mol_loss_reference(
 def rows_of(table, first, stop, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
     "Rows from `first` on, (BLOCK, WIDTH); those from `stop` on are zero."
     row, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, WIDTH)[None, :]
-    return tl.load(table + first*WIDTH + (row*WIDTH + column), mask=row < stop - first, other=0.)    # 64 bits for where a tile starts, 32 inside it
+    return tl.load(
+        table + first * WIDTH + (row * WIDTH + column), mask=row < stop - first, other=0.0
+    )  # 64 bits for where a tile starts, 32 inside it
+
 
 @triton.jit
 def numbers_of(table, first, stop, BLOCK: tl.constexpr, other: tl.constexpr):
@@ -133,83 +151,116 @@ def numbers_of(table, first, stop, BLOCK: tl.constexpr, other: tl.constexpr):
 def put_rows(table, x, first, stop):
     "Write the tile x (BLOCK, WIDTH) to the rows from `first` on, but none from `stop` on."
     row, column = tl.arange(0, x.shape[0])[:, None], tl.arange(0, x.shape[1])[None, :]
-    tl.store(table + first*x.shape[1] + (row*x.shape[1] + column), x, mask=row < stop - first)
+    tl.store(table + first * x.shape[1] + (row * x.shape[1] + column), x, mask=row < stop - first)
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #69c70dbf
 @triton.jit
 def rounded(x):
     "fp32 numbers that bf16 can hold, to nearest even."
     bits = x.to(tl.float32).to(tl.int32, bitcast=True)
-    return ((bits + 0x7fff + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+
 
 @triton.jit
 def product(x, y, LOW: tl.constexpr, HOW: tl.constexpr):
     "Matrix product with fp32 sums. LOW: 0 fp32 operands, 1 bf16, 2 bf16 in the interpreter."
-    if LOW == 1: return tl.dot(x.to(tl.bfloat16), y.to(tl.bfloat16))
-    elif LOW == 2: return tl.dot(rounded(x), rounded(y))
-    else: return tl.dot(x, y, input_precision=HOW)
+    if LOW == 1:
+        return tl.dot(x.to(tl.bfloat16), y.to(tl.bfloat16))
+    elif LOW == 2:
+        return tl.dot(rounded(x), rounded(y))
+    else:
+        return tl.dot(x, y, input_precision=HOW)
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #8d749bd4
 @triton.jit
 def by_pair(x, T: tl.constexpr, R: tl.constexpr, PQ: tl.constexpr, PX: tl.constexpr):
-    return tl.reshape(tl.permute(tl.reshape(x, (T, PQ, R, PX)), (0, 2, 1, 3)), (T*R, PQ*PX))
+    return tl.reshape(tl.permute(tl.reshape(x, (T, PQ, R, PX)), (0, 2, 1, 3)), (T * R, PQ * PX))
+
 
 @triton.jit
 def by_component(x, T: tl.constexpr, R: tl.constexpr, PQ: tl.constexpr, PX: tl.constexpr):
-    return tl.reshape(tl.permute(tl.reshape(x, (T, R, PQ, PX)), (0, 2, 1, 3)), (T*PQ, R*PX))
+    return tl.reshape(tl.permute(tl.reshape(x, (T, R, PQ, PX)), (0, 2, 1, 3)), (T * PQ, R * PX))
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #93eb7480
 @triton.jit
 def gate_logits(x, a, b, w, bias, H: tl.constexpr, BH: tl.constexpr, LOW: tl.constexpr, HOW: tl.constexpr):
     "z of a tile, (pairs, G), from logits (pairs, G), a (BT, G) and b (BR, G)."
     G: tl.constexpr = x.shape[1]
-    z = tl.reshape(a[:, None, :]*b[None, :, :], x.shape) + tl.load(bias + H + tl.arange(0, G))[None, :]
+    z = tl.reshape(a[:, None, :] * b[None, :, :], x.shape) + tl.load(bias + H + tl.arange(0, G))[None, :]
     for h in tl.range(0, H, BH, disable_licm=True):
         up = product(x, tl.trans(rows_of(w, h, H, BH, G)), LOW, HOW) + tl.load(bias + h + tl.arange(0, BH))[None, :]
-        z += product(up*tl.sigmoid(up), rows_of(w, H + h, 2*H, BH, G), LOW, HOW)
+        z += product(up * tl.sigmoid(up), rows_of(w, H + h, 2 * H, BH, G), LOW, HOW)
     return z
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #5f75e458
 @triton.jit
 def random_bytes(first, R, seed, STREAM: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, G: tl.constexpr):
     "0 to 255 for each logit, (pairs, G), of the tile whose first pair has the number `first`, t0*R + r0."
-    pair = tl.arange(0, BT*BR)[:, None]
-    draw = (first + (pair//BR*R + pair % BR))*(G//8) + (tl.arange(0, G//16)[None, :]*2 + STREAM)     # int64, as `first` is
+    pair = tl.arange(0, BT * BR)[:, None]
+    draw = (first + (pair // BR * R + pair % BR)) * (G // 8) + (
+        tl.arange(0, G // 16)[None, :] * 2 + STREAM
+    )  # int64, as `first` is
     word = draw.to(tl.uint32)
     s = tl.full(word.shape, seed, tl.int64)
     w0, w1, w2, w3 = tl.philox(0, word, (draw >> 32).to(tl.uint32), s.to(tl.uint32), (s >> 32).to(tl.uint32))
-    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (BT*BR, G//4))     # in order 0, 1, 2, 3
-    four = (words[:, :, None] >> (8*tl.arange(0, 4)).to(tl.uint32)[None, None, :]) & 255
-    return tl.reshape(four, (BT*BR, G)).to(tl.int32)
+    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (BT * BR, G // 4))  # in order 0, 1, 2, 3
+    four = (words[:, :, None] >> (8 * tl.arange(0, 4)).to(tl.uint32)[None, None, :]) & 255
+    return tl.reshape(four, (BT * BR, G)).to(tl.int32)
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #b93e0994
 @triton.jit
 def mixture(z, byte, NQ: tl.constexpr, NX: tl.constexpr, PX: tl.constexpr, CUT: tl.constexpr):
     "pi, and q with d phi / d w = pi*delta - phi*q; both (pairs, G)."
     l = tl.arange(0, z.shape[1])
-    w = tl.where(((l//PX < NQ) & (l % PX < NX))[None, :], z*tl.sigmoid(z), -float('inf'))
+    w = tl.where(((l // PX < NQ) & (l % PX < NX))[None, :], z * tl.sigmoid(z), -float('inf'))
     e = tl.exp(w - tl.max(w, 1)[:, None])
-    p = e*(1/tl.sum(e, 1))[:, None]
-    if CUT == 0: return p, p
+    p = e * (1 / tl.sum(e, 1))[:, None]
+    if CUT == 0:
+        return p, p
     else:
-        scaled = tl.where(byte >= CUT, p*(256/(256 - CUT)), 0.)
+        scaled = tl.where(byte >= CUT, p * (256 / (256 - CUT)), 0.0)
         total = tl.sum(scaled, 1)
-        pi = scaled*(1/tl.maximum(total, 1e-6))[:, None]
+        pi = scaled * (1 / tl.maximum(total, 1e-6))[:, None]
         return pi, tl.where((total >= 1e-6)[:, None], pi, p)
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #0ee0501f
 @triton.jit
-def score_tile(f, g, a, b, w, bias, first, R, inverse, seed, PQ: tl.constexpr, PX: tl.constexpr, NQ: tl.constexpr, NX: tl.constexpr, H: tl.constexpr,
-               PAIR: tl.constexpr, MIX: tl.constexpr, LOW: tl.constexpr, HOW: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BH: tl.constexpr):
+def score_tile(
+    f,
+    g,
+    a,
+    b,
+    w,
+    bias,
+    first,
+    R,
+    inverse,
+    seed,
+    PQ: tl.constexpr,
+    PX: tl.constexpr,
+    NQ: tl.constexpr,
+    NX: tl.constexpr,
+    H: tl.constexpr,
+    PAIR: tl.constexpr,
+    MIX: tl.constexpr,
+    LOW: tl.constexpr,
+    HOW: tl.constexpr,
+    BT: tl.constexpr,
+    BR: tl.constexpr,
+    BH: tl.constexpr,
+):
     "Logits, logits the gate saw, z, pi, q: (pairs, G); phi: (BT, BR)."
-    x = by_pair(product(f, tl.trans(g), LOW, HOW), BT, BR, PQ, PX)*inverse
+    x = by_pair(product(f, tl.trans(g), LOW, HOW), BT, BR, PQ, PX) * inverse
     seen = x
-    if PAIR > 0: seen = tl.where(random_bytes(first, R, seed, 0, BT, BR, PQ*PX) >= PAIR, x*(256/(256 - PAIR)), 0.)
+    if PAIR > 0:
+        seen = tl.where(random_bytes(first, R, seed, 0, BT, BR, PQ * PX) >= PAIR, x * (256 / (256 - PAIR)), 0.0)
     z = gate_logits(seen, a, b, w, bias, H, BH, LOW, HOW)
     byte = z
-    if MIX > 0: byte = random_bytes(first, R, seed, 1, BT, BR, PQ*PX)
+    if MIX > 0:
+        byte = random_bytes(first, R, seed, 1, BT, BR, PQ * PX)
     pi, q = mixture(z, byte, NQ, NX, PX, MIX)
-    return x, seen, z, pi, q, tl.reshape(tl.sum(pi*x, 1), (BT, BR))
+    return x, seen, z, pi, q, tl.reshape(tl.sum(pi * x, 1), (BT, BR))
+
 
 @triton.jit
 def counting(target, ids, t_left, r_left):
@@ -219,23 +270,56 @@ def counting(target, ids, t_left, r_left):
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #65217807
 @triton.jit
-def forward_kernel(f, a, g, b, w, bias, targets, ids, pos, lse, T, R, share, inverse, seed,
-                   D: tl.constexpr, PQ: tl.constexpr, PX: tl.constexpr, NQ: tl.constexpr, NX: tl.constexpr, H: tl.constexpr,
-                   PAIR: tl.constexpr, MIX: tl.constexpr, LOW: tl.constexpr, HOW: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BH: tl.constexpr):
-    G: tl.constexpr = PQ*PX
+def forward_kernel(
+    f,
+    a,
+    g,
+    b,
+    w,
+    bias,
+    targets,
+    ids,
+    pos,
+    lse,
+    T,
+    R,
+    share,
+    inverse,
+    seed,
+    D: tl.constexpr,
+    PQ: tl.constexpr,
+    PX: tl.constexpr,
+    NQ: tl.constexpr,
+    NX: tl.constexpr,
+    H: tl.constexpr,
+    PAIR: tl.constexpr,
+    MIX: tl.constexpr,
+    LOW: tl.constexpr,
+    HOW: tl.constexpr,
+    BT: tl.constexpr,
+    BR: tl.constexpr,
+    BH: tl.constexpr,
+):
+    G: tl.constexpr = PQ * PX
     tiles = tl.cdiv(share, BT)
-    group = tl.program_id(0).to(tl.int64)//tiles
-    t0, stop = group*share + tl.program_id(0) % tiles*BT, tl.minimum((group + 1)*share, T)
-    ft, at = rows_of(f, t0*PQ, stop*PQ, BT*PQ, D), rows_of(a, t0, stop, BT, G)
-    target, top, total = numbers_of(targets, t0, stop, BT, -1), numbers_of(pos, t0, stop, BT, 0.), tl.full((BT,), 1., tl.float32)
+    group = tl.program_id(0).to(tl.int64) // tiles
+    t0, stop = group * share + tl.program_id(0) % tiles * BT, tl.minimum((group + 1) * share, T)
+    ft, at = rows_of(f, t0 * PQ, stop * PQ, BT * PQ, D), rows_of(a, t0, stop, BT, G)
+    target, top, total = (
+        numbers_of(targets, t0, stop, BT, -1),
+        numbers_of(pos, t0, stop, BT, 0.0),
+        tl.full((BT,), 1.0, tl.float32),
+    )
     for r0 in tl.range(0, R, BR, disable_licm=True):
-        n0 = group*R + r0
-        gr, br = rows_of(g, n0*PX, (group + 1)*R*PX, BR*PX, D), rows_of(b, n0, (group + 1)*R, BR, G)
-        x, seen, z, pi, q, phi = score_tile(ft, gr, at, br, w, bias, t0*R + r0, R, inverse, seed, PQ, PX, NQ, NX, H, PAIR, MIX, LOW, HOW, BT, BR, BH)
-        ids_r = numbers_of(ids, n0, (group + 1)*R, BR, -1)
+        n0 = group * R + r0
+        gr, br = rows_of(g, n0 * PX, (group + 1) * R * PX, BR * PX, D), rows_of(b, n0, (group + 1) * R, BR, G)
+        x, seen, z, pi, q, phi = score_tile(
+            ft, gr, at, br, w, bias, t0 * R + r0, R, inverse, seed, PQ, PX, NQ, NX, H, PAIR, MIX, LOW, HOW, BT, BR, BH
+        )
+        ids_r = numbers_of(ids, n0, (group + 1) * R, BR, -1)
         phi = tl.where(counting(target, ids_r, stop - t0, R - r0), phi, -float('inf'))
         higher = tl.maximum(top, tl.max(phi, 1))
-        total = total*tl.exp(top - higher) + tl.sum(tl.exp(phi - higher[:, None]), 1)
+        total = total * tl.exp(top - higher) + tl.sum(tl.exp(phi - higher[:, None]), 1)
         top = higher
     i = tl.arange(0, BT)
     tl.store(lse + t0 + i, top + tl.log(total), mask=i < stop - t0)
@@ -244,14 +328,30 @@ def forward_kernel(f, a, g, b, w, bias, targets, ids, pos, lse, T, R, share, inv
 @triton.jit
 def slope_tile(x, z, pi, q, phi, lse, counts, above):
     "d loss by logits, without the gate's share, and by z: (pairs, G) both."
-    s = tl.where(counts, tl.exp(phi - lse[:, None])*above, 0.)
+    s = tl.where(counts, tl.exp(phi - lse[:, None]) * above, 0.0)
     s, phi = tl.reshape(s, (x.shape[0], 1)), tl.reshape(phi, (x.shape[0], 1))
     sig = tl.sigmoid(z)
-    return s*pi, s*(pi*x - phi*q)*sig*(1 + z*(1 - sig))
+    return s * pi, s * (pi * x - phi * q) * sig * (1 + z * (1 - sig))
+
 
 @triton.jit
-def through_gate(dx, dz, seen, w, bias, first, R, seed, H: tl.constexpr, PAIR: tl.constexpr, LOW: tl.constexpr, HOW: tl.constexpr,
-                 BT: tl.constexpr, BR: tl.constexpr, BH: tl.constexpr):
+def through_gate(
+    dx,
+    dz,
+    seen,
+    w,
+    bias,
+    first,
+    R,
+    seed,
+    H: tl.constexpr,
+    PAIR: tl.constexpr,
+    LOW: tl.constexpr,
+    HOW: tl.constexpr,
+    BT: tl.constexpr,
+    BR: tl.constexpr,
+    BH: tl.constexpr,
+):
     "dx with the gate's share added, (pairs, G)."
     G: tl.constexpr = dz.shape[1]
     total = dx if PAIR == 0 else tl.zeros(dz.shape, tl.float32)
@@ -259,157 +359,327 @@ def through_gate(dx, dz, seen, w, bias, first, R, seed, H: tl.constexpr, PAIR: t
         w1 = rows_of(w, h, H, BH, G)
         up = product(seen, tl.trans(w1), LOW, HOW) + tl.load(bias + h + tl.arange(0, BH))[None, :]
         sig = tl.sigmoid(up)
-        slope = sig + up*sig*(1 - sig)      # before the next product: then neither up nor its sigmoid has to be kept
-        d_up = product(dz, tl.trans(rows_of(w, H + h, 2*H, BH, G)), LOW, HOW)*slope
+        slope = sig + up * sig * (1 - sig)  # before the next product: then neither up nor its sigmoid has to be kept
+        d_up = product(dz, tl.trans(rows_of(w, H + h, 2 * H, BH, G)), LOW, HOW) * slope
         total += product(d_up, w1, LOW, HOW)
-    if PAIR > 0: total = dx + tl.where(random_bytes(first, R, seed, 0, BT, BR, G) >= PAIR, total*(256/(256 - PAIR)), 0.)
+    if PAIR > 0:
+        total = dx + tl.where(random_bytes(first, R, seed, 0, BT, BR, G) >= PAIR, total * (256 / (256 - PAIR)), 0.0)
     return total
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #9d707f27
 @triton.jit
-def position_kernel(f, a, g, b, w, bias, targets, ids, lse, above, d_f, d_a, T, R, share, inverse, seed,
-                    D: tl.constexpr, PQ: tl.constexpr, PX: tl.constexpr, NQ: tl.constexpr, NX: tl.constexpr, H: tl.constexpr,
-                    PAIR: tl.constexpr, MIX: tl.constexpr, LOW: tl.constexpr, HOW: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BH: tl.constexpr):
-    G: tl.constexpr = PQ*PX
+def position_kernel(
+    f,
+    a,
+    g,
+    b,
+    w,
+    bias,
+    targets,
+    ids,
+    lse,
+    above,
+    d_f,
+    d_a,
+    T,
+    R,
+    share,
+    inverse,
+    seed,
+    D: tl.constexpr,
+    PQ: tl.constexpr,
+    PX: tl.constexpr,
+    NQ: tl.constexpr,
+    NX: tl.constexpr,
+    H: tl.constexpr,
+    PAIR: tl.constexpr,
+    MIX: tl.constexpr,
+    LOW: tl.constexpr,
+    HOW: tl.constexpr,
+    BT: tl.constexpr,
+    BR: tl.constexpr,
+    BH: tl.constexpr,
+):
+    G: tl.constexpr = PQ * PX
     tiles = tl.cdiv(share, BT)
-    group = tl.program_id(0).to(tl.int64)//tiles
-    t0, stop = group*share + tl.program_id(0) % tiles*BT, tl.minimum((group + 1)*share, T)
-    ft, at = rows_of(f, t0*PQ, stop*PQ, BT*PQ, D), rows_of(a, t0, stop, BT, G)
-    target, lse_t, above = numbers_of(targets, t0, stop, BT, -1), numbers_of(lse, t0, stop, BT, 0.), tl.load(above)
-    df, da = tl.zeros((BT*PQ, D), tl.float32), tl.zeros((BT, G), tl.float32)
+    group = tl.program_id(0).to(tl.int64) // tiles
+    t0, stop = group * share + tl.program_id(0) % tiles * BT, tl.minimum((group + 1) * share, T)
+    ft, at = rows_of(f, t0 * PQ, stop * PQ, BT * PQ, D), rows_of(a, t0, stop, BT, G)
+    target, lse_t, above = numbers_of(targets, t0, stop, BT, -1), numbers_of(lse, t0, stop, BT, 0.0), tl.load(above)
+    df, da = tl.zeros((BT * PQ, D), tl.float32), tl.zeros((BT, G), tl.float32)
     for r0 in tl.range(0, R, BR, disable_licm=True):
-        n0 = group*R + r0
-        gr, br = rows_of(g, n0*PX, (group + 1)*R*PX, BR*PX, D), rows_of(b, n0, (group + 1)*R, BR, G)
-        x, seen, z, pi, q, phi = score_tile(ft, gr, at, br, w, bias, t0*R + r0, R, inverse, seed, PQ, PX, NQ, NX, H, PAIR, MIX, LOW, HOW, BT, BR, BH)
-        ids_r = numbers_of(ids, n0, (group + 1)*R, BR, -1)
+        n0 = group * R + r0
+        gr, br = rows_of(g, n0 * PX, (group + 1) * R * PX, BR * PX, D), rows_of(b, n0, (group + 1) * R, BR, G)
+        x, seen, z, pi, q, phi = score_tile(
+            ft, gr, at, br, w, bias, t0 * R + r0, R, inverse, seed, PQ, PX, NQ, NX, H, PAIR, MIX, LOW, HOW, BT, BR, BH
+        )
+        ids_r = numbers_of(ids, n0, (group + 1) * R, BR, -1)
         counts = counting(target, ids_r, stop - t0, R - r0)
         dx, dz = slope_tile(x, z, pi, q, phi, lse_t, counts, above)
-        da += tl.sum(tl.reshape(dz, (BT, BR, G))*br[None, :, :], 1)
-        dx = through_gate(dx, dz, seen, w, bias, t0*R + r0, R, seed, H, PAIR, LOW, HOW, BT, BR, BH)
+        da += tl.sum(tl.reshape(dz, (BT, BR, G)) * br[None, :, :], 1)
+        dx = through_gate(dx, dz, seen, w, bias, t0 * R + r0, R, seed, H, PAIR, LOW, HOW, BT, BR, BH)
         df += product(by_component(dx, BT, BR, PQ, PX), gr, LOW, HOW)
-    put_rows(d_f, df*inverse, t0*PQ, stop*PQ)
+    put_rows(d_f, df * inverse, t0 * PQ, stop * PQ)
     put_rows(d_a, da, t0, stop)
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #b8a33982
 @triton.jit
-def negative_kernel(f, a, g, b, w, bias, targets, ids, lse, above, d_g, d_b, T, R, share, inverse, seed,
-                    D: tl.constexpr, PQ: tl.constexpr, PX: tl.constexpr, NQ: tl.constexpr, NX: tl.constexpr, H: tl.constexpr,
-                    PAIR: tl.constexpr, MIX: tl.constexpr, LOW: tl.constexpr, HOW: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BH: tl.constexpr):
-    G: tl.constexpr = PQ*PX
+def negative_kernel(
+    f,
+    a,
+    g,
+    b,
+    w,
+    bias,
+    targets,
+    ids,
+    lse,
+    above,
+    d_g,
+    d_b,
+    T,
+    R,
+    share,
+    inverse,
+    seed,
+    D: tl.constexpr,
+    PQ: tl.constexpr,
+    PX: tl.constexpr,
+    NQ: tl.constexpr,
+    NX: tl.constexpr,
+    H: tl.constexpr,
+    PAIR: tl.constexpr,
+    MIX: tl.constexpr,
+    LOW: tl.constexpr,
+    HOW: tl.constexpr,
+    BT: tl.constexpr,
+    BR: tl.constexpr,
+    BH: tl.constexpr,
+):
+    G: tl.constexpr = PQ * PX
     tiles = tl.cdiv(R, BR)
-    group, r0 = tl.program_id(0).to(tl.int64)//tiles, tl.program_id(0) % tiles*BR
-    n0, end, stop = group*R + r0, (group + 1)*R, tl.minimum((group + 1)*share, T)
-    gr, br = rows_of(g, n0*PX, end*PX, BR*PX, D), rows_of(b, n0, end, BR, G)
-    ids_r, above = numbers_of(ids, n0, (group + 1)*R, BR, -1), tl.load(above)
-    dg, db = tl.zeros((BR*PX, D), tl.float32), tl.zeros((BR, G), tl.float32)
-    for t0 in tl.range(group*share, stop, BT, disable_licm=True):
-        ft, at = rows_of(f, t0*PQ, stop*PQ, BT*PQ, D), rows_of(a, t0, stop, BT, G)
-        target, lse_t = numbers_of(targets, t0, stop, BT, -1), numbers_of(lse, t0, stop, BT, 0.)
-        x, seen, z, pi, q, phi = score_tile(ft, gr, at, br, w, bias, t0*R + r0, R, inverse, seed, PQ, PX, NQ, NX, H, PAIR, MIX, LOW, HOW, BT, BR, BH)
+    group, r0 = tl.program_id(0).to(tl.int64) // tiles, tl.program_id(0) % tiles * BR
+    n0, end, stop = group * R + r0, (group + 1) * R, tl.minimum((group + 1) * share, T)
+    gr, br = rows_of(g, n0 * PX, end * PX, BR * PX, D), rows_of(b, n0, end, BR, G)
+    ids_r, above = numbers_of(ids, n0, (group + 1) * R, BR, -1), tl.load(above)
+    dg, db = tl.zeros((BR * PX, D), tl.float32), tl.zeros((BR, G), tl.float32)
+    for t0 in tl.range(group * share, stop, BT, disable_licm=True):
+        ft, at = rows_of(f, t0 * PQ, stop * PQ, BT * PQ, D), rows_of(a, t0, stop, BT, G)
+        target, lse_t = numbers_of(targets, t0, stop, BT, -1), numbers_of(lse, t0, stop, BT, 0.0)
+        x, seen, z, pi, q, phi = score_tile(
+            ft, gr, at, br, w, bias, t0 * R + r0, R, inverse, seed, PQ, PX, NQ, NX, H, PAIR, MIX, LOW, HOW, BT, BR, BH
+        )
         counts = counting(target, ids_r, stop - t0, R - r0)
         dx, dz = slope_tile(x, z, pi, q, phi, lse_t, counts, above)
-        db += tl.sum(tl.reshape(dz, (BT, BR, G))*at[:, None, :], 0)
-        dx = through_gate(dx, dz, seen, w, bias, t0*R + r0, R, seed, H, PAIR, LOW, HOW, BT, BR, BH)
+        db += tl.sum(tl.reshape(dz, (BT, BR, G)) * at[:, None, :], 0)
+        dx = through_gate(dx, dz, seen, w, bias, t0 * R + r0, R, seed, H, PAIR, LOW, HOW, BT, BR, BH)
         dg += product(tl.trans(by_component(dx, BT, BR, PQ, PX)), ft, LOW, HOW)
-    put_rows(d_g, dg*inverse, n0*PX, end*PX)
+    put_rows(d_g, dg * inverse, n0 * PX, end * PX)
     put_rows(d_b, db, n0, end)
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #09d756cb
 @triton.jit
-def gate_kernel(f, a, g, b, w, bias, targets, ids, lse, above, d_w, d_bias, T, R, share, inverse, seed,
-                D: tl.constexpr, PQ: tl.constexpr, PX: tl.constexpr, NQ: tl.constexpr, NX: tl.constexpr, H: tl.constexpr, PAIR: tl.constexpr,
-                MIX: tl.constexpr, LOW: tl.constexpr, HOW: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BH: tl.constexpr, HC: tl.constexpr):
-    G: tl.constexpr = PQ*PX
-    h0, tiles, above = tl.program_id(1)*HC, tl.cdiv(share, BT), tl.load(above)
+def gate_kernel(
+    f,
+    a,
+    g,
+    b,
+    w,
+    bias,
+    targets,
+    ids,
+    lse,
+    above,
+    d_w,
+    d_bias,
+    T,
+    R,
+    share,
+    inverse,
+    seed,
+    D: tl.constexpr,
+    PQ: tl.constexpr,
+    PX: tl.constexpr,
+    NQ: tl.constexpr,
+    NX: tl.constexpr,
+    H: tl.constexpr,
+    PAIR: tl.constexpr,
+    MIX: tl.constexpr,
+    LOW: tl.constexpr,
+    HOW: tl.constexpr,
+    BT: tl.constexpr,
+    BR: tl.constexpr,
+    BH: tl.constexpr,
+    HC: tl.constexpr,
+):
+    G: tl.constexpr = PQ * PX
+    h0, tiles, above = tl.program_id(1) * HC, tl.cdiv(share, BT), tl.load(above)
     d1, d2 = tl.zeros((HC, G), tl.float32), tl.zeros((HC, G), tl.float32)
     e1, e2 = tl.zeros((HC, 16), tl.float32), tl.zeros((G,), tl.float32)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(T, share)*tiles, tl.num_programs(0), disable_licm=True):
-        group = (tile//tiles).to(tl.int64)
-        t0, stop = group*share + tile % tiles*BT, tl.minimum((group + 1)*share, T)
-        ft, at = rows_of(f, t0*PQ, stop*PQ, BT*PQ, D), rows_of(a, t0, stop, BT, G)
-        target, lse_t = numbers_of(targets, t0, stop, BT, -1), numbers_of(lse, t0, stop, BT, 0.)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(T, share) * tiles, tl.num_programs(0), disable_licm=True):
+        group = (tile // tiles).to(tl.int64)
+        t0, stop = group * share + tile % tiles * BT, tl.minimum((group + 1) * share, T)
+        ft, at = rows_of(f, t0 * PQ, stop * PQ, BT * PQ, D), rows_of(a, t0, stop, BT, G)
+        target, lse_t = numbers_of(targets, t0, stop, BT, -1), numbers_of(lse, t0, stop, BT, 0.0)
         for r0 in tl.range(0, R, BR, disable_licm=True):
-            n0 = group*R + r0
-            gr, br = rows_of(g, n0*PX, (group + 1)*R*PX, BR*PX, D), rows_of(b, n0, (group + 1)*R, BR, G)
-            x, seen, z, pi, q, phi = score_tile(ft, gr, at, br, w, bias, t0*R + r0, R, inverse, seed, PQ, PX, NQ, NX, H, PAIR, MIX, LOW, HOW, BT, BR, BH)
-            ids_r = numbers_of(ids, n0, (group + 1)*R, BR, -1)
+            n0 = group * R + r0
+            gr, br = rows_of(g, n0 * PX, (group + 1) * R * PX, BR * PX, D), rows_of(b, n0, (group + 1) * R, BR, G)
+            x, seen, z, pi, q, phi = score_tile(
+                ft,
+                gr,
+                at,
+                br,
+                w,
+                bias,
+                t0 * R + r0,
+                R,
+                inverse,
+                seed,
+                PQ,
+                PX,
+                NQ,
+                NX,
+                H,
+                PAIR,
+                MIX,
+                LOW,
+                HOW,
+                BT,
+                BR,
+                BH,
+            )
+            ids_r = numbers_of(ids, n0, (group + 1) * R, BR, -1)
             counts = counting(target, ids_r, stop - t0, R - r0)
             dx, dz = slope_tile(x, z, pi, q, phi, lse_t, counts, above)
             e2 += tl.sum(dz, 0)
-            for c in tl.range(h0, tl.minimum(h0 + HC, H), HC, disable_licm=True):     # one step; as a loop, so that weights are read here and not held in registers throughout
-                up = product(seen, tl.trans(rows_of(w, c, H, HC, G)), LOW, HOW) + tl.load(bias + c + tl.arange(0, HC))[None, :]
+            for c in tl.range(
+                h0, tl.minimum(h0 + HC, H), HC, disable_licm=True
+            ):  # one step; as a loop, so that weights are read here and not held in registers throughout
+                up = (
+                    product(seen, tl.trans(rows_of(w, c, H, HC, G)), LOW, HOW)
+                    + tl.load(bias + c + tl.arange(0, HC))[None, :]
+                )
                 sig = tl.sigmoid(up)
-                slope = sig + up*sig*(1 - sig)
-                d2 += product(tl.trans(up*sig), dz, LOW, HOW)
-                d_up = product(dz, tl.trans(rows_of(w, H + c, 2*H, HC, G)), LOW, HOW)*slope
+                slope = sig + up * sig * (1 - sig)
+                d2 += product(tl.trans(up * sig), dz, LOW, HOW)
+                d_up = product(dz, tl.trans(rows_of(w, H + c, 2 * H, HC, G)), LOW, HOW) * slope
                 d1 += product(tl.trans(d_up), seen, LOW, HOW)
-                e1 += product(tl.trans(d_up), tl.full((BT*BR, 16), 1., tl.float32), LOW, HOW)      # the sum over pairs, 16 times: half the registers of tl.sum
+                e1 += product(
+                    tl.trans(d_up), tl.full((BT * BR, 16), 1.0, tl.float32), LOW, HOW
+                )  # the sum over pairs, 16 times: half the registers of tl.sum
     mine, h, l = tl.program_id(0).to(tl.int64), h0 + tl.arange(0, HC), tl.arange(0, G)
-    put_rows(d_w + mine*2*H*G, d1, h0, H)
-    put_rows(d_w + mine*2*H*G, d2, H + h0, 2*H)
-    tl.store(d_bias + mine*(H + G) + h, tl.max(e1, 1))
-    if h0 == 0: tl.store(d_bias + mine*(H + G) + H + l, e2)
+    put_rows(d_w + mine * 2 * H * G, d1, h0, H)
+    put_rows(d_w + mine * 2 * H * G, d2, H + h0, 2 * H)
+    tl.store(d_bias + mine * (H + G) + h, tl.max(e1, 1))
+    if h0 == 0:
+        tl.store(d_bias + mine * (H + G) + H + l, e2)
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #b68ec79e
-gate_programs = 256     # rows of the buffer of gate gradients; fixed, so that sums come out the same on every GPU
+gate_programs = 256  # rows of the buffer of gate gradients; fixed, so that sums come out the same on every GPU
 
-def tile_flops(G, d, H): return 2*G*d + 4*G*H      # of one pair, forward
+
+def tile_flops(G, d, H):
+    return 2 * G * d + 4 * G * H  # of one pair, forward
+
 
 def cost(
-    config:dict,    # BT, BR and more
-    sizes:dict,     # T, R, share, G, D, H, low, and by: 'T' or 'R', what programs own
-    gpu,            # a `GPU`
-) -> float:         # predicted seconds
+    config: dict,  # BT, BR and more
+    sizes: dict,  # T, R, share, G, D, H, low, and by: 'T' or 'R', what programs own
+    gpu,  # a `GPU`
+) -> float:  # predicted seconds
     "Products of all tiles in full waves of programs."
-    up, s = lambda n, step: -(-n//step), sizes
+    up, s = lambda n, step: -(-n // step), sizes
     groups, positions, negatives = up(s['T'], s['share']), up(s['share'], config['BT']), up(s['R'], config['BR'])
-    pairs = groups*positions*negatives*config['BT']*config['BR']
-    programs = groups*(positions if s['by'] == 'T' else negatives)
-    return pairs*tile_flops(s['G'], s['D'], s['H'])/gpu.flops['bf16' if s['low'] else 'tf32']*waves(programs, 1, gpu)
+    pairs = groups * positions * negatives * config['BT'] * config['BR']
+    programs = groups * (positions if s['by'] == 'T' else negatives)
+    return (
+        pairs * tile_flops(s['G'], s['D'], s['H']) / gpu.flops['bf16' if s['low'] else 'tf32'] * waves(programs, 1, gpu)
+    )
+
 
 def tiles(BH, num_warps=4, num_stages=2, shapes=((8, 8), (4, 16)), **more):
     "Settings, one for each shape (BT, BR)."
     return [dict(BT=BT, BR=BR, BH=BH, num_warps=num_warps, num_stages=num_stages, **more) for BT, BR in shapes]
 
-def tuned(kernel, sm_80, sm_90, gfx942, **more):
-    return Tuned(kernel, dict(sm_80=sm_80, sm_90=sm_90, gfx942=gfx942, interpreter=tiles(64, shapes=((4, 8),), **more)), cost)
 
-kernels = {     # by what they do, and whether operands are bf16
+def tuned(kernel, sm_80, sm_90, gfx942, **more):
+    return Tuned(
+        kernel, dict(sm_80=sm_80, sm_90=sm_90, gfx942=gfx942, interpreter=tiles(64, shapes=((4, 8),), **more)), cost
+    )
+
+
+kernels = {  # by what they do, and whether operands are bf16
     ('forward', True): tuned(forward_kernel, tiles(64), tiles(64), tiles(64)),
     ('position', True): tuned(position_kernel, tiles(32), tiles(64), tiles(64, num_stages=1)),
     ('negative', True): tuned(negative_kernel, tiles(32), tiles(64), tiles(32, num_stages=1)),
-    ('gate', True): tuned(gate_kernel, tiles(32, shapes=((8, 8),), HC=64), tiles(32, shapes=((4, 16),), HC=64), tiles(32, 4, 1, ((4, 8),), HC=64), HC=64),
-    ('forward', False): tuned(forward_kernel, *[tiles(32, 4, 1, ((8, 8),))]*3),
+    ('gate', True): tuned(
+        gate_kernel,
+        tiles(32, shapes=((8, 8),), HC=64),
+        tiles(32, shapes=((4, 16),), HC=64),
+        tiles(32, 4, 1, ((4, 8),), HC=64),
+        HC=64,
+    ),
+    ('forward', False): tuned(forward_kernel, *[tiles(32, 4, 1, ((8, 8),))] * 3),
     ('position', False): tuned(position_kernel, *[tiles(BH, 4, 1, ((8, 8),)) for BH in (16, 32, 32)]),
     ('negative', False): tuned(negative_kernel, *[tiles(BH, 4, 1, ((8, 8),)) for BH in (16, 32, 32)]),
-    ('gate', False): tuned(gate_kernel, *[tiles(HC, 4, 1, ((8, 8),), HC=HC) for HC in (16, 32, 32)], HC=64)}
+    ('gate', False): tuned(gate_kernel, *[tiles(HC, 4, 1, ((8, 8),), HC=HC) for HC in (16, 32, 32)], HC=64),
+}
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #bb2ba732
 @dataclass
 class Call:
     "What the kernels of one loss have in common."
-    T:int; R:int; share:int
-    inverse:float       # one over the temperature
-    seed:int
-    constants:dict      # compile-time arguments
-    dtype:torch.dtype   # of components and weights in memory
+
+    T: int
+    R: int
+    share: int
+    inverse: float  # one over the temperature
+    seed: int
+    constants: dict  # compile-time arguments
+    dtype: torch.dtype  # of components and weights in memory
 
     def launch(self, part, grid, tensors, by='T'):
-        sizes = dict(T=self.T, R=self.R, share=self.share, G=self.constants['PQ']*self.constants['PX'], D=self.constants['D'], H=self.constants['H'], low=self.constants['LOW'], by=by)
-        kernels[part, self.constants['LOW'] > 0].launch(grid, *tensors, self.T, self.R, self.share, self.inverse, self.seed, sizes=sizes, **self.constants)
+        sizes = dict(
+            T=self.T,
+            R=self.R,
+            share=self.share,
+            G=self.constants['PQ'] * self.constants['PX'],
+            D=self.constants['D'],
+            H=self.constants['H'],
+            low=self.constants['LOW'],
+            by=by,
+        )
+        kernels[part, self.constants['LOW'] > 0].launch(
+            grid, *tensors, self.T, self.R, self.share, self.inverse, self.seed, sizes=sizes, **self.constants
+        )
 
     @property
-    def groups(self): return triton.cdiv(self.T, self.share)
-    def position_tiles(self, meta): return self.groups*triton.cdiv(self.share, meta['BT'])
-    def negative_tiles(self, meta): return self.groups*triton.cdiv(self.R, meta['BR'])
+    def groups(self):
+        return triton.cdiv(self.T, self.share)
+
+    def position_tiles(self, meta):
+        return self.groups * triton.cdiv(self.share, meta['BT'])
+
+    def negative_tiles(self, meta):
+        return self.groups * triton.cdiv(self.R, meta['BR'])
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #0dbb338f
 class MoLLoss(torch.autograd.Function):
     "Sum of the loss over positions; computes every pair again on the way back."
+
     @staticmethod
     def forward(ctx, f, a, g, b, w, bias, pos, targets, ids, call):
-        low = lambda t: t.to(call.dtype).contiguous()       # kernels walk over whole rows; a copy is small beside the work
-        inputs = low(f), a.contiguous(), low(g), b.contiguous(), low(w), bias.contiguous(), targets.contiguous(), ids.contiguous()
+        low = lambda t: t.to(call.dtype).contiguous()  # kernels walk over whole rows; a copy is small beside the work
+        inputs = (
+            low(f),
+            a.contiguous(),
+            low(g),
+            b.contiguous(),
+            low(w),
+            bias.contiguous(),
+            targets.contiguous(),
+            ids.contiguous(),
+        )
         pos, lse = pos.contiguous(), torch.empty(call.T, dtype=torch.float32, device=pos.device)
         call.launch('forward', lambda meta: (call.position_tiles(meta),), (*inputs, pos, lse))
         ctx.save_for_backward(*inputs, pos, lse)
@@ -424,25 +694,29 @@ class MoLLoss(torch.autograd.Function):
         d_f, d_a = position_gradients(ctx.call, shared) if need[0] or need[1] else (None, None)
         d_g, d_b = negative_gradients(ctx.call, shared) if need[2] or need[3] else (None, None)
         d_w, d_bias = gate_gradients(ctx.call, shared) if need[4] or need[5] else (None, None)
-        return d_f, d_a, d_g, d_b, d_w, d_bias, (torch.exp(pos - lse) - 1)*above, None, None, None
+        return d_f, d_a, d_g, d_b, d_w, d_bias, (torch.exp(pos - lse) - 1) * above, None, None, None
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #95757613
-def blank(t, *shape): return torch.empty(shape or t.shape, dtype=torch.float32, device=t.device)
+def blank(t, *shape):
+    return torch.empty(shape or t.shape, dtype=torch.float32, device=t.device)
+
 
 def position_gradients(call, shared):
     d_f, d_a = blank(shared[0]), blank(shared[1])
     call.launch('position', lambda meta: (call.position_tiles(meta),), (*shared, d_f, d_a))
     return d_f, d_a
 
+
 def negative_gradients(call, shared):
     d_g, d_b = blank(shared[2]), blank(shared[3])
     call.launch('negative', lambda meta: (call.negative_tiles(meta),), (*shared, d_g, d_b), by='R')
     return d_g, d_b
 
+
 def gate_gradients(call, shared):
-    w, bias, programs = shared[4], shared[5], min(gate_programs, call.groups*triton.cdiv(call.share, 4))
+    w, bias, programs = shared[4], shared[5], min(gate_programs, call.groups * triton.cdiv(call.share, 4))
     d_w, d_bias = blank(w, programs, *w.shape), blank(w, programs, *bias.shape)
-    call.launch('gate', lambda meta: (programs, call.constants['H']//meta['HC']), (*shared, d_w, d_bias))
+    call.launch('gate', lambda meta: (programs, call.constants['H'] // meta['HC']), (*shared, d_w, d_bias))
     return d_w.sum(0), d_bias.sum(0)
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #0357d001
@@ -450,10 +724,12 @@ def padded(f, a, g, b, gate):
     "Inputs as the kernels want them, and their sizes."
     (P_q, d), P_x = f.shape[1:], g.shape[2]
     (PQ, PX), D = padded_counts(P_q, P_x), power_of_two(d, 16)
-    logits = lambda t: F.pad(t.unflatten(-1, (P_q, P_x)), (0, PX - P_x, 0, PQ - P_q)).flatten(-2)     # (..., G) to (..., PQ*PX)
-    W1, b1, W2, b2 = gate or no_gate(P_q*P_x, f.device)
-    H = -(-len(b1)//64)*64
-    units = lambda t: F.pad(t, (0, 0)*(t.dim() - 1) + (0, H - len(b1)))
+    logits = lambda t: F.pad(t.unflatten(-1, (P_q, P_x)), (0, PX - P_x, 0, PQ - P_q)).flatten(
+        -2
+    )  # (..., G) to (..., PQ*PX)
+    W1, b1, W2, b2 = gate or no_gate(P_q * P_x, f.device)
+    H = -(-len(b1) // 64) * 64
+    units = lambda t: F.pad(t, (0, 0) * (t.dim() - 1) + (0, H - len(b1)))
     w, bias = torch.cat([units(logits(W1)), units(logits(W2.T))]), torch.cat([units(b1), logits(b2)])
     sizes = dict(D=D, PQ=PQ, PX=PX, NQ=P_q, NX=P_x, H=H)
     return (F.pad(f, (0, D - d, 0, PQ - P_q)), logits(a), F.pad(g, (0, D - d, 0, PX - P_x)), logits(b), w, bias), sizes
@@ -461,46 +737,93 @@ def padded(f, a, g, b, gate):
 # %% ../../nbs/26_kernels.mol_loss.ipynb #f6084964
 def check_shapes(f, a, g, b, gate, pos, targets, ids, share, temperature, rates, seed, precision):
     "Refuse what does not fit together."
-    if share < 1: raise ConfigError(f'share: got {share}, wanted at least 1')
-    if temperature <= 0: raise ConfigError(f'temperature: got {temperature}, wanted a positive number')
-    if precision not in ('fp32', 'bf16'): raise ConfigError(f"precision: got {precision!r}, wanted 'fp32' or 'bf16'")
-    if not 0 <= seed < 2**63: raise ConfigError(f'seed: got {seed}, wanted 0 to 2**63 - 1')
+    if share < 1:
+        raise ConfigError(f'share: got {share}, wanted at least 1')
+    if temperature <= 0:
+        raise ConfigError(f'temperature: got {temperature}, wanted a positive number')
+    if precision not in ('fp32', 'bf16'):
+        raise ConfigError(f"precision: got {precision!r}, wanted 'fp32' or 'bf16'")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f'seed: got {seed}, wanted 0 to 2**63 - 1')
     for name, rate in rates.items():
-        if not 0 <= round(256*rate) < 256: raise ConfigError(f'{name}: got {rate}, wanted 0 <= rate < 1')
-    if f.dim() != 3 or g.dim() != 4: raise DataError(f'f, g: got shapes {tuple(f.shape)} and {tuple(g.shape)}, wanted (T, P_q, d) and (groups, R, P_x, d)')
+        if not 0 <= round(256 * rate) < 256:
+            raise ConfigError(f'{name}: got {rate}, wanted 0 <= rate < 1')
+    if f.dim() != 3 or g.dim() != 4:
+        raise DataError(
+            f'f, g: got shapes {tuple(f.shape)} and {tuple(g.shape)}, wanted (T, P_q, d) and (groups, R, P_x, d)'
+        )
     (T, P_q, d), (groups, R, P_x, _) = f.shape, g.shape
-    G, wanted = P_q*P_x, -(-T//share)
-    shapes = dict(a=(a, (T, G)), g=(g, (wanted, R, P_x, d)), b=(b, (wanted, R, G)), pos=(pos, (T,)), targets=(targets, (T,)), ids=(ids, (wanted, R)))
-    if gate is not None: shapes |= dict(W1=(gate[0], (len(gate[1]), G)), b1=(gate[1], (len(gate[1]),)), W2=(gate[2], (G, len(gate[1]))), b2=(gate[3], (G,)))
+    G, wanted = P_q * P_x, -(-T // share)
+    shapes = dict(
+        a=(a, (T, G)),
+        g=(g, (wanted, R, P_x, d)),
+        b=(b, (wanted, R, G)),
+        pos=(pos, (T,)),
+        targets=(targets, (T,)),
+        ids=(ids, (wanted, R)),
+    )
+    if gate is not None:
+        shapes |= dict(
+            W1=(gate[0], (len(gate[1]), G)),
+            b1=(gate[1], (len(gate[1]),)),
+            W2=(gate[2], (G, len(gate[1]))),
+            b2=(gate[3], (G,)),
+        )
     for name, (t, shape) in shapes.items():
-        if tuple(t.shape) != shape: raise DataError(f'{name}: got shape {tuple(t.shape)}, wanted {shape}')
+        if tuple(t.shape) != shape:
+            raise DataError(f'{name}: got shape {tuple(t.shape)}, wanted {shape}')
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #7be3b1e6
 def mol_loss(
-    f:Tensor,               # query components, (T, P_q, d)
-    a:Tensor,               # query part of the gate, (T, G)
-    g:Tensor,               # components of the negatives, (groups, R, P_x, d)
-    b:Tensor,               # item part of the gate, (groups, R, G)
-    gate:tuple|None,        # W1 (H, G), b1 (H,), W2 (G, H), b2 (G,); None: a*b alone
-    pos:Tensor,             # scores of the positives, (T,)
-    targets:Tensor,         # ids of the positives, (T,), int64
-    ids:Tensor,             # ids of the negatives, (groups, R), int64
-    share:int,              # positions of a group; the last may have fewer
-    temperature:float=.05,  # tau
-    pair_dropout:float=0.,  # rate on the logits that the gate reads; rounded to a multiple of 1/256
-    mix_dropout:float=0.,   # rate on the mixture, likewise
-    seed:int=0,             # of the dropout
-    impl:str='auto',        # 'auto', 'torch' or 'triton'
-    precision:str='fp32',   # of the kernels' matrix products: 'fp32' or 'bf16'; sums are fp32
-) -> Tensor:                # sum over positions, 0-dim, with gradients to f, a, g, b, gate and pos
+    f: Tensor,  # query components, (T, P_q, d)
+    a: Tensor,  # query part of the gate, (T, G)
+    g: Tensor,  # components of the negatives, (groups, R, P_x, d)
+    b: Tensor,  # item part of the gate, (groups, R, G)
+    gate: tuple | None,  # W1 (H, G), b1 (H,), W2 (G, H), b2 (G,); None: a*b alone
+    pos: Tensor,  # scores of the positives, (T,)
+    targets: Tensor,  # ids of the positives, (T,), int64
+    ids: Tensor,  # ids of the negatives, (groups, R), int64
+    share: int,  # positions of a group; the last may have fewer
+    temperature: float = 0.05,  # tau
+    pair_dropout: float = 0.0,  # rate on the logits that the gate reads; rounded to a multiple of 1/256
+    mix_dropout: float = 0.0,  # rate on the mixture, likewise
+    seed: int = 0,  # of the dropout
+    impl: str = 'auto',  # 'auto', 'torch' or 'triton'
+    precision: str = 'fp32',  # of the kernels' matrix products: 'fp32' or 'bf16'; sums are fp32
+) -> Tensor:  # sum over positions, 0-dim, with gradients to f, a, g, b, gate and pos
     "Sampled softmax over MoL scores, without a tensor of pairs."
-    check_shapes(f, a, g, b, gate, pos, targets, ids, share, temperature, dict(pair_dropout=pair_dropout, mix_dropout=mix_dropout), seed, precision)
-    if not use_triton(impl, f, g): return mol_loss_reference(f, a, g, b, gate, pos, targets, ids, share, temperature, pair_dropout, mix_dropout, seed)
-    if not ids.numel(): return sum((t*0).sum() for t in (f, a, g, b, pos, *(gate or ())))      # nobody to compete with: the loss is zero
+    check_shapes(
+        f,
+        a,
+        g,
+        b,
+        gate,
+        pos,
+        targets,
+        ids,
+        share,
+        temperature,
+        dict(pair_dropout=pair_dropout, mix_dropout=mix_dropout),
+        seed,
+        precision,
+    )
+    if not use_triton(impl, f, g):
+        return mol_loss_reference(
+            f, a, g, b, gate, pos, targets, ids, share, temperature, pair_dropout, mix_dropout, seed
+        )
+    if not ids.numel():
+        return sum((t * 0).sum() for t in (f, a, g, b, pos, *(gate or ())))  # nobody to compete with: the loss is zero
     tensors, constants = padded(f.float(), a.float(), g.float(), b.float(), gate and tuple(t.float() for t in gate))
     low = 0 if precision == 'fp32' else 2 if interpreted() else 1
-    constants |= dict(PAIR=round(256*pair_dropout), MIX=round(256*mix_dropout), LOW=low, HOW='ieee' if interpreted() or torch.version.hip else 'tf32x3')
-    call = Call(len(f), ids.shape[1], share, 1/temperature, seed, constants, torch.bfloat16 if low == 1 else torch.float32)
+    constants |= dict(
+        PAIR=round(256 * pair_dropout),
+        MIX=round(256 * mix_dropout),
+        LOW=low,
+        HOW='ieee' if interpreted() or torch.version.hip else 'tf32x3',
+    )
+    call = Call(
+        len(f), ids.shape[1], share, 1 / temperature, seed, constants, torch.bfloat16 if low == 1 else torch.float32
+    )
     return MoLLoss.apply(*tensors, pos.float(), targets, ids, call)
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #f9eb980f
@@ -509,65 +832,137 @@ def small_case(T, R, share, P_q, P_x, d, H, precision='fp32', **rates):
     draw = torch.Generator().manual_seed(0)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     normal = lambda *shape: torch.randn(*shape, generator=draw).to(device)
-    groups, G = -(-T//share), P_q*P_x
-    tensors = [F.normalize(normal(T, P_q, d), dim=-1), normal(T, G), F.normalize(normal(groups, R, P_x, d), dim=-1), normal(groups, R, G), normal(T),
-               normal(H, G)*.1, normal(H)*.1, normal(G, H)*.2, normal(G)*.1]
+    groups, G = -(-T // share), P_q * P_x
+    tensors = [
+        F.normalize(normal(T, P_q, d), dim=-1),
+        normal(T, G),
+        F.normalize(normal(groups, R, P_x, d), dim=-1),
+        normal(groups, R, G),
+        normal(T),
+        normal(H, G) * 0.1,
+        normal(H) * 0.1,
+        normal(G, H) * 0.2,
+        normal(G) * 0.1,
+    ]
     tensors = [t.requires_grad_() for t in (tensors if H else tensors[:5])]
     targets, ids = (torch.randint(20, shape, generator=draw).to(device) for shape in ((T,), (groups, R)))
+
     def run(loss, **more):
         value = loss(*tensors[:4], tuple(tensors[5:]) or None, tensors[4], targets, ids, share, **rates, **more)
         return value.detach(), *torch.autograd.grad(value, tensors)
-    truth, part = run(mol_loss_reference), 2e-4 if precision == 'fp32' else 1e-1
-    return run(mol_loss, impl='triton', precision=precision), truth, tuple(part*t.abs().max().item() + 1e-6 for t in truth)
 
-def cases() -> dict:    # label to a function: outputs, reference outputs, largest absolute differences allowed
+    truth, part = run(mol_loss_reference), 2e-4 if precision == 'fp32' else 1e-1
+    return (
+        run(mol_loss, impl='triton', precision=precision),
+        truth,
+        tuple(part * t.abs().max().item() + 1e-6 for t in truth),
+    )
+
+
+def cases() -> dict:  # label to a function: outputs, reference outputs, largest absolute differences allowed
     "Small calls of every kernel of this page."
-    return {'odd sizes': lambda: small_case(7, 5, 3, 4, 2, 32, 16), 'no gate': lambda: small_case(5, 9, 5, 4, 2, 32, 0), 'dropout': lambda: small_case(5, 9, 5, 4, 4, 16, 64, pair_dropout=.1, mix_dropout=.2),
-            'bf16': lambda: small_case(5, 5, 5, 4, 2, 32, 16, 'bf16'), 'bf16, 8x4x64': lambda: small_case(9, 20, 9, 8, 4, 64, 128, 'bf16', mix_dropout=.2)}
+    return {
+        'odd sizes': lambda: small_case(7, 5, 3, 4, 2, 32, 16),
+        'no gate': lambda: small_case(5, 9, 5, 4, 2, 32, 0),
+        'dropout': lambda: small_case(5, 9, 5, 4, 4, 16, 64, pair_dropout=0.1, mix_dropout=0.2),
+        'bf16': lambda: small_case(5, 5, 5, 4, 2, 32, 16, 'bf16'),
+        'bf16, 8x4x64': lambda: small_case(9, 20, 9, 8, 4, 64, 128, 'bf16', mix_dropout=0.2),
+    }
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #dd0aa52e
 def work_mol_loss(
-    part:str,           # 'forward', 'positions', 'negatives', 'gate', or 'backward': the last three together
-    T:int,              # positions
-    R:int,              # negatives of a group
-    share:int,          # positions of a group
-    P_q:int, P_x:int, d:int, H:int,
-    kind:str='bf16',    # of the products: 'bf16' or 'tf32', three of which make one of fp32
+    part: str,  # 'forward', 'positions', 'negatives', 'gate', or 'backward': the last three together
+    T: int,  # positions
+    R: int,  # negatives of a group
+    share: int,  # positions of a group
+    P_q: int,
+    P_x: int,
+    d: int,
+    H: int,
+    kind: str = 'bf16',  # of the products: 'bf16' or 'tf32', three of which make one of fp32
 ) -> Work:
     "What a kernel of this page does, by hand."
     if part == 'backward':
         w = [work_mol_loss(p, T, R, share, P_q, P_x, d, H, kind) for p in ('positions', 'negatives', 'gate')]
         return Work(sum(x.bytes for x in w), {kind: sum(x.flops[kind] for x in w)}, sum(x.exps for x in w))
-    G, pairs, groups, size = P_q*P_x, T*R, -(-T//share), 2 if kind == 'bf16' else 4
-    dots, gates = dict(forward=(1, 2), positions=(2, 5), negatives=(2, 5), gate=(2, 8 + 16/G))[part]
-    extra = {'forward': T, 'positions': T*(P_q*d + G), 'negatives': groups*R*(P_x*d + G), 'gate': gate_programs*(2*H*G + H + G)}[part]
-    read = T*(P_q*d*size + 4*G + 16) + groups*R*(P_x*d*size + 4*G + 8) + 2*H*G*size
-    exps = (2*H + 3*G + 2)*(2 if part == 'gate' else 1) + (2*H if part != 'forward' else 0)     # silu of H hidden units and of G logits, softmax, the loss; silu of the hidden units again
-    return Work(read + 4*extra, {kind: pairs*(3 if kind == 'tf32' else 1)*(dots*2*G*d + gates*2*G*H)}, pairs*exps)
+    G, pairs, groups, size = P_q * P_x, T * R, -(-T // share), 2 if kind == 'bf16' else 4
+    dots, gates = dict(forward=(1, 2), positions=(2, 5), negatives=(2, 5), gate=(2, 8 + 16 / G))[part]
+    extra = {
+        'forward': T,
+        'positions': T * (P_q * d + G),
+        'negatives': groups * R * (P_x * d + G),
+        'gate': gate_programs * (2 * H * G + H + G),
+    }[part]
+    read = T * (P_q * d * size + 4 * G + 16) + groups * R * (P_x * d * size + 4 * G + 8) + 2 * H * G * size
+    exps = (2 * H + 3 * G + 2) * (2 if part == 'gate' else 1) + (
+        2 * H if part != 'forward' else 0
+    )  # silu of H hidden units and of G logits, softmax, the loss; silu of the hidden units again
+    return Work(
+        read + 4 * extra,
+        {kind: pairs * (3 if kind == 'tf32' else 1) * (dots * 2 * G * d + gates * 2 * G * H)},
+        pairs * exps,
+    )
+
 
 def plain_bytes(T, R, P_q, P_x, H):
     "What autograd keeps of the plain form at least: logits, z, mixture; hidden layer before and after silu. fp32, no dropout."
-    return 4*T*R*(3*P_q*P_x + 2*H)
+    return 4 * T * R * (3 * P_q * P_x + 2 * H)
 
 # %% ../../nbs/26_kernels.mol_loss.ipynb #770780c9
-outputs = dict(forward=('pos', 'lse'), position=('lse', 'above', 'd_f', 'd_a'), negative=('lse', 'above', 'd_g', 'd_b'), gate=('lse', 'above', 'd_w', 'd_bias'))
+outputs = dict(
+    forward=('pos', 'lse'),
+    position=('lse', 'above', 'd_f', 'd_a'),
+    negative=('lse', 'above', 'd_g', 'd_b'),
+    gate=('lse', 'above', 'd_w', 'd_bias'),
+)
+
 
 def build(
-    part:str,       # 'forward', 'position', 'negative' or 'gate'
-    low:bool=True,  # bf16 operands, else fp32
-    setting:int=0,  # which of the table's
+    part: str,  # 'forward', 'position', 'negative' or 'gate'
+    low: bool = True,  # bf16 operands, else fp32
+    setting: int = 0,  # which of the table's
     targets=('sm_80', 'sm_90', 'gfx942'),
     shape=(8, 4, 64, 128),  # P_q, P_x, d, H
 ) -> Build:
     "A kernel as `mol_loss` calls it, with dropout on the mixture."
-    tuned, operand, (PQ, PX), amd = kernels[part, low], '*bf16' if low else '*fp32', padded_counts(*shape[:2]), targets[0].startswith('gfx')
-    pointers = dict(f=operand, a='*fp32', g=operand, b='*fp32', w=operand, bias='*fp32', targets='*i64', ids='*i64') | dict.fromkeys(outputs[part], '*fp32')
-    constants = dict(D=shape[2], PQ=PQ, PX=PX, NQ=shape[0], NX=shape[1], H=shape[3], PAIR=0, MIX=51, LOW=int(low), HOW='ieee' if amd else 'tf32x3')
+    tuned, operand, (PQ, PX), amd = (
+        kernels[part, low],
+        '*bf16' if low else '*fp32',
+        padded_counts(*shape[:2]),
+        targets[0].startswith('gfx'),
+    )
+    pointers = dict(
+        f=operand, a='*fp32', g=operand, b='*fp32', w=operand, bias='*fp32', targets='*i64', ids='*i64'
+    ) | dict.fromkeys(outputs[part], '*fp32')
+    constants = dict(
+        D=shape[2],
+        PQ=PQ,
+        PX=PX,
+        NQ=shape[0],
+        NX=shape[1],
+        H=shape[3],
+        PAIR=0,
+        MIX=51,
+        LOW=int(low),
+        HOW='ieee' if amd else 'tf32x3',
+    )
     config = {t: tuned.configs[t][setting] for t in targets}
     sizes = sorted({'{BT}x{BR}'.format(**c) for c in config.values()})
     shown = '' if shape == (8, 4, 64, 128) else f', {shape[0]}x{shape[1]}x{shape[2]}'
-    return Build(f'{part}, {"bf16" if low else "fp32"}, {" ".join(sizes)}{shown}', tuned.kernel.__name__, pointers | dict(T='i32', R='i32', share='i32', inverse='fp32', seed='i64'), constants, config,
-                 aligned=tuple(pointers), tensor_core='bf16' if low else None if amd else 'tf32')
+    return Build(
+        f'{part}, {"bf16" if low else "fp32"}, {" ".join(sizes)}{shown}',
+        tuned.kernel.__name__,
+        pointers | dict(T='i32', R='i32', share='i32', inverse='fp32', seed='i64'),
+        constants,
+        config,
+        aligned=tuple(pointers),
+        tensor_core='bf16' if low else None if amd else 'tf32',
+    )
 
-builds = [*(build(part) for part in ('forward', 'position', 'negative', 'gate')), *(build(part, setting=1) for part in ('forward', 'position', 'negative')),
-          build('forward', low=False, targets=('sm_80', 'sm_90')), build('negative', shape=(1, 1, 16, 64))]     # the last: products as thin as they get
+
+builds = [
+    *(build(part) for part in ('forward', 'position', 'negative', 'gate')),
+    *(build(part, setting=1) for part in ('forward', 'position', 'negative')),
+    build('forward', low=False, targets=('sm_80', 'sm_90')),
+    build('negative', shape=(1, 1, 16, 64)),
+]  # the last: products as thin as they get

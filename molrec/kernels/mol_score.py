@@ -23,177 +23,362 @@ from .roofline import Work
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #20ea2196
 def pairs_plain(
-    f:Tensor,           # query components, (B, P_q, d)
-    a:Tensor,           # query's share of the gate, (B, G)
-    g:Tensor,           # item components, (1 or B, C, P_x, d)
-    b:Tensor,           # item's share of the gate, (1 or B, C, G)
-    gate:tuple|None,    # W1 (H, G), b1 (H,), W2 (G, H), b2 (G,)
-    temperature:float,  # tau, divides the cosines
-) -> Tensor:            # phi, (B, C)
+    f: Tensor,  # query components, (B, P_q, d)
+    a: Tensor,  # query's share of the gate, (B, G)
+    g: Tensor,  # item components, (1 or B, C, P_x, d)
+    b: Tensor,  # item's share of the gate, (1 or B, C, G)
+    gate: tuple | None,  # W1 (H, G), b1 (H,), W2 (G, H), b2 (G,)
+    temperature: float,  # tau, divides the cosines
+) -> Tensor:  # phi, (B, C)
     "The plain form: writes every tensor it names."
-    delta = torch.einsum('bnd,bcmd->bcnm', f, g.expand(len(f), -1, -1, -1)).flatten(2)/temperature
-    z = a[:, None]*b
-    if gate is not None: z = z + F.linear(F.silu(F.linear(delta, *gate[:2])), *gate[2:])
-    return (torch.softmax(F.silu(z), -1)*delta).sum(-1)
+    delta = torch.einsum('bnd,bcmd->bcnm', f, g.expand(len(f), -1, -1, -1)).flatten(2) / temperature
+    z = a[:, None] * b
+    if gate is not None:
+        z = z + F.linear(F.silu(F.linear(delta, *gate[:2])), *gate[2:])
+    return (torch.softmax(F.silu(z), -1) * delta).sum(-1)
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #6b1e5118
-def decoded(values:Tensor, scales:Tensor|None) -> Tensor: return values.float() if scales is None else values.float()*scales[..., None]
+def decoded(values: Tensor, scales: Tensor | None) -> Tensor:
+    return values.float() if scales is None else values.float() * scales[..., None]
+
 
 def mol_scores_plain(f, a, g, b, gate, temperature, g_scales=None, b_scales=None, block=2**15):
     "`mol_scores` in plain torch, fp32."
-    out, step = torch.empty(len(f), len(g), device=f.device), max(1, block//max(1, len(f)))
+    out, step = torch.empty(len(f), len(g), device=f.device), max(1, block // max(1, len(f)))
     for i in range(0, len(g), step):
-        own = [decoded(t[i:i + step], None if s is None else s[i:i + step])[None] for t, s in ((g, g_scales), (b, b_scales))]
-        out[:, i:i + step] = pairs_plain(f.float(), a.float(), *own, gate, temperature)
+        own = [
+            decoded(t[i : i + step], None if s is None else s[i : i + step])[None]
+            for t, s in ((g, g_scales), (b, b_scales))
+        ]
+        out[:, i : i + step] = pairs_plain(f.float(), a.float(), *own, gate, temperature)
     return out
+
 
 def mol_scores_of_plain(f, a, g, b, gate, temperature, rows, g_scales=None, b_scales=None, block=2**13):
     "`mol_scores_of` in plain torch, fp32."
     out = torch.full(rows.shape, -torch.inf, device=f.device)
-    if not len(g): return out
+    if not len(g):
+        return out
     for q in range(len(f)):
         for j in range(0, rows.shape[1], block):
-            row = rows[q, j:j + block].long()
+            row = rows[q, j : j + block].long()
             at = row.where(there := (row >= 0) & (row < len(g)), 0)
             own = [decoded(t[at], None if s is None else s[at])[None] for t, s in ((g, g_scales), (b, b_scales))]
-            out[q, j:j + block] = pairs_plain(f[q:q + 1].float(), a[q:q + 1].float(), *own, gate, temperature)[0].where(there, -torch.inf)
+            out[q, j : j + block] = pairs_plain(f[q : q + 1].float(), a[q : q + 1].float(), *own, gate, temperature)[
+                0
+            ].where(there, -torch.inf)
     return out
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #4aa774cd
 @triton.jit
 def silu_pair(u, v):
-    p, q = 1 + tl.exp2(tl.minimum(u, 60.)), 1 + tl.exp2(tl.minimum(v, 60.))
-    r = tl.rsqrt(p*q)
+    p, q = 1 + tl.exp2(tl.minimum(u, 60.0)), 1 + tl.exp2(tl.minimum(v, 60.0))
+    r = tl.rsqrt(p * q)
     r *= r
-    return u*(q*r), v*(p*r)
+    return u * (q * r), v * (p * r)
+
 
 @triton.jit
 def operand(x, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
-    if BF16: x = x.to(tl.bfloat16)
-    if INTERPRETED or not BF16: x = x.to(tl.float32)
+    if BF16:
+        x = x.to(tl.bfloat16)
+    if INTERPRETED or not BF16:
+        x = x.to(tl.float32)
     return x
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #d2622d77
 @triton.jit
-def hidden(x, W1, b1, h, G: tl.constexpr, H: tl.constexpr, H_BLOCK: tl.constexpr, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
+def hidden(
+    x, W1, b1, h, G: tl.constexpr, H: tl.constexpr, H_BLOCK: tl.constexpr, BF16: tl.constexpr, INTERPRETED: tl.constexpr
+):
     l, j = tl.arange(0, G), h + tl.arange(0, H_BLOCK)
-    w = operand(tl.load(W1 + l[:, None]*H + j[None, :]), BF16, INTERPRETED)            # (G, H_BLOCK)
+    w = operand(tl.load(W1 + l[:, None] * H + j[None, :]), BF16, INTERPRETED)  # (G, H_BLOCK)
     return tl.dot(x, w, input_precision='ieee') + tl.load(b1 + j)[None, :]
+
 
 @triton.jit
 def added(z, s, W2, h, G: tl.constexpr, H_BLOCK: tl.constexpr, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
     l, j = tl.arange(0, G), h + tl.arange(0, H_BLOCK)
-    w = operand(tl.load(W2 + j[:, None]*G + l[None, :]), BF16, INTERPRETED)            # (H_BLOCK, G)
+    w = operand(tl.load(W2 + j[:, None] * G + l[None, :]), BF16, INTERPRETED)  # (H_BLOCK, G)
     return tl.dot(operand(s, BF16, INTERPRETED), w, z, input_precision='ieee')
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #a9a6db31
 @triton.jit
-def mixed(delta, z, W1, b1, W2, b2, P_Q: tl.constexpr, P_X: tl.constexpr, X: tl.constexpr, G: tl.constexpr, H: tl.constexpr, H_BLOCK: tl.constexpr, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
+def mixed(
+    delta,
+    z,
+    W1,
+    b1,
+    W2,
+    b2,
+    P_Q: tl.constexpr,
+    P_X: tl.constexpr,
+    X: tl.constexpr,
+    G: tl.constexpr,
+    H: tl.constexpr,
+    H_BLOCK: tl.constexpr,
+    BF16: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
     l, x = tl.arange(0, G), operand(delta, BF16, INTERPRETED)
     z += tl.load(b2 + l)[None, :]
-    for h in range(0, H, 2*H_BLOCK):
-        s = hidden(x, W1, b1, h, G, H, H_BLOCK, BF16, INTERPRETED)                      # (pairs, H_BLOCK)
+    for h in range(0, H, 2 * H_BLOCK):
+        s = hidden(x, W1, b1, h, G, H, H_BLOCK, BF16, INTERPRETED)  # (pairs, H_BLOCK)
         t = hidden(x, W1, b1, h + H_BLOCK, G, H, H_BLOCK, BF16, INTERPRETED)
         s, t = silu_pair(s, t)
         z = added(z, s, W2, h, G, H_BLOCK, BF16, INTERPRETED)
         z = added(z, t, W2, h + H_BLOCK, G, H_BLOCK, BF16, INTERPRETED)
     r = tl.rsqrt(1 + tl.exp2(z))
-    w = -z*(r*r)                                                                        # silu(z) in base two
-    if P_Q*P_X < G: w = tl.where(((l//X < P_Q) & (l % X < P_X))[None, :], w, float('-inf'))
+    w = -z * (r * r)  # silu(z) in base two
+    if P_Q * P_X < G:
+        w = tl.where(((l // X < P_Q) & (l % X < P_X))[None, :], w, float('-inf'))
     e = tl.exp2(w - tl.max(w, 1)[:, None])
-    return tl.sum(e*delta, 1)/tl.sum(e, 1)                                              # (pairs,)
+    return tl.sum(e * delta, 1) / tl.sum(e, 1)  # (pairs,)
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #1abddcda
 @triton.jit
-def items(item, live, g, g_scales, b, b_scales, g_row, g_part, b_row, inverse_temperature, P_Q: tl.constexpr, P_X: tl.constexpr, D: tl.constexpr,
-          Q: tl.constexpr, X: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
-    m, k, l, item = tl.arange(0, X), tl.arange(0, K), tl.arange(0, Q*X), item.to(tl.int64)
-    there = live[:, None] & (m < P_X)[None, :]                                          # (BLOCK_N, X)
-    at = item[:, None]*g_row + m[None, :]*g_part
+def items(
+    item,
+    live,
+    g,
+    g_scales,
+    b,
+    b_scales,
+    g_row,
+    g_part,
+    b_row,
+    inverse_temperature,
+    P_Q: tl.constexpr,
+    P_X: tl.constexpr,
+    D: tl.constexpr,
+    Q: tl.constexpr,
+    X: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BF16: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    m, k, l, item = tl.arange(0, X), tl.arange(0, K), tl.arange(0, Q * X), item.to(tl.int64)
+    there = live[:, None] & (m < P_X)[None, :]  # (BLOCK_N, X)
+    at = item[:, None] * g_row + m[None, :] * g_part
     x = tl.load(g + at[:, :, None] + k[None, None, :], mask=there[:, :, None] & (k < D)[None, None, :], other=0)
-    if g_scales is not None: x = x.to(tl.float32)
-    x = operand(tl.reshape(x, (BLOCK_N*X, K)), BF16, INTERPRETED)
-    scale = tl.full((BLOCK_N*X,), 1., tl.float32)*inverse_temperature
-    if g_scales is not None: scale *= tl.reshape(tl.load(g_scales + item[:, None]*P_X + m[None, :], mask=there, other=0), (BLOCK_N*X,))
-    n, m = l//X, l % X
-    own = tl.load(b + item[:, None]*b_row + (n*P_X + m)[None, :], mask=live[:, None] & ((n < P_Q) & (m < P_X))[None, :], other=0).to(tl.float32)
-    if b_scales is not None: own *= tl.load(b_scales + item, mask=live, other=0)[:, None]
-    return x, scale, own                                                                # (BLOCK_N*X, K), (BLOCK_N*X,), (BLOCK_N, G)
+    if g_scales is not None:
+        x = x.to(tl.float32)
+    x = operand(tl.reshape(x, (BLOCK_N * X, K)), BF16, INTERPRETED)
+    scale = tl.full((BLOCK_N * X,), 1.0, tl.float32) * inverse_temperature
+    if g_scales is not None:
+        scale *= tl.reshape(tl.load(g_scales + item[:, None] * P_X + m[None, :], mask=there, other=0), (BLOCK_N * X,))
+    n, m = l // X, l % X
+    own = tl.load(
+        b + item[:, None] * b_row + (n * P_X + m)[None, :],
+        mask=live[:, None] & ((n < P_Q) & (m < P_X))[None, :],
+        other=0,
+    ).to(tl.float32)
+    if b_scales is not None:
+        own *= tl.load(b_scales + item, mask=live, other=0)[:, None]
+    return x, scale, own  # (BLOCK_N*X, K), (BLOCK_N*X,), (BLOCK_N, G)
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #cdd0f3f5
 @triton.jit
-def dense_kernel(out, f, a, g, g_scales, b, b_scales, W1, b1, W2, b2, B, N, g_row, g_part, b_row, inverse_temperature,
-                 P_Q: tl.constexpr, P_X: tl.constexpr, D: tl.constexpr, Q: tl.constexpr, X: tl.constexpr, K: tl.constexpr, H: tl.constexpr,
-                 BLOCK_N: tl.constexpr, QUERIES: tl.constexpr, BLOCK_B: tl.constexpr, H_BLOCK: tl.constexpr, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
-    G: tl.constexpr = Q*X
+def dense_kernel(
+    out,
+    f,
+    a,
+    g,
+    g_scales,
+    b,
+    b_scales,
+    W1,
+    b1,
+    W2,
+    b2,
+    B,
+    N,
+    g_row,
+    g_part,
+    b_row,
+    inverse_temperature,
+    P_Q: tl.constexpr,
+    P_X: tl.constexpr,
+    D: tl.constexpr,
+    Q: tl.constexpr,
+    X: tl.constexpr,
+    K: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    QUERIES: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    H_BLOCK: tl.constexpr,
+    BF16: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    G: tl.constexpr = Q * X
     tiles = tl.cdiv(N, BLOCK_N)
-    item = (tl.program_id(0) % tiles)*BLOCK_N + tl.arange(0, BLOCK_N)
-    first = (tl.program_id(0)//tiles)*BLOCK_B
+    item = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = (tl.program_id(0) // tiles) * BLOCK_B
     live = item < N
-    x, scale, own = items(item, live, g, g_scales, b, b_scales, g_row, g_part, b_row, inverse_temperature, P_Q, P_X, D, Q, X, K, BLOCK_N, BF16, INTERPRETED)
-    k, l, i, column = tl.arange(0, K), tl.arange(0, G), tl.arange(0, QUERIES), tl.arange(0, QUERIES*Q)
+    x, scale, own = items(
+        item,
+        live,
+        g,
+        g_scales,
+        b,
+        b_scales,
+        g_row,
+        g_part,
+        b_row,
+        inverse_temperature,
+        P_Q,
+        P_X,
+        D,
+        Q,
+        X,
+        K,
+        BLOCK_N,
+        BF16,
+        INTERPRETED,
+    )
+    k, l, i, column = tl.arange(0, K), tl.arange(0, G), tl.arange(0, QUERIES), tl.arange(0, QUERIES * Q)
     for q in range(first, tl.minimum(first + BLOCK_B, B), QUERIES):
         here, start = q + i < B, tl.cast(q, tl.int64)
-        y = tl.load(f + start*Q*K + column[None, :]*K + k[:, None], mask=(q*Q + column < B*Q)[None, :], other=0)    # (K, QUERIES*Q)
-        dots = tl.dot(x, operand(y, BF16, INTERPRETED), input_precision='ieee')*scale[:, None]                      # (BLOCK_N*X, QUERIES*Q)
+        y = tl.load(
+            f + start * Q * K + column[None, :] * K + k[:, None], mask=(q * Q + column < B * Q)[None, :], other=0
+        )  # (K, QUERIES*Q)
+        dots = (
+            tl.dot(x, operand(y, BF16, INTERPRETED), input_precision='ieee') * scale[:, None]
+        )  # (BLOCK_N*X, QUERIES*Q)
         delta = tl.permute(tl.reshape(dots, (BLOCK_N, X, QUERIES, Q)), (0, 2, 3, 1))
-        delta = tl.reshape(delta, (BLOCK_N*QUERIES, G))                                                             # one pair a row
-        theirs = tl.load(a + start*G + i[:, None]*G + l[None, :], mask=here[:, None], other=0)                      # (QUERIES, G)
-        z = tl.reshape(own[:, None, :]*theirs[None, :, :], (BLOCK_N*QUERIES, G))
-        phi = tl.reshape(mixed(delta, z, W1, b1, W2, b2, P_Q, P_X, X, G, H, H_BLOCK, BF16, INTERPRETED), (BLOCK_N, QUERIES))
-        tl.store(out + (start + i)[None, :]*N + item[:, None], phi, mask=live[:, None] & here[None, :])
+        delta = tl.reshape(delta, (BLOCK_N * QUERIES, G))  # one pair a row
+        theirs = tl.load(a + start * G + i[:, None] * G + l[None, :], mask=here[:, None], other=0)  # (QUERIES, G)
+        z = tl.reshape(own[:, None, :] * theirs[None, :, :], (BLOCK_N * QUERIES, G))
+        phi = tl.reshape(
+            mixed(delta, z, W1, b1, W2, b2, P_Q, P_X, X, G, H, H_BLOCK, BF16, INTERPRETED), (BLOCK_N, QUERIES)
+        )
+        tl.store(out + (start + i)[None, :] * N + item[:, None], phi, mask=live[:, None] & here[None, :])
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #f8d2e2a2
 @triton.jit
-def gathered_kernel(out, rows, f, a, g, g_scales, b, b_scales, W1, b1, W2, b2, C, N, rows_row, g_row, g_part, b_row, inverse_temperature,
-                    P_Q: tl.constexpr, P_X: tl.constexpr, D: tl.constexpr, Q: tl.constexpr, X: tl.constexpr, K: tl.constexpr, H: tl.constexpr,
-                    BLOCK_N: tl.constexpr, H_BLOCK: tl.constexpr, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
-    G: tl.constexpr = Q*X
+def gathered_kernel(
+    out,
+    rows,
+    f,
+    a,
+    g,
+    g_scales,
+    b,
+    b_scales,
+    W1,
+    b1,
+    W2,
+    b2,
+    C,
+    N,
+    rows_row,
+    g_row,
+    g_part,
+    b_row,
+    inverse_temperature,
+    P_Q: tl.constexpr,
+    P_X: tl.constexpr,
+    D: tl.constexpr,
+    Q: tl.constexpr,
+    X: tl.constexpr,
+    K: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    H_BLOCK: tl.constexpr,
+    BF16: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    G: tl.constexpr = Q * X
     tiles = tl.cdiv(C, BLOCK_N)
-    q = (tl.program_id(0)//tiles).to(tl.int64)
-    j = (tl.program_id(0) % tiles)*BLOCK_N + tl.arange(0, BLOCK_N)
-    item = tl.load(rows + q*rows_row + j, mask=j < C, other=-1)
+    q = (tl.program_id(0) // tiles).to(tl.int64)
+    j = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    item = tl.load(rows + q * rows_row + j, mask=j < C, other=-1)
     live = (item >= 0) & (item < N)
-    x, scale, own = items(item, live, g, g_scales, b, b_scales, g_row, g_part, b_row, inverse_temperature, P_Q, P_X, D, Q, X, K, BLOCK_N, BF16, INTERPRETED)
+    x, scale, own = items(
+        item,
+        live,
+        g,
+        g_scales,
+        b,
+        b_scales,
+        g_row,
+        g_part,
+        b_row,
+        inverse_temperature,
+        P_Q,
+        P_X,
+        D,
+        Q,
+        X,
+        K,
+        BLOCK_N,
+        BF16,
+        INTERPRETED,
+    )
     n, k, l = tl.arange(0, Q), tl.arange(0, K), tl.arange(0, G)
-    y = tl.load(f + q*Q*K + n[None, :]*K + k[:, None])                                                  # (K, Q)
-    dots = tl.dot(x, operand(y, BF16, INTERPRETED), input_precision='ieee')*scale[:, None]              # (BLOCK_N*X, Q)
+    y = tl.load(f + q * Q * K + n[None, :] * K + k[:, None])  # (K, Q)
+    dots = tl.dot(x, operand(y, BF16, INTERPRETED), input_precision='ieee') * scale[:, None]  # (BLOCK_N*X, Q)
     delta = tl.reshape(tl.permute(tl.reshape(dots, (BLOCK_N, X, Q)), (0, 2, 1)), (BLOCK_N, G))
-    z = own*tl.load(a + q*G + l)[None, :]
+    z = own * tl.load(a + q * G + l)[None, :]
     phi = mixed(delta, z, W1, b1, W2, b2, P_Q, P_X, X, G, H, H_BLOCK, BF16, INTERPRETED)
-    tl.store(out + q*C + j, tl.where(live, phi, float('-inf')), mask=j < C)
+    tl.store(out + q * C + j, tl.where(live, phi, float('-inf')), mask=j < C)
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #10e6a769
 def numbers_per_thread(config, sizes, threads_per_warp=32) -> float:
     "What a tile keeps in registers, roughly."
-    pairs, rows = config['BLOCK_N']*config.get('QUERIES', 1), config['BLOCK_N']*sizes['X']
-    kept = pairs*2*(sizes['G'] + config['H_BLOCK']) + rows*sizes['K']*(.5 if sizes['BF16'] else 1)
-    return kept/(config['num_warps']*threads_per_warp)
+    pairs, rows = config['BLOCK_N'] * config.get('QUERIES', 1), config['BLOCK_N'] * sizes['X']
+    kept = pairs * 2 * (sizes['G'] + config['H_BLOCK']) + rows * sizes['K'] * (0.5 if sizes['BF16'] else 1)
+    return kept / (config['num_warps'] * threads_per_warp)
 
-def exps_per_pair(G, H): return 1.5*H + 3*G + 1     # hidden: 2^u and half a reciprocal; z: both; softmax: one, and one quotient
+
+def exps_per_pair(G, H):
+    return 1.5 * H + 3 * G + 1  # hidden: 2^u and half a reciprocal; z: both; softmax: one, and one quotient
+
 
 def cost(config, sizes, gpu) -> float:
     "Predicted seconds."
     amd = gpu.arch.startswith('gfx')
-    if numbers_per_thread(config, sizes, 64 if amd else 32) > (32 if not sizes['BF16'] else 100 if amd else 120): return math.inf
-    step, B, per_sm = config.get('QUERIES', 1), sizes['B'], 12//config['num_warps']
-    block_b = min(config.get('BLOCK_B', 1), -(-B//step)*step)
-    programs = -(-sizes['N']//config['BLOCK_N'])*-(-B//block_b)
-    reads = programs*config['BLOCK_N']*sizes['item_bytes']/gpu.bandwidth
-    exps = programs*config['BLOCK_N']*block_b*exps_per_pair(sizes['G'], sizes['H'])/gpu.exps
-    steps = programs*(1e-6 + 5e-7*block_b/step)/(per_sm*gpu.sms)     # about 1 us to begin, half for each step's chain of products
-    flop = 2*sizes['X']*max(16, step*sizes['Q'])*sizes['K'] + step*4*sizes['G']*sizes['H']  # of an item in a step; 16 columns are the least
-    products = programs*config['BLOCK_N']*block_b/step*flop/gpu.flops['bf16' if sizes['BF16'] else 'fp32']
+    if numbers_per_thread(config, sizes, 64 if amd else 32) > (32 if not sizes['BF16'] else 100 if amd else 120):
+        return math.inf
+    step, B, per_sm = config.get('QUERIES', 1), sizes['B'], 12 // config['num_warps']
+    block_b = min(config.get('BLOCK_B', 1), -(-B // step) * step)
+    programs = -(-sizes['N'] // config['BLOCK_N']) * -(-B // block_b)
+    reads = programs * config['BLOCK_N'] * sizes['item_bytes'] / gpu.bandwidth
+    exps = programs * config['BLOCK_N'] * block_b * exps_per_pair(sizes['G'], sizes['H']) / gpu.exps
+    steps = (
+        programs * (1e-6 + 5e-7 * block_b / step) / (per_sm * gpu.sms)
+    )  # about 1 us to begin, half for each step's chain of products
+    flop = (
+        2 * sizes['X'] * max(16, step * sizes['Q']) * sizes['K'] + step * 4 * sizes['G'] * sizes['H']
+    )  # of an item in a step; 16 columns are the least
+    products = programs * config['BLOCK_N'] * block_b / step * flop / gpu.flops['bf16' if sizes['BF16'] else 'fp32']
     times = sorted([reads, exps, steps, products])
-    return (times[-1] + .1*sum(times[:-1]))*waves(programs, per_sm, gpu)     # they overlap, not quite
+    return (times[-1] + 0.1 * sum(times[:-1])) * waves(programs, per_sm, gpu)  # they overlap, not quite
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #c4ac5c56
 def setting(block_n, warps, queries=None, block_b=64, stages=2):
     walk = {} if queries is None else dict(QUERIES=queries, BLOCK_B=block_b)
     return dict(BLOCK_N=block_n, H_BLOCK=16, num_warps=warps, num_stages=stages) | walk
 
-many = [setting(32, 4, 2), setting(64, 4, 1), setting(32, 4, 2, 16), setting(16, 8, 2), setting(8, 8, 2, stages=1), setting(8, 8, 2, 16, stages=1)]
-many_amd = [setting(32, 2, 2), setting(32, 4, 2), setting(32, 2, 2, 16), setting(8, 4, 2, stages=1), setting(8, 8, 2, stages=1), setting(8, 4, 2, 16, stages=1)]
+
+many = [
+    setting(32, 4, 2),
+    setting(64, 4, 1),
+    setting(32, 4, 2, 16),
+    setting(16, 8, 2),
+    setting(8, 8, 2, stages=1),
+    setting(8, 8, 2, 16, stages=1),
+]
+many_amd = [
+    setting(32, 2, 2),
+    setting(32, 4, 2),
+    setting(32, 2, 2, 16),
+    setting(8, 4, 2, stages=1),
+    setting(8, 8, 2, stages=1),
+    setting(8, 4, 2, 16, stages=1),
+]
 few = [setting(64, 4), setting(32, 4), setting(16, 8, stages=1), setting(8, 8, stages=1)]
 few_amd = [setting(64, 4), setting(32, 2), setting(16, 4, stages=1), setting(8, 8, stages=1)]
 dense = Tuned(dense_kernel, dict(sm_80=many, sm_90=many, gfx942=many_amd, interpreter=[setting(16, 8, 2, 4)]), cost)
@@ -202,97 +387,144 @@ gathered = Tuned(gathered_kernel, dict(sm_80=few, sm_90=few, gfx942=few_amd, int
 # %% ../../nbs/25_kernels.mol_score.ipynb #a392791b
 def padded(t, sizes, dims):
     "Zeros at the end of the dimensions `dims` up to `sizes`."
-    for dim, size in zip(dims, sizes): t = F.pad(t, (0, 0)*(t.dim() - 1 - dim) + (0, size - t.shape[dim]))
+    for dim, size in zip(dims, sizes):
+        t = F.pad(t, (0, 0) * (t.dim() - 1 - dim) + (0, size - t.shape[dim]))
     return t
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #b7d60a90
 def base_two(
-    f, a,       # of the queries: components (B, P_q, d), a (B, G)
-    gate,       # or None
-    P_x:int,
-    dtype,      # of operands
-) -> tuple:     # f (B, Q, K), a (B, Q*X), gate as the kernel reads it, and the sizes P_Q, P_X, D, Q, X, K, H
+    f,
+    a,  # of the queries: components (B, P_q, d), a (B, G)
+    gate,  # or None
+    P_x: int,
+    dtype,  # of operands
+) -> tuple:  # f (B, Q, K), a (B, Q*X), gate as the kernel reads it, and the sizes P_Q, P_X, D, Q, X, K, H
     "The small tensors of a call."
-    P_q, d, factor = *f.shape[1:], -1/math.log(2)
+    P_q, d, factor = *f.shape[1:], -1 / math.log(2)
     X, K = triton.next_power_of_2(P_x), max(16, triton.next_power_of_2(d))
-    Q = max(triton.next_power_of_2(P_q), 16//X)
-    def by_logit(t): return padded(t.float().unflatten(-1, (P_q, P_x)), (Q, X), (t.dim() - 1, t.dim())).flatten(-2)
-    W1, b1, W2, b2 = no_gate(P_q*P_x, f.device) if gate is None else gate
-    H = -(-len(b1)//32)*32
-    f, a = padded(f, (Q, K), (1, 2)).to(dtype).contiguous(), (by_logit(a)*factor).contiguous()
-    W1, W2 = padded(by_logit(W1)*factor, (H,), (0,)).T, padded(by_logit(W2.T), (H,), (0,))
-    b1, b2 = padded(b1.float()*factor, (H,), (0,)), by_logit(b2)*factor
-    return f, a, (W1.to(dtype).contiguous(), b1, W2.to(dtype).contiguous(), b2), dict(P_Q=P_q, P_X=P_x, D=d, Q=Q, X=X, K=K, H=H)
+    Q = max(triton.next_power_of_2(P_q), 16 // X)
 
-def no_gate(G, device): return tuple(torch.zeros(shape, device=device) for shape in ((1, G), (1,), (G, 1), (G,)))    # adds nothing to z
+    def by_logit(t):
+        return padded(t.float().unflatten(-1, (P_q, P_x)), (Q, X), (t.dim() - 1, t.dim())).flatten(-2)
 
-def neighbours(t:Tensor) -> Tensor: return t if t.stride(-1) == 1 else t.contiguous()     # a load of a row is then one piece of memory
+    W1, b1, W2, b2 = no_gate(P_q * P_x, f.device) if gate is None else gate
+    H = -(-len(b1) // 32) * 32
+    f, a = padded(f, (Q, K), (1, 2)).to(dtype).contiguous(), (by_logit(a) * factor).contiguous()
+    W1, W2 = padded(by_logit(W1) * factor, (H,), (0,)).T, padded(by_logit(W2.T), (H,), (0,))
+    b1, b2 = padded(b1.float() * factor, (H,), (0,)), by_logit(b2) * factor
+    return (
+        f,
+        a,
+        (W1.to(dtype).contiguous(), b1, W2.to(dtype).contiguous(), b2),
+        dict(P_Q=P_q, P_X=P_x, D=d, Q=Q, X=X, K=K, H=H),
+    )
+
+
+def no_gate(G, device):
+    return tuple(torch.zeros(shape, device=device) for shape in ((1, G), (1,), (G, 1), (G,)))  # adds nothing to z
+
+
+def neighbours(t: Tensor) -> Tensor:
+    return t if t.stride(-1) == 1 else t.contiguous()  # a load of a row is then one piece of memory
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #436b588f
 precisions = dict(bf16=torch.bfloat16, fp32=torch.float32)
 kinds = {torch.float32: 'fp32', torch.bfloat16: 'bf16', torch.int8: 'int8'}
 
+
 def check(f, a, g, b, gate, temperature, g_scales, b_scales, precision):
     "Shapes and types, before an address is made from them."
-    if precision not in precisions: raise ConfigError(f"precision: got {precision!r}, wanted 'bf16' or 'fp32'")
-    if temperature <= 0: raise ConfigError(f'temperature: got {temperature}, wanted a positive number')
-    if f.dim() != 3 or g.dim() != 3 or f.shape[2] != g.shape[2]: raise DataError(f'f, g: got {tuple(f.shape)} and {tuple(g.shape)}, wanted (B, P_q, d) and (N, P_x, d) of one width')
+    if precision not in precisions:
+        raise ConfigError(f"precision: got {precision!r}, wanted 'bf16' or 'fp32'")
+    if temperature <= 0:
+        raise ConfigError(f'temperature: got {temperature}, wanted a positive number')
+    if f.dim() != 3 or g.dim() != 3 or f.shape[2] != g.shape[2]:
+        raise DataError(
+            f'f, g: got {tuple(f.shape)} and {tuple(g.shape)}, wanted (B, P_q, d) and (N, P_x, d) of one width'
+        )
     (B, P_q, _), (N, P_x, _) = f.shape, g.shape
-    G = P_q*P_x
+    G = P_q * P_x
     wanted = dict(a=(a, (B, G)), b=(b, (N, G)))
-    if gate is not None: wanted |= dict(W1=(gate[0], (len(gate[1]), G)), W2=(gate[2], (G, len(gate[1]))), b2=(gate[3], (G,)))
-    if g_scales is not None: wanted['g_scales'] = (g_scales, (N, P_x))
-    if b_scales is not None: wanted['b_scales'] = (b_scales, (N,))
+    if gate is not None:
+        wanted |= dict(W1=(gate[0], (len(gate[1]), G)), W2=(gate[2], (G, len(gate[1]))), b2=(gate[3], (G,)))
+    if g_scales is not None:
+        wanted['g_scales'] = (g_scales, (N, P_x))
+    if b_scales is not None:
+        wanted['b_scales'] = (b_scales, (N,))
     for name, (t, shape) in wanted.items():
-        if tuple(t.shape) != shape: raise DataError(f'{name}: got shape {tuple(t.shape)}, wanted {shape}')
+        if tuple(t.shape) != shape:
+            raise DataError(f'{name}: got shape {tuple(t.shape)}, wanted {shape}')
     for name, t, s in (('g', g, g_scales), ('b', b, b_scales)):
-        if t.dtype not in kinds: raise DataError(f'{name}: got {t.dtype}, wanted float32, bfloat16 or int8')
-        if (t.dtype == torch.int8) != (s is not None): raise DataError(f'{name}_scales: got {"none" if s is None else "some"} for {t.dtype}, wanted scales with int8 and with nothing else')
+        if t.dtype not in kinds:
+            raise DataError(f'{name}: got {t.dtype}, wanted float32, bfloat16 or int8')
+        if (t.dtype == torch.int8) != (s is not None):
+            raise DataError(
+                f'{name}_scales: got {"none" if s is None else "some"} for {t.dtype}, wanted scales with int8 and with nothing else'
+            )
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #2a4aa583
 def launched(tuned, out, rows, f, a, g, b, gate, temperature, g_scales, b_scales, precision):
     "Fill `out` (B, n)."
-    (B, n), N, item_bytes = out.shape, len(g), g[:1].numel()*g.element_size() + b[:1].numel()*b.element_size()
-    if not B*n: return out
+    (B, n), N, item_bytes = out.shape, len(g), g[:1].numel() * g.element_size() + b[:1].numel() * b.element_size()
+    if not B * n:
+        return out
     f, a, gate, sizes = base_two(f, a, gate, g.shape[1], precisions[precision])
-    g, b, g_scales, b_scales = neighbours(g), neighbours(b), *(None if s is None else s.contiguous() for s in (g_scales, b_scales))
-    counts = dict(N=n, B=B, G=sizes['Q']*sizes['X'], BF16=precision == 'bf16', item_bytes=item_bytes) | sizes
-    def programs(c): return (triton.cdiv(n, c['BLOCK_N'])*triton.cdiv(B, c.get('BLOCK_B', 1)),)
+    g, b, g_scales, b_scales = (
+        neighbours(g),
+        neighbours(b),
+        *(None if s is None else s.contiguous() for s in (g_scales, b_scales)),
+    )
+    counts = dict(N=n, B=B, G=sizes['Q'] * sizes['X'], BF16=precision == 'bf16', item_bytes=item_bytes) | sizes
+
+    def programs(c):
+        return (triton.cdiv(n, c['BLOCK_N']) * triton.cdiv(B, c.get('BLOCK_B', 1)),)
+
     model = (f, a, g, g_scales, b, b_scales, *gate)
-    where = (g.stride(0), g.stride(1), b.stride(0), 1/temperature)
+    where = (g.stride(0), g.stride(1), b.stride(0), 1 / temperature)
     given = (out, *model, B, N, *where) if rows is None else (out, rows, *model, n, N, rows.stride(0), *where)
     tuned.launch(programs, *given, sizes=counts, **sizes, BF16=precision == 'bf16', INTERPRETED=interpreted())
     return out
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #36501f5f
 def mol_scores(
-    f:Tensor,               # query components, (B, P_q, d), unit norm
-    a:Tensor,               # query's share of the gate, (B, G), l = n*P_x + m
-    g:Tensor,               # item components, (N, P_x, d), fp32, bf16, or int8 with scales
-    b:Tensor,               # item's share of the gate, (N, G), the same types
-    gate:tuple|None,        # W1 (H, G), b1 (H,), W2 (G, H), b2 (G,), float32; None: z = a*b
-    temperature:float,      # tau, divides the cosines, > 0
-    g_scales:Tensor|None=None,  # of int8 components, (N, P_x), float32
-    b_scales:Tensor|None=None,  # of an int8 `b`, (N,), float32
-    impl:str='auto',        # 'torch', 'triton', or 'auto': Triton on a GPU
-    precision:str='bf16',   # of the kernel's products: 'bf16', or 'fp32' without tensor cores; torch: fp32
-) -> Tensor:                # phi, (B, N), float32
+    f: Tensor,  # query components, (B, P_q, d), unit norm
+    a: Tensor,  # query's share of the gate, (B, G), l = n*P_x + m
+    g: Tensor,  # item components, (N, P_x, d), fp32, bf16, or int8 with scales
+    b: Tensor,  # item's share of the gate, (N, G), the same types
+    gate: tuple | None,  # W1 (H, G), b1 (H,), W2 (G, H), b2 (G,), float32; None: z = a*b
+    temperature: float,  # tau, divides the cosines, > 0
+    g_scales: Tensor | None = None,  # of int8 components, (N, P_x), float32
+    b_scales: Tensor | None = None,  # of an int8 `b`, (N,), float32
+    impl: str = 'auto',  # 'torch', 'triton', or 'auto': Triton on a GPU
+    precision: str = 'bf16',  # of the kernel's products: 'bf16', or 'fp32' without tensor cores; torch: fp32
+) -> Tensor:  # phi, (B, N), float32
     "MoL scores of every query against every item."
     check(f, a, g, b, gate, temperature, g_scales, b_scales, precision)
-    if not use_triton(impl, f, g): return mol_scores_plain(f, a, g, b, gate, temperature, g_scales, b_scales)
+    if not use_triton(impl, f, g):
+        return mol_scores_plain(f, a, g, b, gate, temperature, g_scales, b_scales)
     out = torch.empty(len(f), len(g), device=f.device)
     return launched(dense, out, None, f, a, g, b, gate, temperature, g_scales, b_scales, precision)
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #97b4e2b5
 def mol_scores_of(
-    f, a, g, b, gate, temperature,  # as in `mol_scores`
-    rows:Tensor,            # candidates, (B, C), int32 or int64; outside of 0..N-1: nothing
-    g_scales:Tensor|None=None, b_scales:Tensor|None=None, impl:str='auto', precision:str='bf16',  # as in `mol_scores`
-) -> Tensor:                # phi, (B, C), float32, -inf where there is nothing
+    f,
+    a,
+    g,
+    b,
+    gate,
+    temperature,  # as in `mol_scores`
+    rows: Tensor,  # candidates, (B, C), int32 or int64; outside of 0..N-1: nothing
+    g_scales: Tensor | None = None,
+    b_scales: Tensor | None = None,
+    impl: str = 'auto',
+    precision: str = 'bf16',  # as in `mol_scores`
+) -> Tensor:  # phi, (B, C), float32, -inf where there is nothing
     "MoL scores of each query's own candidates."
     check(f, a, g, b, gate, temperature, g_scales, b_scales, precision)
-    if rows.dim() != 2 or len(rows) != len(f) or rows.dtype not in (torch.int32, torch.int64): raise DataError(f'rows: got {tuple(rows.shape)} of {rows.dtype}, wanted ({len(f)}, C) of int32 or int64')
-    if not use_triton(impl, f, g, rows): return mol_scores_of_plain(f, a, g, b, gate, temperature, rows, g_scales, b_scales)
+    if rows.dim() != 2 or len(rows) != len(f) or rows.dtype not in (torch.int32, torch.int64):
+        raise DataError(f'rows: got {tuple(rows.shape)} of {rows.dtype}, wanted ({len(f)}, C) of int32 or int64')
+    if not use_triton(impl, f, g, rows):
+        return mol_scores_of_plain(f, a, g, b, gate, temperature, rows, g_scales, b_scales)
     out = torch.empty(*rows.shape, device=f.device)
     return launched(gathered, out, neighbours(rows), f, a, g, b, gate, temperature, g_scales, b_scales, precision)
 
@@ -300,67 +532,153 @@ def mol_scores_of(
 def case(B, N, P_q, P_x, d, H, storage='fp32', precision='fp32', C=0):
     "A small call of a kernel and of its reference."
     device, draw = 'cuda' if torch.cuda.is_available() else 'cpu', torch.Generator().manual_seed(0)
-    def normal(*shape): return torch.randn(*shape, generator=draw)
-    G, scales = P_q*P_x, {}
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=draw)
+
+    G, scales = P_q * P_x, {}
     f, g = F.normalize(normal(B, P_q, d), dim=-1).bfloat16().float(), F.normalize(normal(N, P_x, d), dim=-1)
     a, b = normal(B, G), normal(N, G)
-    gate = tuple(t.to(device) for t in (normal(H, G)/G, normal(H)/5, normal(G, H)*H**-.5, normal(G)/5)) if H else None
+    gate = (
+        tuple(t.to(device) for t in (normal(H, G) / G, normal(H) / 5, normal(G, H) * H**-0.5, normal(G) / 5))
+        if H
+        else None
+    )
     if storage == 'int8':
-        scales = dict(g_scales=g.abs().amax(-1)/127, b_scales=b.abs().amax(-1)/127)
-        g, b = ((t/s[..., None]).round() for t, s in zip((g, b), scales.values()))
+        scales = dict(g_scales=g.abs().amax(-1) / 127, b_scales=b.abs().amax(-1) / 127)
+        g, b = ((t / s[..., None]).round() for t, s in zip((g, b), scales.values()))
     g, b = (t.to(dict(fp32=torch.float32, bf16=torch.bfloat16, int8=torch.int8)[storage]).to(device) for t in (g, b))
-    args, scales = (f.to(device), a.to(device), g, b, gate, .05), {k: v.to(device) for k, v in scales.items()}
+    args, scales = (f.to(device), a.to(device), g, b, gate, 0.05), {k: v.to(device) for k, v in scales.items()}
     rows = (torch.randint(-1, N + 2, (B, C), generator=draw).to(device),) if C else ()
     score, plain = (mol_scores_of, mol_scores_of_plain) if C else (mol_scores, mol_scores_plain)
-    return (score(*args, *rows, **scales, impl='triton', precision=precision),), (plain(*args, *rows, **scales),), (5e-5 if precision == 'fp32' else .1,)
+    return (
+        (score(*args, *rows, **scales, impl='triton', precision=precision),),
+        (plain(*args, *rows, **scales),),
+        (5e-5 if precision == 'fp32' else 0.1,),
+    )
 
-def cases() -> dict:    # label to a function without arguments: outputs, reference outputs, tolerances
+
+def cases() -> dict:  # label to a function without arguments: outputs, reference outputs, tolerances
     "Small calls of each kernel, for tests that watch memory and program order."
-    calls = {'all pairs, fp32': (5, 37, 4, 2, 32, 32), 'all pairs, 3x5x20': (2, 17, 3, 5, 20, 20), 'all pairs, no gate': (3, 33, 4, 2, 32, 0), 'all pairs, bf16': (3, 33, 8, 4, 32, 32, 'bf16', 'bf16'), 'all pairs, int8': (5, 18, 4, 2, 32, 32, 'int8'),
-             'candidates, fp32': (3, 20, 4, 2, 32, 32, 'fp32', 'fp32', 35), 'candidates, bf16': (2, 20, 8, 4, 32, 32, 'bf16', 'bf16', 18), 'candidates, int8': (3, 20, 4, 2, 32, 32, 'int8', 'fp32', 17)}
+    calls = {
+        'all pairs, fp32': (5, 37, 4, 2, 32, 32),
+        'all pairs, 3x5x20': (2, 17, 3, 5, 20, 20),
+        'all pairs, no gate': (3, 33, 4, 2, 32, 0),
+        'all pairs, bf16': (3, 33, 8, 4, 32, 32, 'bf16', 'bf16'),
+        'all pairs, int8': (5, 18, 4, 2, 32, 32, 'int8'),
+        'candidates, fp32': (3, 20, 4, 2, 32, 32, 'fp32', 'fp32', 35),
+        'candidates, bf16': (2, 20, 8, 4, 32, 32, 'bf16', 'bf16', 18),
+        'candidates, int8': (3, 20, 4, 2, 32, 32, 'int8', 'fp32', 17),
+    }
     return {name: lambda how=how: case(*how) for name, how in calls.items()}
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #bec3ed83
 def work_mol_score(
-    B:int,                  # queries
-    n:int,                  # items, or candidates per query
-    P_q:int=8, P_x:int=4, d:int=64,
-    H:int=128,              # 0: no gate of the pair
-    storage:str='bf16',     # of items: 'fp32', 'bf16' or 'int8'
-    candidates:bool=False,  # each query has items of its own
-    precision:str='bf16',   # of products
+    B: int,  # queries
+    n: int,  # items, or candidates per query
+    P_q: int = 8,
+    P_x: int = 4,
+    d: int = 64,
+    H: int = 128,  # 0: no gate of the pair
+    storage: str = 'bf16',  # of items: 'fp32', 'bf16' or 'int8'
+    candidates: bool = False,  # each query has items of its own
+    precision: str = 'bf16',  # of products
 ) -> Work:
     "Scoring pairs, nothing but scores written."
-    G, pairs = P_q*P_x, B*n
-    item = P_x*d + G + 4*P_x + 4 if storage == 'int8' else dict(fp32=4, bf16=2)[storage]*(P_x*d + G)
-    read = pairs*(item + 4) if candidates else n*item
-    return Work(read + 4*pairs, {precision: pairs*(2*G*d + 4*G*H)}, exps=pairs*exps_per_pair(G, H), fp32=pairs*2*(6*H + 11*G))
+    G, pairs = P_q * P_x, B * n
+    item = P_x * d + G + 4 * P_x + 4 if storage == 'int8' else dict(fp32=4, bf16=2)[storage] * (P_x * d + G)
+    read = pairs * (item + 4) if candidates else n * item
+    return Work(
+        read + 4 * pairs,
+        {precision: pairs * (2 * G * d + 4 * G * H)},
+        exps=pairs * exps_per_pair(G, H),
+        fp32=pairs * 2 * (6 * H + 11 * G),
+    )
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #0e923c8e
-def plain_bytes(
-    pairs:int,
-    G:int=32, H:int=128,
-) -> int:
+def plain_bytes(pairs: int, G: int = 32, H: int = 128) -> int:
     "What plain torch writes and reads, above the items."
-    return 4*pairs*(17*G + 4*H)
+    return 4 * pairs * (17 * G + 4 * H)
 
 # %% ../../nbs/25_kernels.mol_score.ipynb #b5289991
 def built(name, tuned, P_q, P_x, d, storage='bf16', precision='bf16', blocks=None):
     "What a typical call of these shapes compiles."
     X, K = triton.next_power_of_2(P_x), max(16, triton.next_power_of_2(d))
-    sizes = dict(P_Q=P_q, P_X=P_x, D=d, Q=max(triton.next_power_of_2(P_q), 16//X), X=X, K=K, H=128)
-    counts = sizes | dict(N=10**6, B=64, G=sizes['Q']*X, BF16=precision == 'bf16', item_bytes=2*(P_x*d + P_q*P_x))
-    stored, product = f"*{dict(int8='i8').get(storage, storage)}", f'*{precision}'
-    signature = dict(out='*fp32', rows='*i32', f=product, a='*fp32', g=stored, g_scales='*fp32', b=stored, b_scales='*fp32', W1=product, b1='*fp32', W2=product, b2='*fp32',
-                     B='i32', N='i32', C='i32', rows_row='i32', g_row='i32', g_part='i32', b_row='i32', inverse_temperature='fp32')
-    constants = sizes | dict(BF16=precision == 'bf16', INTERPRETED=False) | ({} if storage == 'int8' else dict(g_scales=None, b_scales=None))
+    sizes = dict(P_Q=P_q, P_X=P_x, D=d, Q=max(triton.next_power_of_2(P_q), 16 // X), X=X, K=K, H=128)
+    counts = sizes | dict(
+        N=10**6, B=64, G=sizes['Q'] * X, BF16=precision == 'bf16', item_bytes=2 * (P_x * d + P_q * P_x)
+    )
+    stored, product = f'*{dict(int8="i8").get(storage, storage)}', f'*{precision}'
+    signature = dict(
+        out='*fp32',
+        rows='*i32',
+        f=product,
+        a='*fp32',
+        g=stored,
+        g_scales='*fp32',
+        b=stored,
+        b_scales='*fp32',
+        W1=product,
+        b1='*fp32',
+        W2=product,
+        b2='*fp32',
+        B='i32',
+        N='i32',
+        C='i32',
+        rows_row='i32',
+        g_row='i32',
+        g_part='i32',
+        b_row='i32',
+        inverse_temperature='fp32',
+    )
+    constants = (
+        sizes
+        | dict(BF16=precision == 'bf16', INTERPRETED=False)
+        | ({} if storage == 'int8' else dict(g_scales=None, b_scales=None))
+    )
     kernel = dict(dense='dense_kernel', gathered='gathered_kernel')[tuned]
     tuned = dict(dense=dense, gathered=gathered)[tuned]
-    aligned = [k for k in ('out', 'rows', 'f', 'a', 'g', 'g_scales', 'b', 'b_scales', 'W1', 'b1', 'W2', 'b2', 'g_row', 'g_part', 'b_row') if k not in constants and (k != 'rows' or kernel == 'gathered_kernel') and (k != 'b_row' or P_q*P_x % 16 == 0)]
-    return Build(name, kernel, signature, constants, {arch: tuned.config(counts, arch) for arch in ('sm_80', 'sm_90', 'gfx942')}, tuple(aligned), 'bf16' if precision == 'bf16' else None, blocks or {})
+    aligned = [
+        k
+        for k in (
+            'out',
+            'rows',
+            'f',
+            'a',
+            'g',
+            'g_scales',
+            'b',
+            'b_scales',
+            'W1',
+            'b1',
+            'W2',
+            'b2',
+            'g_row',
+            'g_part',
+            'b_row',
+        )
+        if k not in constants and (k != 'rows' or kernel == 'gathered_kernel') and (k != 'b_row' or P_q * P_x % 16 == 0)
+    ]
+    return Build(
+        name,
+        kernel,
+        signature,
+        constants,
+        {arch: tuned.config(counts, arch) for arch in ('sm_80', 'sm_90', 'gfx942')},
+        tuple(aligned),
+        'bf16' if precision == 'bf16' else None,
+        blocks or {},
+    )
+
 
 three, two = dict(sm_80=3, sm_90=3, gfx942=4), dict(sm_80=2, sm_90=2, gfx942=2)  # programs on a multiprocessor
-builds = [built('all pairs, 8x4x64, bf16', 'dense', 8, 4, 64, blocks=three), built('all pairs, 8x4x128, bf16', 'dense', 8, 4, 128, blocks=two),
-          built('all pairs, 8x8x32, bf16', 'dense', 8, 8, 32, blocks=two), built('all pairs, 4x2x32, bf16', 'dense', 4, 2, 32, blocks=three),
-          built('all pairs, 8x4x64, int8', 'dense', 8, 4, 64, 'int8', blocks=three), built('all pairs, 8x4x64, fp32', 'dense', 8, 4, 64, 'fp32', 'fp32', blocks=two),
-          built('candidates, 8x4x64, bf16', 'gathered', 8, 4, 64, blocks=two), built('candidates, 8x4x64, int8', 'gathered', 8, 4, 64, 'int8', blocks=two)]
+builds = [
+    built('all pairs, 8x4x64, bf16', 'dense', 8, 4, 64, blocks=three),
+    built('all pairs, 8x4x128, bf16', 'dense', 8, 4, 128, blocks=two),
+    built('all pairs, 8x8x32, bf16', 'dense', 8, 8, 32, blocks=two),
+    built('all pairs, 4x2x32, bf16', 'dense', 4, 2, 32, blocks=three),
+    built('all pairs, 8x4x64, int8', 'dense', 8, 4, 64, 'int8', blocks=three),
+    built('all pairs, 8x4x64, fp32', 'dense', 8, 4, 64, 'fp32', 'fp32', blocks=two),
+    built('candidates, 8x4x64, bf16', 'gathered', 8, 4, 64, blocks=two),
+    built('candidates, 8x4x64, int8', 'gathered', 8, 4, 64, 'int8', blocks=two),
+]

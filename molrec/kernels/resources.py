@@ -21,69 +21,100 @@ from .roofline import gpus
 @dataclass(frozen=True)
 class Build:
     "A kernel, as it will be called."
-    name:str                # of this build, for the table
-    kernel:str              # name of the `@triton.jit` function in its module
-    signature:dict          # argument to Triton's type: '*bf16' is a pointer, 'i32' a number
-    constants:dict          # compile-time argument to value
-    config:dict             # architecture to num_warps, num_stages and constants of its own; one that is left out is not built
-    aligned:tuple=()        # arguments that are multiples of 16
-    tensor_core:str|None=None   # operands that the matrix products must have: 'int8', 'fp8', 'bf16', 'tf32'
-    blocks:dict=field(default_factory=dict)   # architecture to programs a multiprocessor must hold at once
+
+    name: str  # of this build, for the table
+    kernel: str  # name of the `@triton.jit` function in its module
+    signature: dict  # argument to Triton's type: '*bf16' is a pointer, 'i32' a number
+    constants: dict  # compile-time argument to value
+    config: dict  # architecture to num_warps, num_stages and constants of its own; one that is left out is not built
+    aligned: tuple = ()  # arguments that are multiples of 16
+    tensor_core: str | None = None  # operands that the matrix products must have: 'int8', 'fp8', 'bf16', 'tf32'
+    blocks: dict = field(default_factory=dict)  # architecture to programs a multiprocessor must hold at once
 
 # %% ../../nbs/22_kernels.resources.ipynb #86b337b5
 launch_options = ('num_warps', 'num_stages')
 
+
 def compiled(
-    build:Build,
-    module,     # that has the kernel
-    arch:str,   # of `gpus`
-):              # Triton's compiled kernel
+    build: Build,
+    module,  # that has the kernel
+    arch: str,  # of `gpus`
+):  # Triton's compiled kernel
     "Machine code for a GPU that need not be there."
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
     kernel, own = getattr(module, build.kernel), build.config[arch]
     constants = build.constants | {k: v for k, v in own.items() if k not in launch_options}
-    if missing := set(kernel.arg_names) - set(build.signature) - set(constants): raise ConfigError(f'build {build.name!r}: {", ".join(sorted(missing))} of {build.kernel} is neither in its signature nor in its constants')
+    if missing := set(kernel.arg_names) - set(build.signature) - set(constants):
+        raise ConfigError(
+            f'build {build.name!r}: {", ".join(sorted(missing))} of {build.kernel} is neither in its signature nor in its constants'
+        )
     signature = {name: 'constexpr' if name in constants else build.signature[name] for name in kernel.arg_names}
     attrs = {(kernel.arg_names.index(name),): [['tt.divisibility', 16]] for name in build.aligned}
     target = GPUTarget('hip', arch, 64) if arch.startswith('gfx') else GPUTarget('cuda', int(arch[3:]), 32)
-    return triton.compile(ASTSource(kernel, signature=signature, constexprs=constants, attrs=attrs), target=target, options={k: own[k] for k in launch_options})
+    return triton.compile(
+        ASTSource(kernel, signature=signature, constexprs=constants, attrs=attrs),
+        target=target,
+        options={k: own[k] for k in launch_options},
+    )
 
 # %% ../../nbs/22_kernels.resources.ipynb #5ea4877e
 def nvidia_resources(
-    code,       # Triton's compiled kernel
-    arch:str,
-) -> dict:      # registers per thread, spilled bytes per thread
+    code,  # Triton's compiled kernel
+    arch: str,
+) -> dict:  # registers per thread, spilled bytes per thread
     "What ptxas says."
     from triton.backends.nvidia.compiler import get_ptxas
+
     with tempfile.TemporaryDirectory() as folder:
-        (source := Path(folder)/'kernel.ptx').write_text(code.asm['ptx'])
+        (source := Path(folder) / 'kernel.ptx').write_text(code.asm['ptx'])
         name = re.search(r'\.target (\w+)', code.asm['ptx'])[1]
-        said = subprocess.run([get_ptxas(int(arch[3:])).path, '-v', f'--gpu-name={name}', source, '-o', f'{source}.o'], capture_output=True, text=True, check=True).stderr
+        said = subprocess.run(
+            [get_ptxas(int(arch[3:])).path, '-v', f'--gpu-name={name}', source, '-o', f'{source}.o'],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
     spilled = re.search(r'(\d+) bytes spill stores, (\d+) bytes spill loads', said)
     return dict(registers=int(re.search(r'Used (\d+) registers', said)[1]), spills=max(map(int, spilled.groups())))
 
+
 def amd_resources(
-    code,       # Triton's compiled kernel
-) -> dict:      # registers per lane, spilled registers or bytes of private memory, the larger
+    code,  # Triton's compiled kernel
+) -> dict:  # registers per lane, spilled registers or bytes of private memory, the larger
     "What the assembly's description says."
     text = code.asm['amdgcn']
-    def number(key): return int(re.search(rf'\.{key}:\s+(\d+)', text)[1])
-    return dict(registers=number('vgpr_count'), spills=max(number(k) for k in ('vgpr_spill_count', 'sgpr_spill_count', 'private_segment_fixed_size')))
+
+    def number(key):
+        return int(re.search(rf'\.{key}:\s+(\d+)', text)[1])
+
+    return dict(
+        registers=number('vgpr_count'),
+        spills=max(number(k) for k in ('vgpr_spill_count', 'sgpr_spill_count', 'private_segment_fixed_size')),
+    )
 
 # %% ../../nbs/22_kernels.resources.ipynb #d0e2e73e
-products = dict(int8=r'I(?:G)?MMA\S*|v_mfma_i32_\w*i8', bf16=r'H(?:G)?MMA\S*BF16|v_mfma_f32_\w*bf16\w*', fp8=r'QG?MMA\S*|v_mfma_f32_\w*fp8_fp8', tf32=r'H(?:G)?MMA\S*TF32|v_mfma_f32_\w*xf32')
+products = dict(
+    int8=r'I(?:G)?MMA\S*|v_mfma_i32_\w*i8',
+    bf16=r'H(?:G)?MMA\S*BF16|v_mfma_f32_\w*bf16\w*',
+    fp8=r'QG?MMA\S*|v_mfma_f32_\w*fp8_fp8',
+    tf32=r'H(?:G)?MMA\S*TF32|v_mfma_f32_\w*xf32',
+)
+
 
 def tensor_core_counts(
-    text:str,           # disassembly
-    operands:str|None,  # a key of `products`; None: there are no matrix products
-) -> dict:              # instruction, without its shape, to how often it is in the code
+    text: str,  # disassembly
+    operands: str | None,  # a key of `products`; None: there are no matrix products
+) -> dict:  # instruction, without its shape, to how often it is in the code
     "Instructions of the tensor cores."
-    if operands is None: return {}
+    if operands is None:
+        return {}
     found = [re.split(r'[._]', name) for name in re.findall(rf'\b(?:{products[operands]})', text)]
     names = ['_'.join(n[:2]) if n[0] == 'v' else n[0] for n in found]
     return {n: names.count(n) for n in sorted(set(names))}
+
 
 def machine_code(code, arch):
     "Disassembly."
@@ -91,65 +122,86 @@ def machine_code(code, arch):
 
 # %% ../../nbs/22_kernels.resources.ipynb #25f21015
 def blocks_per_sm(
-    registers:int,  # per thread
-    warps:int,      # per program
-    shared:int,     # bytes of scratch memory per program
-    arch:str,
+    registers: int,  # per thread
+    warps: int,  # per program
+    shared: int,  # bytes of scratch memory per program
+    arch: str,
 ) -> int:
     "Programs that a multiprocessor holds at once."
     limit = next(g for g in gpus.values() if g.arch == arch).shared_bytes
-    up = lambda n, step: -(-n//step)*step
+    up = lambda n, step: -(-n // step) * step
     if arch.startswith('gfx'):
-        waves = min(8, 512//up(max(1, registers), 8))
-        return min(4*waves//warps, limit//max(1, shared), 32)
-    return min(65536//(up(max(1, registers)*32, 256)*warps), 64//warps, limit//(shared + 1024), 32)
+        waves = min(8, 512 // up(max(1, registers), 8))
+        return min(4 * waves // warps, limit // max(1, shared), 32)
+    return min(65536 // (up(max(1, registers) * 32, 256) * warps), 64 // warps, limit // (shared + 1024), 32)
 
 # %% ../../nbs/22_kernels.resources.ipynb #d362327c
 def linear_layouts(
-    text:str,   # Triton's intermediate code for GPUs
-) -> dict:      # name to {'lane': ..., 'warp': ...}: for each bit of the number, the steps it makes along the axes
+    text: str,  # Triton's intermediate code for GPUs
+) -> dict:  # name to {'lane': ..., 'warp': ...}: for each bit of the number, the steps it makes along the axes
     "Layouts that are given bit by bit; the other kinds are regular."
     found = re.findall(r'^(#\w+) = #ttg\.linear<\{(.*?)\}>', text, re.M)
-    return {name: {part: json.loads(bits) for part, bits in re.findall(r'(lane|warp) = (\[\[.*?\]\]|\[\])', body)} for name, body in found}
+    return {
+        name: {part: json.loads(bits) for part, bits in re.findall(r'(lane|warp) = (\[\[.*?\]\]|\[\])', body)}
+        for name, body in found
+    }
 
-def steps_of(layout:str, known:dict) -> dict|None:
+
+def steps_of(layout: str, known: dict) -> dict | None:
     "A layout's steps; one that is a slice of another has lost an axis. None: regular."
-    if not (slice_of := re.match(r'#ttg\.slice<\{dim = (\d+), parent = (.*)\}>$', layout)): return known.get(layout)
+    if not (slice_of := re.match(r'#ttg\.slice<\{dim = (\d+), parent = (.*)\}>$', layout)):
+        return known.get(layout)
     lost, whole = int(slice_of[1]), steps_of(slice_of[2], known)
-    return whole and {part: [bit[:lost] + bit[lost + 1:] for bit in bits] for part, bits in whole.items()}
+    return whole and {part: [bit[:lost] + bit[lost + 1 :] for bit in bits] for part, bits in whole.items()}
+
 
 def scattered_sums(
-    text:str,       # Triton's intermediate code for GPUs
-) -> list[str]:     # types of what is summed wrongly
+    text: str,  # Triton's intermediate code for GPUs
+) -> list[str]:  # types of what is summed wrongly
     "Reductions and running sums whose lanes or warps do not lie side by side."
     known, axes, said = linear_layouts(text), [], []
     for line in text.splitlines():
-        if begins := re.search(r'"tt\.(?:reduce|scan)"\(.*axis = (\d+)', line): axes.append(int(begins[1]))
-        if not axes or not (ends := re.match(r'\s*\}\) : \((tensor<[^,]*, (#.*?)>)(?:, tensor.*)?\) ->', line)): continue
+        if begins := re.search(r'"tt\.(?:reduce|scan)"\(.*axis = (\d+)', line):
+            axes.append(int(begins[1]))
+        if not axes or not (ends := re.match(r'\s*\}\) : \((tensor<[^,]*, (#.*?)>)(?:, tensor.*)?\) ->', line)):
+            continue
         axis, steps = axes.pop(), steps_of(ends[2], known)
         for bits in (steps or {}).values():
             mine = [i for i, bit in enumerate(bits) if bit[axis]]
-            if mine and mine != list(range(mine[0], mine[-1] + 1)): said.append(ends[1])
+            if mine and mine != list(range(mine[0], mine[-1] + 1)):
+                said.append(ends[1])
     return said
 
 # %% ../../nbs/22_kernels.resources.ipynb #814823a4
 def faults(
-    row:dict,       # of the table
-    build:Build,
-) -> list[str]:     # empty: none
+    row: dict,  # of the table
+    build: Build,
+) -> list[str]:  # empty: none
     "What a build promised and does not keep."
     said = []
-    if row['spills']: said.append(f"spills {row['spills']}")
-    if build.tensor_core and not row['tensor_core']: said.append(f'no {build.tensor_core} tensor-core instruction')
-    if row['scattered']: said.append(f"{row['scattered']} sums over lanes that do not lie side by side")
-    if (least := build.blocks.get(row['arch'], 1)) > row['blocks_per_sm']: said.append(f"{row['blocks_per_sm']} programs a multiprocessor, wanted {least}")
+    if row['spills']:
+        said.append(f'spills {row["spills"]}')
+    if build.tensor_core and not row['tensor_core']:
+        said.append(f'no {build.tensor_core} tensor-core instruction')
+    if row['scattered']:
+        said.append(f'{row["scattered"]} sums over lanes that do not lie side by side')
+    if (least := build.blocks.get(row['arch'], 1)) > row['blocks_per_sm']:
+        said.append(f'{row["blocks_per_sm"]} programs a multiprocessor, wanted {least}')
     return said
 
-def measure(build:Build, module, arch:str) -> dict:
+
+def measure(build: Build, module, arch: str) -> dict:
     "One row of the table."
     code = compiled(build, module, arch)
     counts = tensor_core_counts(machine_code(code, arch), build.tensor_core)
-    row = dict(build=build.name, kernel=build.kernel, arch=arch, warps=code.metadata.num_warps, shared_bytes=code.metadata.shared, **(amd_resources(code) if arch.startswith('gfx') else nvidia_resources(code, arch)))
+    row = dict(
+        build=build.name,
+        kernel=build.kernel,
+        arch=arch,
+        warps=code.metadata.num_warps,
+        shared_bytes=code.metadata.shared,
+        **(amd_resources(code) if arch.startswith('gfx') else nvidia_resources(code, arch)),
+    )
     row['blocks_per_sm'] = blocks_per_sm(row['registers'], row['warps'], row['shared_bytes'], arch)
     row['tensor_core'] = ' '.join(f'{name} {n}' for name, n in counts.items())
     said = faults(row | dict(scattered=len(scattered_sums(code.asm['ttgir']))), build)
@@ -157,14 +209,29 @@ def measure(build:Build, module, arch:str) -> dict:
 
 # %% ../../nbs/22_kernels.resources.ipynb #ea429cf7
 def resources(
-    *modules:str,       # with a list `builds`, e.g. 'molrec.kernels.scan'
-) -> pd.DataFrame:      # a row per build and architecture
+    *modules: str,  # with a list `builds`, e.g. 'molrec.kernels.scan'
+) -> pd.DataFrame:  # a row per build and architecture
     "Registers, spills, scratch memory, tensor-core instructions and occupancy."
-    env = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'} | dict(TRITON_CACHE_DIR=str(cache_dir()/'triton'))
-    done = subprocess.run([sys.executable, '-c', f'from molrec.kernels.resources import main; main({list(modules)!r})'], env=env, capture_output=True, text=True)
-    if done.returncode: raise ConfigError(f'{", ".join(modules)}: not compiled; the last lines:\n' + '\n'.join(done.stderr.splitlines()[-12:]))
+    env = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'} | dict(
+        TRITON_CACHE_DIR=str(cache_dir() / 'triton')
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', f'from molrec.kernels.resources import main; main({list(modules)!r})'],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise ConfigError(
+            f'{", ".join(modules)}: not compiled; the last lines:\n' + '\n'.join(done.stderr.splitlines()[-12:])
+        )
     return pd.DataFrame(json.loads(done.stdout.splitlines()[-1]))
 
-def main(modules:list[str]) -> None:
+
+def main(modules: list[str]) -> None:
     loaded = [importlib.import_module(name) for name in modules]
-    print(json.dumps([measure(build, module, arch) for module in loaded for build in module.builds for arch in build.config]))
+    print(
+        json.dumps(
+            [measure(build, module, arch) for module in loaded for build in module.builds for arch in build.config]
+        )
+    )

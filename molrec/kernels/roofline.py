@@ -14,56 +14,108 @@ import pandas as pd
 @dataclass(frozen=True)
 class GPU:
     "Published peaks of a GPU."
-    name:str                # as its maker calls it
-    arch:str                # what a kernel is compiled for
-    bandwidth:float         # bytes/s of its memory
-    flops:dict              # operand type to FLOP/s of dense matrix products; fp32: without tensor cores
-    sms:int                 # multiprocessors (AMD: compute units)
-    clock_hz:float
-    shared_bytes:int        # scratch memory of a multiprocessor
-    l2_bytes:int            # the last cache before memory
-    memory_bytes:float
-    exps_per_clock:int=16   # exponentials, logarithms and reciprocals, per multiprocessor
+
+    name: str  # as its maker calls it
+    arch: str  # what a kernel is compiled for
+    bandwidth: float  # bytes/s of its memory
+    flops: dict  # operand type to FLOP/s of dense matrix products; fp32: without tensor cores
+    sms: int  # multiprocessors (AMD: compute units)
+    clock_hz: float
+    shared_bytes: int  # scratch memory of a multiprocessor
+    l2_bytes: int  # the last cache before memory
+    memory_bytes: float
+    exps_per_clock: int = 16  # exponentials, logarithms and reciprocals, per multiprocessor
 
     @property
-    def exps(self): return self.sms*self.exps_per_clock*self.clock_hz  # per s
+    def exps(self):
+        return self.sms * self.exps_per_clock * self.clock_hz  # per s
+
 
 T = 1e12
 gpus = dict(
-    A100=GPU('A100 80 GB SXM', 'sm_80', 2.039*T, dict(int8=624*T, bf16=312*T, tf32=156*T, fp32=19.5*T), 108, 1.41e9, 164*2**10, 40*2**20, 80e9),
-    H100=GPU('H100 SXM', 'sm_90', 3.35*T, dict(int8=1979*T, fp8=1979*T, bf16=989*T, tf32=495*T, fp32=66.9*T), 132, 1.83e9, 228*2**10, 50*2**20, 80e9),
-    MI300X=GPU('Instinct MI300X', 'gfx942', 5.3*T, dict(int8=2615*T, fp8=2615*T, bf16=1307*T, tf32=654*T, fp32=163.4*T), 304, 2.1e9, 64*2**10, 256*2**20, 192e9))
+    A100=GPU(
+        'A100 80 GB SXM',
+        'sm_80',
+        2.039 * T,
+        dict(int8=624 * T, bf16=312 * T, tf32=156 * T, fp32=19.5 * T),
+        108,
+        1.41e9,
+        164 * 2**10,
+        40 * 2**20,
+        80e9,
+    ),
+    H100=GPU(
+        'H100 SXM',
+        'sm_90',
+        3.35 * T,
+        dict(int8=1979 * T, fp8=1979 * T, bf16=989 * T, tf32=495 * T, fp32=66.9 * T),
+        132,
+        1.83e9,
+        228 * 2**10,
+        50 * 2**20,
+        80e9,
+    ),
+    MI300X=GPU(
+        'Instinct MI300X',
+        'gfx942',
+        5.3 * T,
+        dict(int8=2615 * T, fp8=2615 * T, bf16=1307 * T, tf32=654 * T, fp32=163.4 * T),
+        304,
+        2.1e9,
+        64 * 2**10,
+        256 * 2**20,
+        192e9,
+    ),
+)
 
 # %% ../../nbs/20_kernels.roofline.ipynb #8a5dc9a6
 @dataclass(frozen=True)
 class Work:
     "What a call has to do at least."
-    bytes:float         # read and written
-    flops:dict          # operand type to FLOP of matrix products
-    exps:float=0.       # exponentials, logarithms, reciprocals
-    fp32:float=0.       # FLOP outside of matrix products
+
+    bytes: float  # read and written
+    flops: dict  # operand type to FLOP of matrix products
+    exps: float = 0.0  # exponentials, logarithms, reciprocals
+    fp32: float = 0.0  # FLOP outside of matrix products
 
     @property
-    def intensity(self): return (sum(self.flops.values()) + self.fp32)/self.bytes  # FLOP per byte
+    def intensity(self):
+        return (sum(self.flops.values()) + self.fp32) / self.bytes  # FLOP per byte
 
 # %% ../../nbs/20_kernels.roofline.ipynb #7ff75e3e
 def bound(
-    work:Work,
-    gpu:GPU,
-) -> tuple[float, str]: # seconds, and what takes them: 'memory', 'exponentials', or an operand type
+    work: Work, gpu: GPU
+) -> tuple[float, str]:  # seconds, and what takes them: 'memory', 'exponentials', or an operand type
     "The least time of a call."
     missing = [t for t in work.flops if t not in gpu.flops]
-    if missing: return float('inf'), f'no {missing[0]}'
-    times = {'memory': work.bytes/gpu.bandwidth, 'exponentials': work.exps/gpu.exps, 'fp32 arithmetic': work.fp32/gpu.flops['fp32'],
-             **{f'{t} products': n/gpu.flops[t] for t, n in work.flops.items()}}
+    if missing:
+        return float('inf'), f'no {missing[0]}'
+    times = {
+        'memory': work.bytes / gpu.bandwidth,
+        'exponentials': work.exps / gpu.exps,
+        'fp32 arithmetic': work.fp32 / gpu.flops['fp32'],
+        **{f'{t} products': n / gpu.flops[t] for t, n in work.flops.items()},
+    }
     what = max(times, key=times.get)
     return times[what], what
 
 # %% ../../nbs/20_kernels.roofline.ipynb #90e29b6d
 def roofline(
-    calls:dict,         # label to `Work`
-) -> pd.DataFrame:      # a row per call and GPU
+    calls: dict,  # label to `Work`
+) -> pd.DataFrame:  # a row per call and GPU
     "Bounds of several calls."
-    rows = [dict(call=label, gpu=name, bytes=w.bytes, flop=sum(w.flops.values()), exps=w.exps, intensity=w.intensity, bound_ms=1e3*bound(w, g)[0], binds=bound(w, g)[1])
-            for label, w in calls.items() for name, g in gpus.items()]
+    rows = [
+        dict(
+            call=label,
+            gpu=name,
+            bytes=w.bytes,
+            flop=sum(w.flops.values()),
+            exps=w.exps,
+            intensity=w.intensity,
+            bound_ms=1e3 * bound(w, g)[0],
+            binds=bound(w, g)[1],
+        )
+        for label, w in calls.items()
+        for name, g in gpus.items()
+    ]
     return pd.DataFrame(rows)

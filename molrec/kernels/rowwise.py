@@ -19,37 +19,39 @@ from .resources import Build
 from .roofline import Work
 
 # %% ../../nbs/23_kernels.rowwise.ipynb #7453cf25
-largest = dict(int8=127., fp8=448.)
+largest = dict(int8=127.0, fp8=448.0)
 dtypes = dict(int8=torch.int8, fp8=torch.float8_e4m3fn)
 
+
 def quantize_plain(
-    x:Tensor,               # (N, w), finite
-    storage:str='int8',     # or 'fp8'
-) -> tuple[Tensor, Tensor]: # codes (N, w), int8 or e4m3, and scales (N,), float32
+    x: Tensor,  # (N, w), finite
+    storage: str = 'int8',  # or 'fp8'
+) -> tuple[Tensor, Tensor]:  # codes (N, w), int8 or e4m3, and scales (N,), float32
     "Rows in one byte per number, every row with a scale."
     x, top = x.float(), x.new_tensor(largest[storage], dtype=torch.float32)
-    scales = (x.abs().amax(-1)/top).clamp(min=torch.finfo(torch.float32).tiny)
-    scaled = (x/scales[..., None]).clamp(-top, top)
+    scales = (x.abs().amax(-1) / top).clamp(min=torch.finfo(torch.float32).tiny)
+    scaled = (x / scales[..., None]).clamp(-top, top)
     return (scaled.round() if storage == 'int8' else scaled).to(dtypes[storage]), scales
 
 # %% ../../nbs/23_kernels.rowwise.ipynb #bdfbcdf2
 def gather_plain(
-    codes:Tensor,           # (N, w): int8, e4m3, bf16 or fp32
-    scales:Tensor|None,     # (N,), float32; None: all are 1
-    ids:Tensor,             # (n,), int32 or int64; outside of 0..N-1: nothing
-    dtype=torch.float32,    # of the result, or torch.bfloat16
-) -> Tensor:                # (n, w)
+    codes: Tensor,  # (N, w): int8, e4m3, bf16 or fp32
+    scales: Tensor | None,  # (N,), float32; None: all are 1
+    ids: Tensor,  # (n,), int32 or int64; outside of 0..N-1: nothing
+    dtype=torch.float32,  # of the result, or torch.bfloat16
+) -> Tensor:  # (n, w)
     "Rows as numbers again."
     inside = (ids >= 0) & (ids < len(codes))
-    if not len(codes): return codes.new_zeros(len(ids), codes.shape[1], dtype=dtype)
+    if not len(codes):
+        return codes.new_zeros(len(ids), codes.shape[1], dtype=dtype)
     at = ids.long().where(inside, 0)
-    values = codes[at].float() if scales is None else codes[at].float()*scales[at, None]
+    values = codes[at].float() if scales is None else codes[at].float() * scales[at, None]
     return values.masked_fill(~inside[:, None], 0).to(dtype)
 
 # %% ../../nbs/23_kernels.rowwise.ipynb #4be3da6a
 @triton.jit
 def rounded(x):
-    return (x + 12582912.) - 12582912.      # 1.5 * 2**23
+    return (x + 12582912.0) - 12582912.0  # 1.5 * 2**23
 
 # %% ../../nbs/23_kernels.rowwise.ipynb #3bfb66b9
 @triton.jit
@@ -58,152 +60,275 @@ def rounded_bits(bits, DROP: tl.constexpr):
 
 # %% ../../nbs/23_kernels.rowwise.ipynb #5a029134
 @triton.jit
-def e4m3_code(x):   # |x| <= 448
+def e4m3_code(x):  # |x| <= 448
     bits = x.to(tl.int32, bitcast=True)
     size = tl.abs(x)
-    normal = rounded_bits(bits & 0x7fffffff, 20) - 960
-    small = rounded(size*512).to(tl.int32)
+    normal = rounded_bits(bits & 0x7FFFFFFF, 20) - 960
+    small = rounded(size * 512).to(tl.int32)
     return tl.where(size < 0.015625, small, normal) | ((bits >> 24) & 0x80)
+
 
 @triton.jit
 def e4m3_value(code):
-    bits = code.to(tl.int32) & 0x7f
-    size = (bits << 20).to(tl.float32, bitcast=True)*1.329227995784916e36   # 2**120
-    size = tl.where(bits == 0x7f, float('nan'), size)
+    bits = code.to(tl.int32) & 0x7F
+    size = (bits << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2**120
+    size = tl.where(bits == 0x7F, float('nan'), size)
     return tl.where((code.to(tl.int32) & 0x80) != 0, -size, size)
 
 # %% ../../nbs/23_kernels.rowwise.ipynb #674c1fdc
 @triton.jit
-def quantize_kernel(X, CODES, SCALES, N, row_stride, W: tl.constexpr, LARGEST: tl.constexpr, FP8: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr):
-    n = tl.program_id(0).to(tl.int64)*BLOCK_N + tl.arange(0, BLOCK_N)       # (BLOCK_N,) my rows
-    w = tl.arange(0, BLOCK_W)                                               # (BLOCK_W,)
+def quantize_kernel(
+    X,
+    CODES,
+    SCALES,
+    N,
+    row_stride,
+    W: tl.constexpr,
+    LARGEST: tl.constexpr,
+    FP8: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,) my rows
+    w = tl.arange(0, BLOCK_W)  # (BLOCK_W,)
     inside = (n < N)[:, None] & (w < W)[None, :]
-    x = tl.load(X + n[:, None]*row_stride + w[None, :], mask=inside, other=0).to(tl.float32)    # (BLOCK_N, BLOCK_W)
-    finite = tl.min((tl.abs(x) < float('inf')).to(tl.int32), 1) != 0        # (BLOCK_N,) NaN < inf is false too
-    x = tl.where(finite[:, None], x, 0.)
+    x = tl.load(X + n[:, None] * row_stride + w[None, :], mask=inside, other=0).to(tl.float32)  # (BLOCK_N, BLOCK_W)
+    finite = tl.min((tl.abs(x) < float('inf')).to(tl.int32), 1) != 0  # (BLOCK_N,) NaN < inf is false too
+    x = tl.where(finite[:, None], x, 0.0)
     scale = tl.maximum(tl.div_rn(tl.max(tl.abs(x), 1), LARGEST), 1.1754943508222875e-38)
     scaled = tl.minimum(tl.maximum(tl.div_rn(x, scale[:, None]), -LARGEST), LARGEST)
     code = e4m3_code(scaled) if FP8 else rounded(scaled).to(tl.int32)
-    tl.store(CODES + n[:, None]*W + w[None, :], code.to(tl.int8), mask=inside)
+    tl.store(CODES + n[:, None] * W + w[None, :], code.to(tl.int8), mask=inside)
     tl.store(SCALES + n, tl.where(finite, scale, float('nan')), mask=n < N)
 
 # %% ../../nbs/23_kernels.rowwise.ipynb #5d462c95
 @triton.jit
-def gather_kernel(CODES, SCALES, IDS, OUT, n, N, row_stride, W: tl.constexpr, FP8: tl.constexpr, SCALED: tl.constexpr, BF16: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64)*BLOCK_N + tl.arange(0, BLOCK_N)       # (BLOCK_N,) my places in the result
-    w = tl.arange(0, BLOCK_W)                                               # (BLOCK_W,)
-    row = tl.load(IDS + i, mask=i < n, other=-1).to(tl.int64)               # (BLOCK_N,) where they come from
+def gather_kernel(
+    CODES,
+    SCALES,
+    IDS,
+    OUT,
+    n,
+    N,
+    row_stride,
+    W: tl.constexpr,
+    FP8: tl.constexpr,
+    SCALED: tl.constexpr,
+    BF16: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,) my places in the result
+    w = tl.arange(0, BLOCK_W)  # (BLOCK_W,)
+    row = tl.load(IDS + i, mask=i < n, other=-1).to(tl.int64)  # (BLOCK_N,) where they come from
     real = (row >= 0) & (row < N)
-    code = tl.load(CODES + row[:, None]*row_stride + w[None, :], mask=real[:, None] & (w < W)[None, :], other=0)
-    value = e4m3_value(code) if FP8 else code.to(tl.float32)                # (BLOCK_N, BLOCK_W)
-    if SCALED: value *= tl.load(SCALES + row, mask=real, other=0)[:, None]
-    if BF16: value = rounded_bits(value.to(tl.int32, bitcast=True), 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    tl.store(OUT + i[:, None]*W + w[None, :], value, mask=(i < n)[:, None] & (w < W)[None, :])
+    code = tl.load(CODES + row[:, None] * row_stride + w[None, :], mask=real[:, None] & (w < W)[None, :], other=0)
+    value = e4m3_value(code) if FP8 else code.to(tl.float32)  # (BLOCK_N, BLOCK_W)
+    if SCALED:
+        value *= tl.load(SCALES + row, mask=real, other=0)[:, None]
+    if BF16:
+        value = rounded_bits(value.to(tl.int32, bitcast=True), 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    tl.store(OUT + i[:, None] * W + w[None, :], value, mask=(i < n)[:, None] & (w < W)[None, :])
 
 # %% ../../nbs/23_kernels.rowwise.ipynb #428663af
 settings = [dict(BLOCK_N=r, num_warps=4, num_stages=1) for r in (64, 32, 16, 8, 4, 1)]
 configs = {a: settings for a in ('sm_80', 'sm_90', 'gfx942')} | {'interpreter': [dict(BLOCK_N=32)]}
 
+
 def cost(config, sizes, gpu) -> float:
     "Predicted seconds."
-    if config['BLOCK_N']*sizes['W'] > (2048 if sizes['W'] % 16 else 4096) and config['BLOCK_N'] > 1: return float('inf')
-    programs, start = -(-sizes['N']//config['BLOCK_N']), 5e-7       # about half a microsecond to begin and end
-    return waves(programs, 8, gpu)*(sizes['N']*sizes['row_bytes']/gpu.bandwidth + programs*start/(8*gpu.sms))
+    if config['BLOCK_N'] * sizes['W'] > (2048 if sizes['W'] % 16 else 4096) and config['BLOCK_N'] > 1:
+        return float('inf')
+    programs, start = -(-sizes['N'] // config['BLOCK_N']), 5e-7  # about half a microsecond to begin and end
+    return waves(programs, 8, gpu) * (
+        sizes['N'] * sizes['row_bytes'] / gpu.bandwidth + programs * start / (8 * gpu.sms)
+    )
+
 
 quantizer, gatherer = Tuned(quantize_kernel, configs, cost), Tuned(gather_kernel, configs, cost)
 
 # %% ../../nbs/23_kernels.rowwise.ipynb #f871d446
-def neighbours(x:Tensor) -> Tensor: return x if x.stride(-1) == 1 else x.contiguous()
+def neighbours(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
 
-def block_of(w:int) -> int: return max(16, triton.next_power_of_2(w))
+
+def block_of(w: int) -> int:
+    return max(16, triton.next_power_of_2(w))
+
 
 def check_rows(x, name='x'):
-    if x.dim() != 2 or not x.shape[1]: raise DataError(f'{name}: got shape {tuple(x.shape)}, wanted (rows, numbers), at least one number')
-    if x.shape[1] > 8192: raise ConfigError(f'{name}: got rows of {x.shape[1]} numbers, wanted at most 8192')
+    if x.dim() != 2 or not x.shape[1]:
+        raise DataError(f'{name}: got shape {tuple(x.shape)}, wanted (rows, numbers), at least one number')
+    if x.shape[1] > 8192:
+        raise ConfigError(f'{name}: got rows of {x.shape[1]} numbers, wanted at most 8192')
+
 
 def rowwise_quantize(
-    x:Tensor,               # (N, w), fp32 or bf16, finite
-    storage:str='int8',     # or 'fp8'
-    impl:str='auto',        # 'torch', 'triton', or 'auto': Triton on a GPU
-) -> tuple[Tensor, Tensor]: # codes (N, w), int8 or e4m3, and scales (N,), float32
+    x: Tensor,  # (N, w), fp32 or bf16, finite
+    storage: str = 'int8',  # or 'fp8'
+    impl: str = 'auto',  # 'torch', 'triton', or 'auto': Triton on a GPU
+) -> tuple[Tensor, Tensor]:  # codes (N, w), int8 or e4m3, and scales (N,), float32
     "Rows in one byte per number, every row with a scale."
-    if storage not in largest: raise ConfigError(f'storage: got {storage!r}, wanted one of {", ".join(largest)}')
+    if storage not in largest:
+        raise ConfigError(f'storage: got {storage!r}, wanted one of {", ".join(largest)}')
     check_rows(x)
-    if x.dtype not in (torch.float32, torch.bfloat16): raise DataError(f'x: got {x.dtype}, wanted float32 or bfloat16')
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        raise DataError(f'x: got {x.dtype}, wanted float32 or bfloat16')
     x = x.detach()
     codes, scales = quantize_triton(neighbours(x), storage) if use_triton(impl, x) else quantize_plain(x, storage)
     bad = ~torch.isfinite(scales)
-    if bad.any(): raise DataError(f'x: row {int(bad.nonzero()[0])} has NaN or infinity, wanted finite numbers')
+    if bad.any():
+        raise DataError(f'x: row {int(bad.nonzero()[0])} has NaN or infinity, wanted finite numbers')
     return codes, scales
+
 
 def quantize_triton(x, storage):
     N, w = x.shape
     codes, scales = torch.empty(N, w, dtype=torch.int8, device=x.device), torch.empty(N, device=x.device)
-    if N: quantizer.launch(lambda c: (triton.cdiv(N, c['BLOCK_N']),), x, codes, scales, N, x.stride(0), sizes=dict(N=N, W=w, row_bytes=w*(x.element_size() + 1)),
-                           W=w, LARGEST=largest[storage], FP8=storage == 'fp8', BLOCK_W=block_of(w))
+    if N:
+        quantizer.launch(
+            lambda c: (triton.cdiv(N, c['BLOCK_N']),),
+            x,
+            codes,
+            scales,
+            N,
+            x.stride(0),
+            sizes=dict(N=N, W=w, row_bytes=w * (x.element_size() + 1)),
+            W=w,
+            LARGEST=largest[storage],
+            FP8=storage == 'fp8',
+            BLOCK_W=block_of(w),
+        )
     return codes.view(dtypes[storage]), scales
 
 # %% ../../nbs/23_kernels.rowwise.ipynb #b39290d2
 def gather_dequantize(
-    codes:Tensor,           # (N, w): int8, e4m3, bf16 or fp32
-    scales:Tensor|None,     # (N,), float32; None: all are 1
-    ids:Tensor,             # (n,), int32 or int64; outside of 0..N-1: nothing, zeros
-    dtype=torch.float32,    # of the result, or torch.bfloat16
-    impl:str='auto',        # 'torch', 'triton', or 'auto': Triton on a GPU
-) -> Tensor:                # (n, w)
+    codes: Tensor,  # (N, w): int8, e4m3, bf16 or fp32
+    scales: Tensor | None,  # (N,), float32; None: all are 1
+    ids: Tensor,  # (n,), int32 or int64; outside of 0..N-1: nothing, zeros
+    dtype=torch.float32,  # of the result, or torch.bfloat16
+    impl: str = 'auto',  # 'torch', 'triton', or 'auto': Triton on a GPU
+) -> Tensor:  # (n, w)
     "Rows as numbers again."
     check_rows(codes, 'codes')
-    if codes.dtype not in (*dtypes.values(), torch.float32, torch.bfloat16): raise DataError(f'codes: got {codes.dtype}, wanted int8, float8_e4m3fn, bfloat16 or float32')
-    if ids.dim() != 1 or ids.dtype not in (torch.int32, torch.int64): raise DataError(f'ids: got shape {tuple(ids.shape)} of {ids.dtype}, wanted (n,) of int32 or int64')
-    if dtype not in (torch.float32, torch.bfloat16): raise ConfigError(f'dtype: got {dtype}, wanted torch.float32 or torch.bfloat16')
-    if scales is not None and scales.shape != codes.shape[:1]: raise DataError(f'scales: got shape {tuple(scales.shape)}, wanted ({len(codes)},)')
+    if codes.dtype not in (*dtypes.values(), torch.float32, torch.bfloat16):
+        raise DataError(f'codes: got {codes.dtype}, wanted int8, float8_e4m3fn, bfloat16 or float32')
+    if ids.dim() != 1 or ids.dtype not in (torch.int32, torch.int64):
+        raise DataError(f'ids: got shape {tuple(ids.shape)} of {ids.dtype}, wanted (n,) of int32 or int64')
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ConfigError(f'dtype: got {dtype}, wanted torch.float32 or torch.bfloat16')
+    if scales is not None and scales.shape != codes.shape[:1]:
+        raise DataError(f'scales: got shape {tuple(scales.shape)}, wanted ({len(codes)},)')
     return (gather_triton if use_triton(impl, codes, ids) else gather_plain)(codes, scales, ids, dtype)
+
 
 def gather_triton(codes, scales, ids, dtype):
     (N, w), n, fp8 = codes.shape, len(ids), codes.dtype == torch.float8_e4m3fn
     out = torch.empty(n, w, dtype=dtype, device=codes.device)
     codes = neighbours(codes.view(torch.int8) if fp8 else codes)
-    if n: gatherer.launch(lambda c: (triton.cdiv(n, c['BLOCK_N']),), codes, codes if scales is None else scales.contiguous(), ids.contiguous(), out, n, N, codes.stride(0),
-                          sizes=dict(N=n, W=w, row_bytes=w*(codes.element_size() + out.element_size())), W=w, FP8=fp8, SCALED=scales is not None, BF16=dtype == torch.bfloat16, BLOCK_W=block_of(w))
+    if n:
+        gatherer.launch(
+            lambda c: (triton.cdiv(n, c['BLOCK_N']),),
+            codes,
+            codes if scales is None else scales.contiguous(),
+            ids.contiguous(),
+            out,
+            n,
+            N,
+            codes.stride(0),
+            sizes=dict(N=n, W=w, row_bytes=w * (codes.element_size() + out.element_size())),
+            W=w,
+            FP8=fp8,
+            SCALED=scales is not None,
+            BF16=dtype == torch.bfloat16,
+            BLOCK_W=block_of(w),
+        )
     return out
 
 # %% ../../nbs/23_kernels.rowwise.ipynb #db56e67b
-def cases() -> dict:    # label to a function without arguments: outputs, reference outputs, tolerances
+def cases() -> dict:  # label to a function without arguments: outputs, reference outputs, tolerances
     "Small calls of each kernel, for tests that watch memory and program order."
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     x = torch.randn(67, 53, generator=torch.Generator().manual_seed(0)).to(device)[:, 2:]
-    ids = torch.tensor([5, -1, 66, 5, 67, 0]*9, device=device)
-    def quantized(storage): return lambda: (rowwise_quantize(x, storage, 'triton'), quantize_plain(x, storage), (0, 0))
+    ids = torch.tensor([5, -1, 66, 5, 67, 0] * 9, device=device)
+
+    def quantized(storage):
+        return lambda: (rowwise_quantize(x, storage, 'triton'), quantize_plain(x, storage), (0, 0))
+
     def gathered(storage, dtype):
         codes, scales = quantize_plain(x, storage)
-        return lambda: ((gather_dequantize(codes, scales, ids, dtype, 'triton'),), (gather_plain(codes, scales, ids, dtype),), (0,))
-    return {f'quantize, {s}': quantized(s) for s in largest} | {f'gather, {s} to {d}': gathered(s, d) for s, d in (('int8', torch.float32), ('fp8', torch.bfloat16))}
+        return lambda: (
+            (gather_dequantize(codes, scales, ids, dtype, 'triton'),),
+            (gather_plain(codes, scales, ids, dtype),),
+            (0,),
+        )
+
+    return {f'quantize, {s}': quantized(s) for s in largest} | {
+        f'gather, {s} to {d}': gathered(s, d) for s, d in (('int8', torch.float32), ('fp8', torch.bfloat16))
+    }
 
 # %% ../../nbs/23_kernels.rowwise.ipynb #be6eb857
 def work_quantize(
-    N:int,              # rows
-    w:int=64,           # numbers in a row
-    bytes_in:int=4,     # per number; bf16: 2
+    N: int,  # rows
+    w: int = 64,  # numbers in a row
+    bytes_in: int = 4,  # per number; bf16: 2
 ) -> Work:
     "Quantising a table."
-    return Work(N*(w*(bytes_in + 1) + 4), {}, fp32=10*N*w)
+    return Work(N * (w * (bytes_in + 1) + 4), {}, fp32=10 * N * w)
+
 
 def work_gather(
-    n:int,              # rows
-    w:int=64,           # numbers in a row
-    bytes_out:int=4,    # per number; bf16: 2
+    n: int,  # rows
+    w: int = 64,  # numbers in a row
+    bytes_out: int = 4,  # per number; bf16: 2
 ) -> Work:
     "Gathering rows of bytes."
-    return Work(n*(8 + w + 4 + w*bytes_out), {}, fp32=2*n*w)
+    return Work(n * (8 + w + 4 + w * bytes_out), {}, fp32=2 * n * w)
 
 # %% ../../nbs/23_kernels.rowwise.ipynb #d3978746
 built = {a: dict(num_warps=4, num_stages=1) for a in ('sm_80', 'sm_90', 'gfx942')}
-to_codes, to_rows = dict(CODES='*i8', SCALES='*fp32', N='i32', row_stride='i32'), dict(CODES='*i8', SCALES='*fp32', IDS='*i64', n='i32', N='i32', row_stride='i32')
+to_codes, to_rows = (
+    dict(CODES='*i8', SCALES='*fp32', N='i32', row_stride='i32'),
+    dict(CODES='*i8', SCALES='*fp32', IDS='*i64', n='i32', N='i32', row_stride='i32'),
+)
 block = dict(W=64, BLOCK_N=64, BLOCK_W=64)
 occupancy = dict(sm_80=6, sm_90=6, gfx942=4)
 
 builds = [
-    Build('quantize, fp32 to int8', 'quantize_kernel', dict(X='*fp32') | to_codes, block | dict(LARGEST=127., FP8=False), built, ('X', 'CODES', 'SCALES', 'row_stride'), blocks=occupancy),
-    Build('quantize, bf16 to e4m3', 'quantize_kernel', dict(X='*bf16') | to_codes, block | dict(LARGEST=448., FP8=True), built, ('X', 'CODES', 'SCALES', 'row_stride'), blocks=occupancy),
-    Build('gather, int8 to fp32', 'gather_kernel', dict(OUT='*fp32') | to_rows, block | dict(FP8=False, SCALED=True, BF16=False), built, ('CODES', 'SCALES', 'IDS', 'OUT', 'row_stride'), blocks=occupancy),
-    Build('gather, e4m3 to bf16', 'gather_kernel', dict(OUT='*bf16') | to_rows, block | dict(FP8=True, SCALED=True, BF16=True), built, ('CODES', 'SCALES', 'IDS', 'OUT', 'row_stride'), blocks=occupancy)]
+    Build(
+        'quantize, fp32 to int8',
+        'quantize_kernel',
+        dict(X='*fp32') | to_codes,
+        block | dict(LARGEST=127.0, FP8=False),
+        built,
+        ('X', 'CODES', 'SCALES', 'row_stride'),
+        blocks=occupancy,
+    ),
+    Build(
+        'quantize, bf16 to e4m3',
+        'quantize_kernel',
+        dict(X='*bf16') | to_codes,
+        block | dict(LARGEST=448.0, FP8=True),
+        built,
+        ('X', 'CODES', 'SCALES', 'row_stride'),
+        blocks=occupancy,
+    ),
+    Build(
+        'gather, int8 to fp32',
+        'gather_kernel',
+        dict(OUT='*fp32') | to_rows,
+        block | dict(FP8=False, SCALED=True, BF16=False),
+        built,
+        ('CODES', 'SCALES', 'IDS', 'OUT', 'row_stride'),
+        blocks=occupancy,
+    ),
+    Build(
+        'gather, e4m3 to bf16',
+        'gather_kernel',
+        dict(OUT='*bf16') | to_rows,
+        block | dict(FP8=True, SCALED=True, BF16=True),
+        built,
+        ('CODES', 'SCALES', 'IDS', 'OUT', 'row_stride'),
+        blocks=occupancy,
+    ),
+]

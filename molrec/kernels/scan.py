@@ -22,29 +22,37 @@ from .rowwise import e4m3_value, neighbours
 
 # %% ../../nbs/24_kernels.scan.ipynb #45a4e3ce
 def scores_plain(
-    queries:Tensor,         # (B, w): int8, e4m3, bf16 or fp32
-    rows:Tensor,            # (N, w), of the same dtype
-    scales:Tensor|None,     # of the rows, (N,), float32; None: all are 1
-) -> Tensor:                # (B, N), float32
+    queries: Tensor,  # (B, w): int8, e4m3, bf16 or fp32
+    rows: Tensor,  # (N, w), of the same dtype
+    scales: Tensor | None,  # of the rows, (N,), float32; None: all are 1
+) -> Tensor:  # (B, N), float32
     "Dot products of queries and rows as stored."
     products = queries.float() @ rows.float().T
-    return products if scales is None else products*scales
+    return products if scales is None else products * scales
 
 # %% ../../nbs/24_kernels.scan.ipynb #3d0f8a54
 def scan_plain(
-    queries:Tensor,         # (B, w)
-    rows:Tensor,            # (N, w)
-    scales:Tensor|None,     # (N,), float32
-    thresholds:Tensor,      # (B,), float32
-    allow:Tensor|None,      # rows that may be kept, (N,), bool; None: all
-    capacity:int,           # rows that a list has room for
-) -> tuple[Tensor, Tensor]: # rows (B, capacity), int32, ascending, -1 after the last; how many passed (B,), int64
+    queries: Tensor,  # (B, w)
+    rows: Tensor,  # (N, w)
+    scales: Tensor | None,  # (N,), float32
+    thresholds: Tensor,  # (B,), float32
+    allow: Tensor | None,  # rows that may be kept, (N,), bool; None: all
+    capacity: int,  # rows that a list has room for
+) -> tuple[Tensor, Tensor]:  # rows (B, capacity), int32, ascending, -1 after the last; how many passed (B,), int64
     "Every row at or above each query's threshold."
     B, N = len(queries), len(rows)
-    lists, count, step = torch.full((B, capacity), -1, dtype=torch.int32, device=rows.device), torch.zeros(B, dtype=torch.int64, device=rows.device), max(1, 2**24//max(1, B))
+    lists, count, step = (
+        torch.full((B, capacity), -1, dtype=torch.int32, device=rows.device),
+        torch.zeros(B, dtype=torch.int64, device=rows.device),
+        max(1, 2**24 // max(1, B)),
+    )
     for lo in range(0, N, step):
-        keep = scores_plain(queries, rows[lo:lo + step], None if scales is None else scales[lo:lo + step]) >= thresholds[:, None]
-        if allow is not None: keep &= allow[lo:lo + step]
+        keep = (
+            scores_plain(queries, rows[lo : lo + step], None if scales is None else scales[lo : lo + step])
+            >= thresholds[:, None]
+        )
+        if allow is not None:
+            keep &= allow[lo : lo + step]
         query, row = keep.nonzero(as_tuple=True)
         at = (count[:, None] + keep.cumsum(1) - 1)[query, row]
         fits = at < capacity
@@ -54,90 +62,172 @@ def scan_plain(
 
 # %% ../../nbs/24_kernels.scan.ipynb #f5ca4cb8
 def threshold_plain(
-    scores:Tensor,      # (B, n), float32
-    rank:int,           # from 1; beyond n: nothing is refused
-) -> Tensor:            # (B,), float32
+    scores: Tensor,  # (B, n), float32
+    rank: int,  # from 1; beyond n: nothing is refused
+) -> Tensor:  # (B,), float32
     "Each query's `rank`-th largest score."
-    if rank > scores.shape[1]: return scores.new_full((len(scores),), -torch.inf)
-    return scores.topk(rank, 1).values[:, -1] + 0.      # -0 becomes 0
+    if rank > scores.shape[1]:
+        return scores.new_full((len(scores),), -torch.inf)
+    return scores.topk(rank, 1).values[:, -1] + 0.0  # -0 becomes 0
 
 # %% ../../nbs/24_kernels.scan.ipynb #4b361a5c
 @triton.jit
 def operand(x, KIND: tl.constexpr, FP8: tl.constexpr, INTERPRETED: tl.constexpr):
     if KIND == 'fp8':
-        if FP8: x = x.to(tl.float8e4nv, bitcast=True)
-        elif INTERPRETED: x = e4m3_value(x)
-        else: x = e4m3_value(x).to(tl.bfloat16)
-    elif KIND == 'bf16' and INTERPRETED: x = x.to(tl.float32)
+        if FP8:
+            x = x.to(tl.float8e4nv, bitcast=True)
+        elif INTERPRETED:
+            x = e4m3_value(x)
+        else:
+            x = e4m3_value(x).to(tl.bfloat16)
+    elif KIND == 'bf16' and INTERPRETED:
+        x = x.to(tl.float32)
     return x
 
+
 @triton.jit
-def tile_scores(QUERIES, ROWS, SCALES, q, n, B, N, query_stride, row_stride, W: tl.constexpr, KIND: tl.constexpr, FP8: tl.constexpr,
-                SCALED: tl.constexpr, BLOCK_W: tl.constexpr, INTERPRETED: tl.constexpr):
+def tile_scores(
+    QUERIES,
+    ROWS,
+    SCALES,
+    q,
+    n,
+    B,
+    N,
+    query_stride,
+    row_stride,
+    W: tl.constexpr,
+    KIND: tl.constexpr,
+    FP8: tl.constexpr,
+    SCALED: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
     SUM: tl.constexpr = tl.int32 if KIND == 'int8' else tl.float32
-    total = tl.zeros((q.shape[0], n.shape[0]), dtype=SUM)                   # (BLOCK_B, BLOCK_N)
+    total = tl.zeros((q.shape[0], n.shape[0]), dtype=SUM)  # (BLOCK_B, BLOCK_N)
     for start in tl.static_range(0, W, BLOCK_W):
         w = start + tl.arange(0, BLOCK_W)
-        x = tl.load(QUERIES + q.to(tl.int64)[:, None]*query_stride + w[None, :], mask=(q < B)[:, None] & (w < W)[None, :], other=0)  # (BLOCK_B, BLOCK_W)
-        y = tl.load(ROWS + n.to(tl.int64)[:, None]*row_stride + w[None, :], mask=(n < N)[:, None] & (w < W)[None, :], other=0)       # (BLOCK_N, BLOCK_W)
-        total = tl.dot(operand(x, KIND, FP8, INTERPRETED), operand(y, KIND, FP8, INTERPRETED).T, total, input_precision='ieee', out_dtype=SUM)
+        x = tl.load(
+            QUERIES + q.to(tl.int64)[:, None] * query_stride + w[None, :],
+            mask=(q < B)[:, None] & (w < W)[None, :],
+            other=0,
+        )  # (BLOCK_B, BLOCK_W)
+        y = tl.load(
+            ROWS + n.to(tl.int64)[:, None] * row_stride + w[None, :], mask=(n < N)[:, None] & (w < W)[None, :], other=0
+        )  # (BLOCK_N, BLOCK_W)
+        total = tl.dot(
+            operand(x, KIND, FP8, INTERPRETED),
+            operand(y, KIND, FP8, INTERPRETED).T,
+            total,
+            input_precision='ieee',
+            out_dtype=SUM,
+        )
     scores = total.to(tl.float32)
-    if SCALED: scores *= tl.load(SCALES + n, mask=n < N, other=0)[None, :]
+    if SCALED:
+        scores *= tl.load(SCALES + n, mask=n < N, other=0)[None, :]
     return scores
 
 # %% ../../nbs/24_kernels.scan.ipynb #e2e03ae1
 @triton.jit
-def dense_kernel(QUERIES, ROWS, SCALES, OUT, B, N, query_stride, row_stride, W: tl.constexpr, KIND: tl.constexpr, FP8: tl.constexpr, SCALED: tl.constexpr,
-                 BLOCK_W: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr):
-    tiles = tl.cdiv(B, BLOCK_B)                                             # tiles of queries, neighbours in the grid: they share rows in the cache
-    q = tl.program_id(0) % tiles*BLOCK_B + tl.arange(0, BLOCK_B)
-    n = tl.program_id(0)//tiles*BLOCK_N + tl.arange(0, BLOCK_N)
-    scores = tile_scores(QUERIES, ROWS, SCALES, q, n, B, N, query_stride, row_stride, W, KIND, FP8, SCALED, BLOCK_W, INTERPRETED)
-    tl.store(OUT + q.to(tl.int64)[:, None]*N + n[None, :], scores, mask=(q < B)[:, None] & (n < N)[None, :])
+def dense_kernel(
+    QUERIES,
+    ROWS,
+    SCALES,
+    OUT,
+    B,
+    N,
+    query_stride,
+    row_stride,
+    W: tl.constexpr,
+    KIND: tl.constexpr,
+    FP8: tl.constexpr,
+    SCALED: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    tiles = tl.cdiv(B, BLOCK_B)  # tiles of queries, neighbours in the grid: they share rows in the cache
+    q = tl.program_id(0) % tiles * BLOCK_B + tl.arange(0, BLOCK_B)
+    n = tl.program_id(0) // tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    scores = tile_scores(
+        QUERIES, ROWS, SCALES, q, n, B, N, query_stride, row_stride, W, KIND, FP8, SCALED, BLOCK_W, INTERPRETED
+    )
+    tl.store(OUT + q.to(tl.int64)[:, None] * N + n[None, :], scores, mask=(q < B)[:, None] & (n < N)[None, :])
 
 # %% ../../nbs/24_kernels.scan.ipynb #2223e09d
 @triton.jit
-def bits_set(word):     # uint32
+def bits_set(word):  # uint32
     word = word - ((word >> 1) & 0x55555555)
     word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
-    return (((word + (word >> 4)) & 0x0f0f0f0f)*0x01010101) >> 24
+    return (((word + (word >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
 
 # %% ../../nbs/24_kernels.scan.ipynb #5922ab30
 @triton.jit
-def scan_kernel(QUERIES, ROWS, SCALES, THRESHOLDS, ALLOW, LISTS, COUNT, B, N, query_stride, row_stride, capacity, W: tl.constexpr, KIND: tl.constexpr, FP8: tl.constexpr,
-                SCALED: tl.constexpr, ALLOWED: tl.constexpr, SPREAD: tl.constexpr, BLOCK_W: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr):
+def scan_kernel(
+    QUERIES,
+    ROWS,
+    SCALES,
+    THRESHOLDS,
+    ALLOW,
+    LISTS,
+    COUNT,
+    B,
+    N,
+    query_stride,
+    row_stride,
+    capacity,
+    W: tl.constexpr,
+    KIND: tl.constexpr,
+    FP8: tl.constexpr,
+    SCALED: tl.constexpr,
+    ALLOWED: tl.constexpr,
+    SPREAD: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     tiles = tl.cdiv(B, BLOCK_B)
-    q = tl.program_id(0) % tiles*BLOCK_B + tl.arange(0, BLOCK_B)            # (BLOCK_B,) my queries
-    first = tl.program_id(0)//tiles*BLOCK_N
-    n = first + tl.arange(0, BLOCK_N)                                       # (BLOCK_N,) my rows
-    scores = tile_scores(QUERIES, ROWS, SCALES, q, n, B, N, query_stride, row_stride, W, KIND, FP8, SCALED, BLOCK_W, INTERPRETED)
-    t = tl.load(THRESHOLDS + q, mask=q < B, other=float('inf'))             # beyond the queries scores are 0: none passes
+    q = tl.program_id(0) % tiles * BLOCK_B + tl.arange(0, BLOCK_B)  # (BLOCK_B,) my queries
+    first = tl.program_id(0) // tiles * BLOCK_N
+    n = first + tl.arange(0, BLOCK_N)  # (BLOCK_N,) my rows
+    scores = tile_scores(
+        QUERIES, ROWS, SCALES, q, n, B, N, query_stride, row_stride, W, KIND, FP8, SCALED, BLOCK_W, INTERPRETED
+    )
+    t = tl.load(THRESHOLDS + q, mask=q < B, other=float('inf'))  # beyond the queries scores are 0: none passes
     use = n < N
-    if ALLOWED: use = tl.load(ALLOW + n, mask=use, other=0) != 0
-    hits = (scores >= t[:, None]) & use[None, :]                            # NaN >= t is false
+    if ALLOWED:
+        use = tl.load(ALLOW + n, mask=use, other=0) != 0
+    hits = (scores >= t[:, None]) & use[None, :]  # NaN >= t is false
     bit = tl.full((32,), 1, tl.int32) << tl.arange(0, 32)
-    words = tl.sum(tl.where(hits.reshape((BLOCK_B, BLOCK_N//32, 32)), bit[None, None, :], 0), 2).to(tl.uint32, bitcast=True)    # (BLOCK_B, BLOCK_N/32)
+    words = tl.sum(tl.where(hits.reshape((BLOCK_B, BLOCK_N // 32, 32)), bit[None, None, :], 0), 2).to(
+        tl.uint32, bitcast=True
+    )  # (BLOCK_B, BLOCK_N/32)
     found = bits_set(words).to(tl.int32)
-    mine = tl.sum(found, 1)                                                 # (BLOCK_B,)
-    base = tl.atomic_add(COUNT + q*SPREAD, mine, mask=mine > 0, sem='relaxed')
-    at = base[:, None] + tl.cumsum(found, 1) - found                        # (BLOCK_B, BLOCK_N/32) place of each word's next bit
-    row = first + tl.arange(0, BLOCK_N//32)*32
+    mine = tl.sum(found, 1)  # (BLOCK_B,)
+    base = tl.atomic_add(COUNT + q * SPREAD, mine, mask=mine > 0, sem='relaxed')
+    at = base[:, None] + tl.cumsum(found, 1) - found  # (BLOCK_B, BLOCK_N/32) place of each word's next bit
+    row = first + tl.arange(0, BLOCK_N // 32) * 32
     for _ in range(0, tl.max(tl.max(found, 1), 0)):
         rest = words & (words - 1)
         lowest = bits_set((words ^ rest) - 1).to(tl.int32)
-        tl.store(LISTS + q.to(tl.int64)[:, None]*capacity + at, row[None, :] + lowest, mask=(words != 0) & (at < capacity))
+        tl.store(
+            LISTS + q.to(tl.int64)[:, None] * capacity + at, row[None, :] + lowest, mask=(words != 0) & (at < capacity)
+        )
         words = rest
         at += 1
 
 # %% ../../nbs/24_kernels.scan.ipynb #89ea50c5
 @triton.jit
-def ordered_key(x):     # fp32 to uint32, in the same order
-    bits = tl.where(x == 0, 0., x).to(tl.int32, bitcast=True)
+def ordered_key(x):  # fp32 to uint32, in the same order
+    bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
     key = bits ^ ((bits >> 31) | -2147483648)
     return tl.where(x == x, key, -1).to(tl.uint32, bitcast=True)
 
+
 @triton.jit
-def score_of(key):      # int32 bits of a key, back to fp32
+def score_of(key):  # int32 bits of a key, back to fp32
     return tl.where(key < 0, key ^ -2147483648, ~key).to(tl.float32, bitcast=True)
 
 # %% ../../nbs/24_kernels.scan.ipynb #8746d3ee
@@ -146,27 +236,32 @@ def chosen_digits(COUNTS, b, B, rank, PASSES: tl.constexpr):
     digit = tl.arange(0, 256)
     prefix = tl.full((), 0, tl.int64)
     for p in tl.static_range(PASSES):
-        counts = tl.load(COUNTS + (p*B + b)*256 + digit)
-        from_top = tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts        # (256,) scores with this digit or a larger one
+        counts = tl.load(COUNTS + (p * B + b) * 256 + digit)
+        from_top = tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts  # (256,) scores with this digit or a larger one
         d = tl.max(tl.where(from_top >= rank, digit, 0), 0)
         rank -= tl.sum(tl.where(digit > d, counts, 0), 0)
-        prefix = prefix*256 + d
+        prefix = prefix * 256 + d
     return prefix, rank
 
+
 @triton.jit
-def count_kernel(SCORES, COUNTS, B, n, rank, score_stride, parts, PASS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    b, part = (tl.program_id(0)//parts).to(tl.int64), tl.program_id(0) % parts
+def count_kernel(
+    SCORES, COUNTS, B, n, rank, score_stride, parts, PASS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr
+):
+    b, part = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts
     prefix, _ = chosen_digits(COUNTS, b, B, rank, PASS)
-    SHIFT: tl.constexpr = 24 - 8*PASS
+    SHIFT: tl.constexpr = 24 - 8 * PASS
     counts = tl.zeros((256,), dtype=tl.int32)
     for start in range(0, CHUNK, BLOCK):
-        i = part*CHUNK + start + tl.arange(0, BLOCK)
-        key = ordered_key(tl.load(SCORES + b*score_stride + i, mask=i < n, other=0.))
+        i = part * CHUNK + start + tl.arange(0, BLOCK)
+        key = ordered_key(tl.load(SCORES + b * score_stride + i, mask=i < n, other=0.0))
         mine = i < n
-        if PASS > 0: mine = mine & ((key >> (SHIFT + 8)).to(tl.int64) == prefix)
+        if PASS > 0:
+            mine = mine & ((key >> (SHIFT + 8)).to(tl.int64) == prefix)
         counts += tl.histogram(((key >> SHIFT) & 255).to(tl.int32), 256, mask=mine)
     digit = tl.arange(0, 256)
-    tl.atomic_add(COUNTS + (PASS*B + b)*256 + digit, counts, mask=counts > 0, sem='relaxed')
+    tl.atomic_add(COUNTS + (PASS * B + b) * 256 + digit, counts, mask=counts > 0, sem='relaxed')
+
 
 @triton.jit
 def choose_kernel(COUNTS, OUT, B, rank):
@@ -175,148 +270,252 @@ def choose_kernel(COUNTS, OUT, B, rank):
     tl.store(OUT + b, score_of(key.to(tl.int32)))
 
 # %% ../../nbs/24_kernels.scan.ipynb #c45f27af
-def tile(B, N, warps): return dict(BLOCK_B=B, BLOCK_N=N, num_warps=warps, num_stages=1)
+def tile(B, N, warps):
+    return dict(BLOCK_B=B, BLOCK_N=N, num_warps=warps, num_stages=1)
+
+
 few, many = tile(16, 256, 4), tile(64, 128, 4)
 tiles = [few, tile(32, 128, 4), many, tile(64, 64, 4), tile(16, 128, 4), tile(128, 128, 8)]
 written = [tile(64, 64, 4), tile(32, 128, 4), tile(16, 128, 4)]
 targets, slow = ('sm_80', 'sm_90', 'gfx942'), {'interpreter': [dict(BLOCK_B=16, BLOCK_N=64)]}
 
+
 def cost(config, sizes, gpu) -> float:
     "Predicted seconds of a scan."
-    if sizes['KIND'] == 'fp32' and config['BLOCK_B']*config['BLOCK_N'] > 2048: return float('inf')
-    passes, parts = -(-sizes['B']//config['BLOCK_B']), -(-sizes['N']//config['BLOCK_N'])
-    table, scores = sizes['N']*sizes['row_bytes'], passes*config['BLOCK_B']*sizes['N']
-    memory = table/gpu.bandwidth*(1 + (passes - 1)/4)       # the cache is about four times faster
-    products, others = 2*scores*sizes['W']/gpu.flops['int8'], 2*5*scores/gpu.flops['fp32']
-    return waves(passes*parts, 4, gpu)*(max(memory, products + others) + passes*parts*2e-7/gpu.sms)
+    if sizes['KIND'] == 'fp32' and config['BLOCK_B'] * config['BLOCK_N'] > 2048:
+        return float('inf')
+    passes, parts = -(-sizes['B'] // config['BLOCK_B']), -(-sizes['N'] // config['BLOCK_N'])
+    table, scores = sizes['N'] * sizes['row_bytes'], passes * config['BLOCK_B'] * sizes['N']
+    memory = table / gpu.bandwidth * (1 + (passes - 1) / 4)  # the cache is about four times faster
+    products, others = 2 * scores * sizes['W'] / gpu.flops['int8'], 2 * 5 * scores / gpu.flops['fp32']
+    return waves(passes * parts, 4, gpu) * (max(memory, products + others) + passes * parts * 2e-7 / gpu.sms)
 
-scanner, scorer = Tuned(scan_kernel, {a: tiles for a in targets} | slow, cost), Tuned(dense_kernel, {a: written for a in targets} | slow, cost)
+
+scanner, scorer = (
+    Tuned(scan_kernel, {a: tiles for a in targets} | slow, cost),
+    Tuned(dense_kernel, {a: written for a in targets} | slow, cost),
+)
 
 # %% ../../nbs/24_kernels.scan.ipynb #faa6de82
 kind_of = {torch.int8: 'int8', torch.float8_e4m3fn: 'fp8', torch.bfloat16: 'bf16', torch.float32: 'fp32'}
 
+
 def check_pair(queries, rows, scales):
-    if queries.dim() != 2 or rows.dim() != 2 or queries.shape[1] != rows.shape[1] or not rows.shape[1]: raise DataError(f'queries, rows: got shapes {tuple(queries.shape)} and {tuple(rows.shape)}, wanted (B, w) and (N, w)')
-    if queries.dtype != rows.dtype or rows.dtype not in kind_of: raise DataError(f'queries, rows: got {queries.dtype} and {rows.dtype}, wanted the same, int8, float8_e4m3fn, bfloat16 or float32')
-    if len(rows) >= 2**31 - 1: raise DataError(f'rows: got {len(rows)}, wanted fewer than 2^31 - 1; scan them in parts')
-    if scales is not None and (scales.shape != rows.shape[:1] or scales.dtype != torch.float32): raise DataError(f'scales: got shape {tuple(scales.shape)} of {scales.dtype}, wanted ({len(rows)},) of float32')
+    if queries.dim() != 2 or rows.dim() != 2 or queries.shape[1] != rows.shape[1] or not rows.shape[1]:
+        raise DataError(
+            f'queries, rows: got shapes {tuple(queries.shape)} and {tuple(rows.shape)}, wanted (B, w) and (N, w)'
+        )
+    if queries.dtype != rows.dtype or rows.dtype not in kind_of:
+        raise DataError(
+            f'queries, rows: got {queries.dtype} and {rows.dtype}, wanted the same, int8, float8_e4m3fn, bfloat16 or float32'
+        )
+    if len(rows) >= 2**31 - 1:
+        raise DataError(f'rows: got {len(rows)}, wanted fewer than 2^31 - 1; scan them in parts')
+    if scales is not None and (scales.shape != rows.shape[:1] or scales.dtype != torch.float32):
+        raise DataError(f'scales: got shape {tuple(scales.shape)} of {scales.dtype}, wanted ({len(rows)},) of float32')
+
 
 def as_passed(
-    queries:Tensor,     # (B, w)
-    rows:Tensor,        # (N, w)
-    scales:Tensor|None, # (N,)
-) -> tuple:             # queries, rows, scales as the kernels take them; compile-time constants; sizes
+    queries: Tensor,  # (B, w)
+    rows: Tensor,  # (N, w)
+    scales: Tensor | None,  # (N,)
+) -> tuple:  # queries, rows, scales as the kernels take them; compile-time constants; sizes
     "What both kernels that make scores are called with."
     (B, w), N, kind = queries.shape, len(rows), kind_of[rows.dtype]
     plain = [neighbours(t.view(torch.int8) if kind == 'fp8' else t) for t in (queries, rows)]
-    native = rows.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(rows.device) >= (9, 0) and not interpreted()
-    constants = dict(W=w, KIND=kind, FP8=native and kind == 'fp8', SCALED=scales is not None, BLOCK_W=min(128, max(32, triton.next_power_of_2(w))), INTERPRETED=interpreted())
-    return *plain, rows if scales is None else scales.contiguous(), constants, dict(B=B, N=N, W=w, KIND=kind, row_bytes=w*rows.element_size() + 5)
+    native = (
+        rows.is_cuda
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(rows.device) >= (9, 0)
+        and not interpreted()
+    )
+    constants = dict(
+        W=w,
+        KIND=kind,
+        FP8=native and kind == 'fp8',
+        SCALED=scales is not None,
+        BLOCK_W=min(128, max(32, triton.next_power_of_2(w))),
+        INTERPRETED=interpreted(),
+    )
+    return (
+        *plain,
+        rows if scales is None else scales.contiguous(),
+        constants,
+        dict(B=B, N=N, W=w, KIND=kind, row_bytes=w * rows.element_size() + 5),
+    )
 
-def grid_of(B, N): return lambda c: (triton.cdiv(B, c['BLOCK_B'])*triton.cdiv(N, c['BLOCK_N']),)
+
+def grid_of(B, N):
+    return lambda c: (triton.cdiv(B, c['BLOCK_B']) * triton.cdiv(N, c['BLOCK_N']),)
+
 
 def scores_dense(
-    queries:Tensor,         # (B, w): int8, e4m3, bf16 or fp32
-    rows:Tensor,            # (n, w), of the same dtype; few
-    scales:Tensor|None,     # (n,), float32; None: all are 1
-    impl:str='auto',        # 'torch', 'triton', or 'auto': Triton on a GPU
-) -> Tensor:                # (B, n), float32
+    queries: Tensor,  # (B, w): int8, e4m3, bf16 or fp32
+    rows: Tensor,  # (n, w), of the same dtype; few
+    scales: Tensor | None,  # (n,), float32; None: all are 1
+    impl: str = 'auto',  # 'torch', 'triton', or 'auto': Triton on a GPU
+) -> Tensor:  # (B, n), float32
     "Dot products of queries and rows as stored."
     check_pair(queries, rows, scales)
-    if not use_triton(impl, queries, rows): return scores_plain(queries, rows, scales)
+    if not use_triton(impl, queries, rows):
+        return scores_plain(queries, rows, scales)
     B, n = len(queries), len(rows)
     out = torch.empty(B, n, device=rows.device)
     q, x, s, constants, sizes = as_passed(queries, rows, scales)
-    if B and n: scorer.launch(grid_of(B, n), q, x, s, out, B, n, q.stride(0), x.stride(0), sizes=sizes, **constants)
+    if B and n:
+        scorer.launch(grid_of(B, n), q, x, s, out, B, n, q.stride(0), x.stride(0), sizes=sizes, **constants)
     return out
 
 # %% ../../nbs/24_kernels.scan.ipynb #7b76e791
-spread = 32     # int32 counters that are 128 bytes apart
+spread = 32  # int32 counters that are 128 bytes apart
+
 
 def in_order(
-    lists:Tensor,   # (B, capacity), int32, in any order, anything after `count`
-    count:Tensor,   # (B,), int64
-) -> Tensor:        # ascending, -1 after `count`
+    lists: Tensor,  # (B, capacity), int32, in any order, anything after `count`
+    count: Tensor,  # (B,), int64
+) -> Tensor:  # ascending, -1 after `count`
     "Lists that do not depend on who came first."
     last = torch.iinfo(torch.int32).max
     beyond = torch.arange(lists.shape[1], device=lists.device) >= count[:, None]
     return lists.masked_fill(beyond, last).sort(1).values.masked_fill(beyond, -1)
 
+
 def h_indexer_scan(
-    queries:Tensor,         # (B, w): int8, e4m3, bf16 or fp32
-    rows:Tensor,            # (N, w), of the same dtype
-    scales:Tensor|None,     # of the rows, (N,), float32; None: all are 1
-    thresholds:Tensor,      # (B,), float32
-    allow:Tensor|None,      # rows that may be kept, (N,), bool; None: all
-    capacity:int,           # rows that a list has room for
-    impl:str='auto',        # 'torch', 'triton', or 'auto': Triton on a GPU
-) -> tuple[Tensor, Tensor]: # rows (B, capacity), int32, ascending, -1 after the last; how many passed (B,), int64
+    queries: Tensor,  # (B, w): int8, e4m3, bf16 or fp32
+    rows: Tensor,  # (N, w), of the same dtype
+    scales: Tensor | None,  # of the rows, (N,), float32; None: all are 1
+    thresholds: Tensor,  # (B,), float32
+    allow: Tensor | None,  # rows that may be kept, (N,), bool; None: all
+    capacity: int,  # rows that a list has room for
+    impl: str = 'auto',  # 'torch', 'triton', or 'auto': Triton on a GPU
+) -> tuple[Tensor, Tensor]:  # rows (B, capacity), int32, ascending, -1 after the last; how many passed (B,), int64
     "Every row at or above each query's threshold (KDD'23, h-indexer)."
     check_pair(queries, rows, scales)
-    if thresholds.shape != queries.shape[:1] or thresholds.dtype != torch.float32: raise DataError(f'thresholds: got shape {tuple(thresholds.shape)} of {thresholds.dtype}, wanted ({len(queries)},) of float32')
-    if allow is not None and (allow.shape != rows.shape[:1] or allow.dtype != torch.bool): raise DataError(f'allow: got shape {tuple(allow.shape)} of {allow.dtype}, wanted ({len(rows)},) of bool')
-    if capacity < 1: raise ConfigError(f'capacity: got {capacity}, wanted at least 1')
-    return (scan_triton if use_triton(impl, queries, rows) else scan_plain)(queries, rows, scales, thresholds, allow, capacity)
+    if thresholds.shape != queries.shape[:1] or thresholds.dtype != torch.float32:
+        raise DataError(
+            f'thresholds: got shape {tuple(thresholds.shape)} of {thresholds.dtype}, wanted ({len(queries)},) of float32'
+        )
+    if allow is not None and (allow.shape != rows.shape[:1] or allow.dtype != torch.bool):
+        raise DataError(f'allow: got shape {tuple(allow.shape)} of {allow.dtype}, wanted ({len(rows)},) of bool')
+    if capacity < 1:
+        raise ConfigError(f'capacity: got {capacity}, wanted at least 1')
+    return (scan_triton if use_triton(impl, queries, rows) else scan_plain)(
+        queries, rows, scales, thresholds, allow, capacity
+    )
+
 
 def scan_triton(queries, rows, scales, thresholds, allow, capacity):
     B, N = len(queries), len(rows)
-    lists, count = torch.empty(B, capacity, dtype=torch.int32, device=rows.device), torch.zeros(B, spread, dtype=torch.int32, device=rows.device)
+    lists, count = (
+        torch.empty(B, capacity, dtype=torch.int32, device=rows.device),
+        torch.zeros(B, spread, dtype=torch.int32, device=rows.device),
+    )
     q, x, s, constants, sizes = as_passed(queries, rows, scales)
     # config: timing settings, as autotuning does, would run the kernel many times on the same counters
-    if B and N: scanner.launch(grid_of(B, N), q, x, s, thresholds.contiguous(), x if allow is None else allow.contiguous().view(torch.uint8), lists, count, B, N, q.stride(0), x.stride(0), capacity,
-                               sizes=sizes, config=scanner.config(sizes), ALLOWED=allow is not None, SPREAD=spread, **constants)
+    if B and N:
+        scanner.launch(
+            grid_of(B, N),
+            q,
+            x,
+            s,
+            thresholds.contiguous(),
+            x if allow is None else allow.contiguous().view(torch.uint8),
+            lists,
+            count,
+            B,
+            N,
+            q.stride(0),
+            x.stride(0),
+            capacity,
+            sizes=sizes,
+            config=scanner.config(sizes),
+            ALLOWED=allow is not None,
+            SPREAD=spread,
+            **constants,
+        )
     count = count[:, 0].long()
     return in_order(lists, count), count
 
 # %% ../../nbs/24_kernels.scan.ipynb #2ce457b0
-chunk, block = 16384, 2048      # scores that a program of the selection counts, and that it holds at once
+chunk, block = 16384, 2048  # scores that a program of the selection counts, and that it holds at once
+
 
 def sample_threshold(
-    scores:Tensor,      # (B, n), float32
-    rank:int,           # from 1; beyond n: nothing is refused
-    impl:str='auto',    # 'torch', 'triton', or 'auto': Triton on a GPU
-) -> Tensor:            # (B,), float32
+    scores: Tensor,  # (B, n), float32
+    rank: int,  # from 1; beyond n: nothing is refused
+    impl: str = 'auto',  # 'torch', 'triton', or 'auto': Triton on a GPU
+) -> Tensor:  # (B,), float32
     "Each query's `rank`-th largest score, by radix selection."
-    if scores.dim() != 2 or scores.dtype != torch.float32: raise DataError(f'scores: got shape {tuple(scores.shape)} of {scores.dtype}, wanted (B, n) of float32')
-    if rank < 1: raise ConfigError(f'rank: got {rank}, wanted at least 1')
-    if rank > scores.shape[1] or not use_triton(impl, scores): return threshold_plain(scores, rank)
+    if scores.dim() != 2 or scores.dtype != torch.float32:
+        raise DataError(f'scores: got shape {tuple(scores.shape)} of {scores.dtype}, wanted (B, n) of float32')
+    if rank < 1:
+        raise ConfigError(f'rank: got {rank}, wanted at least 1')
+    if rank > scores.shape[1] or not use_triton(impl, scores):
+        return threshold_plain(scores, rank)
     scores, (B, n) = neighbours(scores), scores.shape
-    counts, out, parts = torch.zeros(4, B, 256, dtype=torch.int32, device=scores.device), torch.empty(B, device=scores.device), triton.cdiv(n, chunk)
+    counts, out, parts = (
+        torch.zeros(4, B, 256, dtype=torch.int32, device=scores.device),
+        torch.empty(B, device=scores.device),
+        triton.cdiv(n, chunk),
+    )
     held = min(block, max(256, triton.next_power_of_2(n)))
     size = dict(CHUNK=chunk if n > block else held, BLOCK=held)
     options = {} if interpreted() else dict(num_warps=4, num_stages=2)
-    if not B: return out
-    for p in range(4): count_kernel[(B*parts,)](scores, counts, B, n, rank, scores.stride(0), parts, PASS=p, **size, **options)
+    if not B:
+        return out
+    for p in range(4):
+        count_kernel[(B * parts,)](scores, counts, B, n, rank, scores.stride(0), parts, PASS=p, **size, **options)
     choose_kernel[(B,)](counts, out, B, rank)
     return out
 
 # %% ../../nbs/24_kernels.scan.ipynb #88c1121a
-def cases() -> dict:    # label to a function without arguments: outputs, reference outputs, tolerances
+def cases() -> dict:  # label to a function without arguments: outputs, reference outputs, tolerances
     "Small calls of each kernel, for tests that watch memory and program order."
     device, g = 'cuda' if torch.cuda.is_available() else 'cpu', torch.Generator().manual_seed(0)
-    q, x, s = (torch.randint(-127, 128, (17, 50), generator=g, dtype=torch.int8).to(device), torch.randint(-127, 128, (200, 53), generator=g, dtype=torch.int8).to(device)[:, 2:52], torch.rand(200, generator=g).to(device))
-    allow, scores = torch.rand(200, generator=g).to(device) > .2, scores_plain(q, x, s)
-    def scanned(t, allow): return lambda: (h_indexer_scan(q, x, s, t, allow, 60, 'triton'), scan_plain(q, x, s, t, allow, 60), (0, 0))
-    def half(): return (scores_dense(q.bfloat16(), x.bfloat16(), None, 'triton'),), (scores_plain(q.bfloat16(), x.bfloat16(), None),), (0,)    # whole numbers: exact in bf16 too
-    return {'scan, int8': scanned(threshold_plain(scores, 40), None), 'scan, int8, excluded': scanned(threshold_plain(scores, 40), allow),
-            'scores, int8': lambda: ((scores_dense(q, x, s, 'triton'),), (scores,), (0,)), 'scores, bf16': half,
-            'threshold': lambda: ((sample_threshold(scores, 21, 'triton'),), (threshold_plain(scores, 21),), (0,))}
+    q, x, s = (
+        torch.randint(-127, 128, (17, 50), generator=g, dtype=torch.int8).to(device),
+        torch.randint(-127, 128, (200, 53), generator=g, dtype=torch.int8).to(device)[:, 2:52],
+        torch.rand(200, generator=g).to(device),
+    )
+    allow, scores = torch.rand(200, generator=g).to(device) > 0.2, scores_plain(q, x, s)
+
+    def scanned(t, allow):
+        return lambda: (h_indexer_scan(q, x, s, t, allow, 60, 'triton'), scan_plain(q, x, s, t, allow, 60), (0, 0))
+
+    def half():
+        return (
+            (scores_dense(q.bfloat16(), x.bfloat16(), None, 'triton'),),
+            (scores_plain(q.bfloat16(), x.bfloat16(), None),),
+            (0,),
+        )  # whole numbers: exact in bf16 too
+
+    return {
+        'scan, int8': scanned(threshold_plain(scores, 40), None),
+        'scan, int8, excluded': scanned(threshold_plain(scores, 40), allow),
+        'scores, int8': lambda: ((scores_dense(q, x, s, 'triton'),), (scores,), (0,)),
+        'scores, bf16': half,
+        'threshold': lambda: ((sample_threshold(scores, 21, 'triton'),), (threshold_plain(scores, 21),), (0,)),
+    }
 
 # %% ../../nbs/24_kernels.scan.ipynb #4c59b680
 def work_scan(
-    B:int,                  # queries
-    N:int,                  # rows
-    w:int=64,               # numbers in a vector
-    storage:str='int8',     # 'int8', 'fp8' or 'bf16'
-    kept:int=100_000,       # rows per query that pass
+    B: int,  # queries
+    N: int,  # rows
+    w: int = 64,  # numbers in a vector
+    storage: str = 'int8',  # 'int8', 'fp8' or 'bf16'
+    kept: int = 100_000,  # rows per query that pass
 ) -> Work:
     "One pass over the table, lists in order."
-    row = w*(2 if storage == 'bf16' else 1) + (0 if storage == 'bf16' else 4) + 1
-    return Work(N*row + B*w + B*kept*4*(1 + 2*4), {storage: 2*B*N*w}, fp32=2*5*B*N)
+    row = w * (2 if storage == 'bf16' else 1) + (0 if storage == 'bf16' else 4) + 1
+    return Work(N * row + B * w + B * kept * 4 * (1 + 2 * 4), {storage: 2 * B * N * w}, fp32=2 * 5 * B * N)
 
-def work_dense(B:int, n:int, w:int=64) -> Work: return Work(n*(w + 4) + 4*B*n, {'int8': 2*B*n*w}, fp32=2*2*B*n)    # of an int8 sample
 
-def work_threshold(B:int, n:int) -> Work: return Work(4*4*B*n, {}, fp32=2*4*8*B*n)     # four passes; about 8 operations per score and pass
+def work_dense(B: int, n: int, w: int = 64) -> Work:
+    return Work(n * (w + 4) + 4 * B * n, {'int8': 2 * B * n * w}, fp32=2 * 2 * B * n)  # of an int8 sample
+
+
+def work_threshold(B: int, n: int) -> Work:
+    return Work(4 * 4 * B * n, {}, fp32=2 * 4 * 8 * B * n)  # four passes; about 8 operations per score and pass
 
 # %% ../../nbs/24_kernels.scan.ipynb #2e51d43f
 pair = dict(QUERIES='*i8', ROWS='*i8', SCALES='*fp32', B='i32', N='i32', query_stride='i32', row_stride='i32')
@@ -324,14 +523,64 @@ results = dict(THRESHOLDS='*fp32', ALLOW='*u8', LISTS='*i32', COUNT='*i32', capa
 promised = ('QUERIES', 'ROWS', 'SCALES', 'query_stride', 'row_stride')
 in_bf16 = dict(QUERIES='*bf16', ROWS='*bf16')
 
-def constants(kind, **more): return dict(W=64, KIND=kind, SCALED=kind != 'bf16', BLOCK_W=64, INTERPRETED=False, FP8=False) | more
-def scan_build(name, kind, archs=targets, cores=None, blocks=4, **more):
-    return Build(name, 'scan_kernel', pair | (in_bf16 if kind == 'bf16' else {}) | results, constants(kind, ALLOWED=True, SPREAD=spread, **more), {a: many for a in archs},
-                 promised + ('THRESHOLDS', 'ALLOW', 'LISTS', 'COUNT'), cores or kind, {a: blocks for a in archs})
 
-builds = [scan_build('scan, int8', 'int8'), scan_build('scan, bf16', 'bf16'), scan_build('scan, e4m3', 'fp8', ('sm_90',), FP8=True), scan_build('scan, e4m3 as bf16', 'fp8', ('sm_80', 'gfx942'), 'bf16', 2),
-    Build('scan, int8, few queries', 'scan_kernel', pair | results, constants('int8', ALLOWED=False, SPREAD=spread), {a: few for a in targets}, promised + ('THRESHOLDS', 'ALLOW', 'LISTS', 'COUNT'), 'int8', {a: 6 for a in targets}),
-    Build('scores, int8', 'dense_kernel', pair | dict(OUT='*fp32'), constants('int8'), {a: written[0] for a in targets}, promised + ('OUT',), 'int8', {a: 7 for a in targets}),
-    Build('threshold, third digit', 'count_kernel', dict(SCORES='*fp32', COUNTS='*i32', B='i32', n='i32', rank='i32', score_stride='i32', parts='i32'), dict(PASS=2, CHUNK=chunk, BLOCK=block),
-          {a: dict(num_warps=4, num_stages=2) for a in targets}, ('SCORES', 'COUNTS', 'score_stride'), blocks={a: 4 for a in targets}),
-    Build('threshold, the score', 'choose_kernel', dict(COUNTS='*i32', OUT='*fp32', B='i32', rank='i32'), {}, {a: dict(num_warps=4, num_stages=1) for a in targets}, ('COUNTS', 'OUT'))]
+def constants(kind, **more):
+    return dict(W=64, KIND=kind, SCALED=kind != 'bf16', BLOCK_W=64, INTERPRETED=False, FP8=False) | more
+
+
+def scan_build(name, kind, archs=targets, cores=None, blocks=4, **more):
+    return Build(
+        name,
+        'scan_kernel',
+        pair | (in_bf16 if kind == 'bf16' else {}) | results,
+        constants(kind, ALLOWED=True, SPREAD=spread, **more),
+        {a: many for a in archs},
+        promised + ('THRESHOLDS', 'ALLOW', 'LISTS', 'COUNT'),
+        cores or kind,
+        {a: blocks for a in archs},
+    )
+
+
+builds = [
+    scan_build('scan, int8', 'int8'),
+    scan_build('scan, bf16', 'bf16'),
+    scan_build('scan, e4m3', 'fp8', ('sm_90',), FP8=True),
+    scan_build('scan, e4m3 as bf16', 'fp8', ('sm_80', 'gfx942'), 'bf16', 2),
+    Build(
+        'scan, int8, few queries',
+        'scan_kernel',
+        pair | results,
+        constants('int8', ALLOWED=False, SPREAD=spread),
+        {a: few for a in targets},
+        promised + ('THRESHOLDS', 'ALLOW', 'LISTS', 'COUNT'),
+        'int8',
+        {a: 6 for a in targets},
+    ),
+    Build(
+        'scores, int8',
+        'dense_kernel',
+        pair | dict(OUT='*fp32'),
+        constants('int8'),
+        {a: written[0] for a in targets},
+        promised + ('OUT',),
+        'int8',
+        {a: 7 for a in targets},
+    ),
+    Build(
+        'threshold, third digit',
+        'count_kernel',
+        dict(SCORES='*fp32', COUNTS='*i32', B='i32', n='i32', rank='i32', score_stride='i32', parts='i32'),
+        dict(PASS=2, CHUNK=chunk, BLOCK=block),
+        {a: dict(num_warps=4, num_stages=2) for a in targets},
+        ('SCORES', 'COUNTS', 'score_stride'),
+        blocks={a: 4 for a in targets},
+    ),
+    Build(
+        'threshold, the score',
+        'choose_kernel',
+        dict(COUNTS='*i32', OUT='*fp32', B='i32', rank='i32'),
+        {},
+        {a: dict(num_warps=4, num_stages=1) for a in targets},
+        ('COUNTS', 'OUT'),
+    ),
+]

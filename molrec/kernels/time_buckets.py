@@ -15,19 +15,21 @@ from torch import Tensor
 # %% ../../nbs/26a_kernels.time_buckets.ipynb #f098cf56
 n_buckets = 129
 
+
 @functools.cache
 def bucket_starts(
-    device='cpu',       # of the table
-) -> Tensor:            # the least age, in seconds, of each bucket, (129,), int64, ascending; the first is 0
+    device='cpu',  # of the table
+) -> Tensor:  # the least age, in seconds, of each bucket, (129,), int64, ascending; the first is 0
     "Edges of the time buckets, exact."
-    with localcontext(prec=60): edges = [int((Decimal('0.301')*b).exp().to_integral_value(ROUND_CEILING)) for b in range(1, n_buckets)]
+    with localcontext(prec=60):
+        edges = [int((Decimal('0.301') * b).exp().to_integral_value(ROUND_CEILING)) for b in range(1, n_buckets)]
     return torch.tensor([0, *edges], device=device)
 
 # %% ../../nbs/26a_kernels.time_buckets.ipynb #25045dcd
 def time_buckets(
-    age:Tensor,         # seconds, any shape, int64, at least 0
-    starts:Tensor,      # `bucket_starts`
-) -> Tensor:            # 0 to 128, int32
+    age: Tensor,  # seconds, any shape, int64, at least 0
+    starts: Tensor,  # `bucket_starts`
+) -> Tensor:  # 0 to 128, int32
     "Bucket of each age: a guess by logarithm, checked against the edge."
-    guess = (age.clamp(min=1).float().log_().div_(.301).add_(1e-3)).to(torch.int32).clamp_(max=n_buckets - 1)
+    guess = (age.clamp(min=1).float().log_().div_(0.301).add_(1e-3)).to(torch.int32).clamp_(max=n_buckets - 1)
     return guess - (age < starts[guess]).int()
