@@ -9,21 +9,19 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from molrec import encoders, hstu, losses, mol_step
-from molrec.core import ConfigError
-from molrec.gru4rec import gru
-from molrec.losses import (
-    bce_criterion,
-    calibrated_bce,
-    draw_negatives,
-    full_loss,
-    in_batch_loss,
-    sampled_loss,
-    softmax_criterion,
-)
-from molrec.mol import MoL, new_seed, without_some
-from molrec.native import build
-from molrec.similarity import FM, MLP, Dot, Head, NeuralFM
+from molrec.encoders import packed as encoders
+from molrec.encoders import hstu_attention
+from molrec.kernels import time_buckets
+from molrec.similarities import mol_step
+from molrec.base.errors import ConfigError
+from molrec.encoders.gru4rec import gru
+from molrec.training.losses import bce_criterion, calibrated_bce, draw_negatives, full_loss, in_batch_loss, sampled_loss, softmax_criterion
+from molrec.similarities.mol import MoL, new_seed, without_some
+from molrec.base.native import build
+from molrec.similarities.dot import Dot, Head
+from molrec.similarities.fm import FM
+from molrec.similarities.mlp import MLP
+from molrec.similarities.neuralfm import NeuralFM
 
 ON_GPU = torch.cuda.is_available()
 if importlib.util.find_spec('triton') and not ON_GPU:
@@ -426,7 +424,7 @@ def compiled(request):
     constants = dict(LANES=request.param) if request.param else {}
     sources = dict(
         softmax=encoders.softmax_source + encoders.softmax_back_source,
-        hstu=hstu.silu_source + hstu.silu_back_source + hstu.buckets_source,
+        hstu=hstu_attention.silu_source + hstu_attention.silu_back_source + hstu_attention.buckets_source,
     )
     built = [build(name, source, **constants) for name, source in sources.items()]
     with (
@@ -485,7 +483,7 @@ def silu_by_hand(q, k, v, distance, elapsed, offsets, times, asked, n):
         at = torch.arange(b - a)
         s = torch.einsum('ihd,jhd->hij', q[a:b], k[a:b]) + distance[zero + at - at[:, None]]
         if elapsed is not None:
-            s = s + elapsed[hstu.pair_buckets(asked[None, a:b], times[None, a:b])[0].long()]
+            s = s + elapsed[hstu_attention.pair_buckets(asked[None, a:b], times[None, a:b])[0].long()]
         rows.append(torch.einsum('hij,jhd->ihd', F.silu(s).tril(), v[a:b]) / n)
     return torch.cat(rows)
 
@@ -499,7 +497,7 @@ def test_silu_attention(impl, kind, timed, scale, compiled):
         pytest.skip('no compiler, or none of the forms here')
     offsets, q, k, v = packed(kind, 2, 16, 8)
     T, q = len(q), q * scale
-    distance, elapsed, slopes = torch.randn(161), torch.randn(hstu.n_buckets) if timed else None, torch.randn(T, 2, 8)
+    distance, elapsed, slopes = torch.randn(161), torch.randn(time_buckets.n_buckets) if timed else None, torch.randn(T, 2, 8)
     times = torch.randint(10**8, (T,))
     asked = times + torch.randint(10**5, (T,))
 
@@ -507,8 +505,8 @@ def test_silu_attention(impl, kind, timed, scale, compiled):
         out = attend(*given)
         return out.detach(), *torch.autograd.grad((out * slopes.to(out)).sum(), there(given))
 
-    clock = hstu.Clock(offsets, times, asked) if timed else hstu.Clock(offsets)
-    ours = run(leaves(q, k, v, distance, elapsed), lambda *x: hstu.hstu_attention(*x, clock, 80, impl))
+    clock = hstu_attention.Clock(offsets, times, asked) if timed else hstu_attention.Clock(offsets)
+    ours = run(leaves(q, k, v, distance, elapsed), lambda *x: hstu_attention.hstu_attention(*x, clock, 80, impl))
     truth = run(doubled(q, k, v, distance, elapsed), lambda *x: silu_by_hand(*x, offsets, times, asked, 80))
     assert max(gaps(ours, truth, 1e-3)) < 2e-5
 

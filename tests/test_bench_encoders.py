@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
-from molrec import bench_encoders as bench
-from molrec.bert4rec import BERT4Rec
-from molrec.core import Config
-from molrec.data import split
-from molrec.encoders import SASRec
-from molrec.gru4rec import GRU4Rec
-from molrec.hstu import HSTU
+from molrec.bench import encoders
+from molrec.data import packed
+from molrec.encoders.bert4rec import BERT4Rec
+from molrec.settings.config import Config
+from molrec.data.splits import split
+from molrec.encoders.sasrec import SASRec
+from molrec.encoders.gru4rec import GRU4Rec
+from molrec.encoders.hstu import HSTU
 
 N, n = 30, 13
 makers = {
@@ -50,7 +51,7 @@ def test_plain_and_packed_agree_in_values_and_gradients(encoder, lengths):
     e = makers[encoder]()
     with torch.no_grad():
         [w.mul_(3) for w in e.parameters() if w.dim() == 2]
-    p = bench.Pass(e, [bench.random_batch(lengths, N, seed=2)])
+    p = encoders.Pass(e, [encoders.random_batch(lengths, N, seed=2)])
     e.eval()
     for ours, plain in zip(*(p.gradients(form, p.given[0]) for form in ('packed', 'plain')), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5 * max(1, plain.abs().max().item()))
@@ -58,8 +59,8 @@ def test_plain_and_packed_agree_in_values_and_gradients(encoder, lengths):
 
 @pytest.mark.parametrize('encoder', makers)
 def test_both_forms_drop_out(encoder):
-    p = bench.Pass(makers[encoder](), [bench.random_batch([3, 9], N)])
-    for form in bench.forms:
+    p = encoders.Pass(makers[encoder](), [encoders.random_batch([3, 9], N)])
+    for form in encoders.forms:
         first, second = (p.gradients(form, p.given[0])[0] for _ in range(2))
         assert first.isfinite().all() and not torch.equal(first, second)
 
@@ -67,27 +68,27 @@ def test_both_forms_drop_out(encoder):
 def test_padding_is_never_seen():
     "Another batch beside it, and a sequence is encoded the same."
     e = HSTU(N, 8, n).eval()
-    batch = bench.random_batch([4, 11], N)
+    batch = encoders.random_batch([4, 11], N)
     alone = dataclasses.replace(
         batch,
         users=batch.users[:1],
         offsets=batch.offsets[:2],
         **{k: getattr(batch, k)[:4] for k in ('items', 'targets', 'times', 'next_times')},
     )
-    torch.testing.assert_close(bench.plain_hstu(e, batch)[:4], bench.plain_hstu(e, alone))
+    torch.testing.assert_close(encoders.plain_hstu(e, batch)[:4], encoders.plain_hstu(e, alone))
 
 
 def test_no_time_of_a_wrong_encoder(s, monkeypatch):
-    monkeypatch.setitem(bench.plain_forms, SASRec, lambda e, batch: e(batch) * 1.01)
+    monkeypatch.setitem(encoders.plain_forms, SASRec, lambda e, batch: e(batch) * 1.01)
     with pytest.raises(RuntimeError, match='SASRec: .*e-03 from the plain form'):
-        bench.pass_rows(s, {'SASRec': Config(max_length=n, dim=8, ffn=8)}, 1, 1, 16)
+        encoders.pass_rows(s, {'SASRec': Config(max_length=n, dim=8, ffn=8)}, 1, 1, 16)
 
 
 def test_the_bench_writes_a_table_a_figure_and_markdown(s, tmp_path, capsys):
     tiny = dict(max_length=n, batch_size=10, dim=8, n_negatives=8, share=16)
     configs = {'SASRec': Config(ffn=8, **tiny)}
-    large = {k: dataclasses.replace(c, head_dim=4, n_blocks=1, **tiny) for k, c in bench.large_configs.items()}
-    table = bench.encoders(tmp_path / 'bench', True, s, configs, large, matmul=32)
+    large = {k: dataclasses.replace(c, head_dim=4, n_blocks=1, **tiny) for k, c in encoders.large_configs.items()}
+    table = encoders.encoders(tmp_path / 'bench', True, s, configs, large, matmul=32)
     assert sorted(f.name for f in (tmp_path / 'bench').iterdir()) == [
         'encoders.csv',
         'encoders.md',
@@ -104,10 +105,10 @@ def test_the_bench_writes_a_table_a_figure_and_markdown(s, tmp_path, capsys):
 
 
 def test_a_position_counts_once_and_the_ratio_is_of_rates(s):
-    rows = bench.pass_rows(
+    rows = encoders.pass_rows(
         s, {'BERT4Rec': Config(encoder='bert4rec', max_length=n, batch_size=10, dim=8, ffn=8)}, 1, 2, 16
     )
-    batches = [b for b, _ in zip(bench.PackedBatches(s.train, 10).epoch(0), range(2))]
+    batches = [b for b, _ in zip(packed.PackedBatches(s.train, 10).epoch(0), range(2))]
     assert {r['positions'] for r in rows} == {sum(len(b.items) for b in batches)}
     assert rows[1]['ratio'] == pytest.approx(rows[1]['positions_per_s'] / rows[0]['positions_per_s'])
     assert rows[1]['verdict'] == ('met' if rows[1]['ratio'] >= 2 else 'missed')

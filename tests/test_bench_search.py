@@ -4,8 +4,12 @@ import pandas as pd
 import pytest
 import torch
 
-from molrec import bench_search as bench
-from molrec.core import ConfigError
+from molrec.bench import growth
+from molrec.bench import peers
+from molrec.bench import searches
+from molrec.bench import stage1
+from molrec.bench import stage1_grid
+from molrec.base.errors import ConfigError
 
 fast = ('faiss-flat', 'faiss-ivf', 'faiss-refine', 'torch-bf16', 'stage1-int8')
 elsewhere = "not at the bar's size"
@@ -14,19 +18,19 @@ elsewhere = "not at the bar's size"
 @pytest.fixture(scope='module')
 def stage1(tmp_path_factory):
     out = tmp_path_factory.mktemp('stage1')
-    return out, bench.stage1(out, True, items=3_000, width=16, n_queries=4, rounds=1, methods=fast)
+    return out, stage1.stage1(out, True, items=3_000, width=16, n_queries=4, rounds=1, methods=fast)
 
 
 @pytest.fixture(scope='module')
 def taught():
-    corpus = bench.Mixture(rows=2**13)
-    return bench.teach(corpus, steps=3), corpus
+    corpus = searches.Mixture(rows=2**13)
+    return searches.teach(corpus, steps=3), corpus
 
 
 @pytest.fixture(scope='module')
 def searches(tmp_path_factory, taught):
     out = tmp_path_factory.mktemp('search')
-    return out, bench.search(
+    return out, growth.search(
         out,
         True,
         items=3_000,
@@ -86,16 +90,16 @@ def test_every_stage1_method_has_its_overlap(stage1):
 def test_another_size_is_never_just_met(stage1):
     out, table = stage1
     assert (
-        bench.stage1_bars(table).verdict.str.endswith(elsewhere).all() and elsewhere in (out / 'stage1.md').read_text()
+        stage1.stage1_bars(table).verdict.str.endswith(elsewhere).all() and elsewhere in (out / 'stage1.md').read_text()
     )
 
 
 def test_bars_follow_the_numbers(stage1):
     "The same table at the bar's size, ours once fast and once slow."
-    table = stage1[1].assign(**bench.bar_size, k_prime=lambda t: t.k_prime.map({30: 10_000, 300: 100_000}))
+    table = stage1[1].assign(**stage1.bar_size, k_prime=lambda t: t.k_prime.map({30: 10_000, 300: 100_000}))
     ours = table.method == 'stage1-int8'
     for p50, ratio, word in ((1e-6, 1e6, 'met'), (1e6, 1e-6, 'missed')):
-        bars = bench.stage1_bars(
+        bars = stage1.stage1_bars(
             table.assign(p50=table.p50.mask(ours, p50), ratio=table.ratio.mask(ours, ratio), overlap=1.0)
         )
         speed = bars[~bars['asked for'].str.startswith('overlap')]
@@ -104,7 +108,7 @@ def test_bars_follow_the_numbers(stage1):
 
 def test_a_low_overlap_misses_its_bar(stage1):
     table = stage1[1].assign(overlap=lambda t: t.overlap.mask(t.method == 'stage1-int8', 0.97))
-    bars = bench.stage1_bars(table)
+    bars = stage1.stage1_bars(table)
     assert bars[bars['asked for'].str.startswith('overlap')].verdict.str.startswith('missed').all()
 
 
@@ -112,9 +116,9 @@ def test_a_missing_library_is_named_with_the_command(monkeypatch):
     def absent(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(bench.importlib, 'import_module', absent)
+    monkeypatch.setattr(growth.importlib, 'import_module', absent)
     with pytest.raises(ConfigError, match='pip install faiss-cpu'):
-        bench.build('faiss-flat', bench.clustered(100, 16))
+        peers.build('faiss-flat', peers.clustered(100, 16))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ def test_a_missing_library_is_named_with_the_command(monkeypatch):
     ],
 )
 def test_overlap(found, truth, share):
-    assert bench.overlap(torch.tensor(found), torch.tensor(truth)) == share
+    assert peers.overlap(torch.tensor(found), torch.tensor(truth)) == share
 
 
 def test_search_writes_a_table_a_figure_and_markdown(searches):
@@ -136,13 +140,13 @@ def test_search_writes_a_table_a_figure_and_markdown(searches):
     assert files(out, 'search') == ['.csv', '.md', '.png', '.svg']
     assert set(table.part) == {'scoring', 'search', 'growth', 'memory'} and set(table.method) == {
         'mol',
-        *bench.families,
+        *searches.families,
     }
 
 
 def test_scores_agree_before_they_are_timed(searches):
     scoring = searches[1][searches[1].part == 'scoring'].set_index('what')
-    for form, (*_, tolerance) in bench.scoring_forms.items():
+    for form, (*_, tolerance) in searches.scoring_forms.items():
         if form in scoring.index:
             assert scoring.score_gap[form] < tolerance
 
@@ -153,13 +157,13 @@ def test_recall_is_that_of_brute_force_alone(searches):
 
 
 def test_search_verdicts_know_their_size(searches):
-    bars = bench.search_bars(searches[1])
+    bars = growth.search_bars(searches[1])
     growing = bars[bars[''] != 'scoring']
     assert growing.verdict.str.endswith(elsewhere).all() and set(growing['']) == {'search', 'growth', 'memory'}
 
 
 def test_many_items_are_written_down(tmp_path, taught):
-    measured = bench.hundred_million(
+    measured = growth.hundred_million(
         tmp_path,
         n=9_000,
         k_primes=(500, 9_000),
@@ -180,17 +184,17 @@ def test_many_items_are_written_down(tmp_path, taught):
 
 def test_the_grid_goes_on_where_it_ended(tmp_path):
     pieces = [('gaussian', 3_000, 16), ('clustered', 3_000, 16)]
-    first = bench.stage1_grid(tmp_path, True, budget_s=1e-9, pieces=pieces)
+    first = stage1_grid.stage1_grid(tmp_path, True, budget_s=1e-9, pieces=pieces)
     assert not len(first)
-    one = bench.stage1_grid(tmp_path, True, pieces=pieces[:1])
-    both = bench.stage1_grid(tmp_path, True, pieces=pieces)
+    one = stage1_grid.stage1_grid(tmp_path, True, pieces=pieces[:1])
+    both = stage1_grid.stage1_grid(tmp_path, True, pieces=pieces)
     assert (
         len(both) == 2 * len(one)
         and set(both.corpus) == {'gaussian', 'clustered'}
         and both.exact_ms[: len(one)].tolist() == pytest.approx(one.exact_ms.tolist(), rel=1e-4)
     )
     assert files(tmp_path, 'stage1-grid-quick') == ['.csv', '.md', '.png', '.svg'] and both.exact_overlap.min() > 0.9
-    assert len(bench.stage1_grid(tmp_path, True, pieces=pieces)) == len(both)
+    assert len(stage1_grid.stage1_grid(tmp_path, True, pieces=pieces)) == len(both)
 
 
 def test_a_missed_goal_of_the_grid_is_not_met():
@@ -210,7 +214,7 @@ def test_a_missed_goal_of_the_grid_is_not_met():
             arithmetic_ms=0.4 * B,
         )
 
-    bars = bench.grid_bars(pd.DataFrame([cell(32, 40.0), cell(64, 90.0)])).set_index('asked for')
+    bars = stage1_grid.grid_bars(pd.DataFrame([cell(32, 40.0), cell(64, 90.0)])).set_index('asked for')
     assert (
         bars.met['64 queries: five times Flat'] == 0
         and bars.met['two calls of half the queries are not cheaper than one'] == 0
@@ -219,13 +223,13 @@ def test_a_missed_goal_of_the_grid_is_not_met():
 
 
 def test_one_query_stands_beside_the_sum_of_its_bounds(tmp_path, taught):
-    table = bench.one_query(
+    table = searches.one_query(
         tmp_path, True, items=9_000, n_queries=3, k_prime=200, rounds=2, model=taught[0], corpus=taught[1]
     )
     assert files(tmp_path, 'one-query') == ['.csv', '.md', '.png', '.svg'] and table.n.tolist() == [2, 2, 2, 6]
     whole = table.set_index('what').loc['whole search']
     assert whole.bound == pytest.approx(table[table.method == 'bound'].p50.sum()) and whole.p99 >= whole.p50
     assert (
-        bench.one_query_bars(table).verdict.str.endswith(elsewhere).all()
+        searches.one_query_bars(table).verdict.str.endswith(elsewhere).all()
         and elsewhere in (tmp_path / 'one-query.md').read_text()
     )

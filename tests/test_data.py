@@ -6,10 +6,19 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 
-from molrec import data
-from molrec.core import Config, DataError, config_hash, file_sha256
-from molrec.data import *
-from molrec.train import prepare
+from molrec.data import sequences
+from molrec.data import splits
+from molrec.base.errors import DataError
+from molrec.base.files import file_sha256
+from molrec.settings.config import Config, config_hash
+from molrec.data.catalogue import *
+from molrec.data.filters import *
+from molrec.data.packed import *
+from molrec.data.readers import *
+from molrec.data.sequences import *
+from molrec.data.sets import *
+from molrec.data.splits import *
+from molrec.tasks.preparation import prepare
 
 RATINGS = 'userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,29,4.0,1112484676\n2,29,0.5,1112484676\n'
 MOVIES = 'movieId,title,genres\n2,Jumanji (1995),Adventure\n29,"City of Lost Children, The (1995)",Drama\n'
@@ -404,7 +413,7 @@ def test_leave_last_one_out_equals_a_loop(df, max_length):
 @settings(max_examples=40, deadline=None)
 @given(interactions, st.sampled_from(['stable', 'shuffled']), st.integers(0, 3))
 def test_parts_never_share_a_position(df, tie_order, seed):
-    for protocol in data.protocols:
+    for protocol in splits.protocols:
         s = split(df, protocol, tie_order, seed=seed, max_length=100)
         train = {u: s.train[i].tolist() for i, u in enumerate(s.train.users)}
         for part in (s.valid, s.test):
@@ -518,7 +527,7 @@ def test_pack_history_keeps_the_latest():
 @given(interactions)
 def test_every_position_asks_by_the_gaps_up_to_itself(df):
     "The running median against a slow one, and what comes later changes nothing."
-    rows, *_ = data.histories(df)
+    rows, *_ = sequences.histories(df)
     asked = usual_times(rows)
     for a, b in zip(rows.offsets[:-1], rows.offsets[1:]):
         for i in range(a, b):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import given, settings, strategies as st
-from molrec.core import ConfigError, DataError
-from molrec.data import load, load_items
-from molrec.doors import content_sha256, kind_of, read_columns, read_interactions, read_items
+from molrec.base.errors import ConfigError, DataError
+from molrec.data.sets import load, load_items
+from molrec.data.doors import content_sha256, read_columns, read_interactions, read_items
+from molrec.data.sheets import kind_of
 
 DAY = 86_400
 

@@ -6,18 +6,22 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from molrec import cli
-from molrec.core import Config, DataError, choices, config_hash, load_config, make_config, read_row, run_id
-from molrec.data import load
-from molrec.records import check_record, metric_values, read_ranks
-from molrec.report import build_report, read_runs
+from molrec.cli.execute import execute
+from molrec.cli import report as cli_report
+from molrec.cli import run as cli_run
+from molrec.base.errors import DataError
+from molrec.settings.config import Config, choices, config_hash, load_config, make_config, read_row, run_id
+from molrec.data.sets import load
+from molrec.records.tables import check_record, metric_values, read_ranks
+from molrec.report.build import build_report
+from molrec.report.rows import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'nbs' / 'configs'
 ROWS = sorted(p for p in CONFIGS.glob('*/*.yaml'))
 TRAIN, RESULTS = (ROOT / 'nbs' / 'experiments' / f'{name}.ipynb' for name in ('train', 'results'))
 SMALL = dict(dim=8, ffn=8, n_blocks=1, epochs=1, n_negatives=16, max_length=20, patience=1)
-MOLREC = [sys.executable, '-c', 'import sys; from molrec.cli import main; sys.exit(main())']
+MOLREC = [sys.executable, '-c', 'import sys; from molrec.cli.main import main; sys.exit(main())']
 
 
 def name(path):
@@ -284,13 +288,13 @@ def test_the_results_notebook_runs_with_and_without_leave_last_one_out(trained, 
     if not last_out:
         pytest.importorskip('test_report').make_run(tmp_path / 'runs', 'SASRec, MoL + BCE', scale='smoke', users=40)
         runs = tmp_path / 'runs'
-    cli.execute(RESULTS, tmp_path / 'results.ipynb', dict(runs=str(runs), out=str(tmp_path), scale='smoke'))
+    execute.execute(RESULTS, tmp_path / 'results.ipynb', dict(runs=str(runs), out=str(tmp_path), scale='smoke'))
     assert (tmp_path / 'results-smoke.html').exists() and (tmp_path / 'results.ipynb').exists()
 
 
 def test_no_record_no_report(tmp_path):
     with pytest.raises(DataError, match='make report SCALE=smoke'):
-        cli.execute(RESULTS, tmp_path / 'results.ipynb', dict(runs=str(tmp_path), out=str(tmp_path), scale='smoke'))
+        execute.execute(RESULTS, tmp_path / 'results.ipynb', dict(runs=str(tmp_path), out=str(tmp_path), scale='smoke'))
 
 
 def test_changed_rows_stand_under_their_own_name(trained, folder):
@@ -378,7 +382,7 @@ def test_a_row_lies_with_its_data_set(path):
 
 
 def test_smoke_leaves_out_other_data_sets():
-    folders = {scale: {f.parent.name for f, _ in cli.report_rows(ROOT, scale)} for scale in ('smoke', 'quick', 'paper')}
+    folders = {scale: {f.parent.name for f, _ in cli_report.report_rows(ROOT, scale)} for scale in ('smoke', 'quick', 'paper')}
     every = {p.parent.name for p in ROWS if torch.cuda.is_available() or not read_row(p)[3]}
     assert folders == dict(smoke={'ml-1m'}, quick=every - {'amazon-books', 'ml-20m'}, paper=every)
 
@@ -394,10 +398,10 @@ def test_rows_whose_data_cannot_be_had_are_skipped_and_named(tmp_path, monkeypat
         ran.append(config.row)
         return dict(metrics=dict(test={'hr@10': 0.1}), wall_time_s=1.0)
 
-    monkeypatch.setattr(cli, 'where_data', lambda dataset: '')
-    monkeypatch.setattr('molrec.data.load', load)
-    monkeypatch.setattr(cli, 'run_row', run_row)
-    cli.run_missing(
+    monkeypatch.setattr(cli_report, 'where_data', lambda dataset: '')
+    monkeypatch.setattr('molrec.data.sets.load', load)
+    monkeypatch.setattr(cli_run, 'run_row', run_row)
+    cli_report.run_missing(
         [(ROW, Config(row=f'row on {d}', dataset=d)) for d in ('amazon-beauty', 'amazon-games', 'ml-1m')],
         tmp_path,
         ROOT,
@@ -412,7 +416,7 @@ def test_rows_whose_data_cannot_be_had_are_skipped_and_named(tmp_path, monkeypat
 
 
 def test_every_published_row_and_the_floor_are_there():
-    from molrec.report import published, published_row
+    from molrec.report.published import published, published_row
 
     rows = [dataclasses.asdict(load_config(p)) for p in ROWS]
     ours = [published_row(c).name for c in rows if c['protocol'] == 'global-time' and published_row(c) is not None]
@@ -467,7 +471,8 @@ def test_data_lists_the_catalogue_and_a_set(ml100k):
 )
 def test_a_checkpoint_gives_the_recorded_result(file, tmp_path):
     "What comes with the project is small, belongs to a record, and ranks as recorded."
-    from molrec.train import evaluate, load_run
+    from molrec.tasks.evaluation import evaluate
+    from molrec.tasks.loading import load_run
 
     run = ROOT / 'reports' / 'runs' / file.stem
     record = json.loads((run / 'record.json').read_text())
@@ -491,9 +496,10 @@ def test_a_checkpoint_gives_the_recorded_result(file, tmp_path):
 )
 def test_what_is_served_is_what_was_recorded(file):
     "The query of the recorded evaluation, put to an index: the place of each test item in the list is its recorded rank, ties against the model."
-    from molrec.lists import answered, make_index
-    from molrec.records import read_pairs
-    from molrec.train import load_run
+    from molrec.search.asked import make_index
+    from molrec.search.lists import answered
+    from molrec.records.tables import read_pairs
+    from molrec.tasks.loading import load_run
 
     run = ROOT / 'reports' / 'runs' / file.stem
     try:

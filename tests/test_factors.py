@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from test_report import make_run, unsealed
 
-from molrec import factors
-from molrec.core import Config, load_config
-from molrec.metrics import hr_at_k
-from molrec.records import read_folder, seal
+from molrec.report import factors
+from molrec.settings.config import Config, load_config
+from molrec.metrics.from_ranks import hr_at_k
+from molrec.records.listing import read_folder
+from molrec.records.run import seal
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'nbs' / 'configs'
 base = dict(tie_order='shuffled', epochs=101, n_negatives=128, share=128, deal=True, loss='sampled-softmax')

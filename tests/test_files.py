@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from molrec.core import WriteError, atomic_path, neighbour, unwritable, write_json
+from molrec.base.files import WriteError, atomic_path, neighbour, unwritable, write_json
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ def hidden(folder):
 
 WRITES = """
 import sys
-from molrec.core import atomic_path
+from molrec.base.files import atomic_path
 with atomic_path(sys.argv[1]) as aside:
     aside.write_text('hal')
     aside.with_name('.tmpA1b2C3').write_text('of a library that renames by itself')
@@ -100,7 +100,7 @@ def test_a_thread_of_this_process_lives(tmp_path):
 def test_a_killed_save_of_weights_leaves_nothing_for_ever(tmp_path):
     "safetensors writes a third file and renames it; that one is swept too."
     code = (
-        'import os, sys, torch, threading, signal, time\nfrom molrec.core import atomic_path\nfrom safetensors.torch import save_file\n'
+        'import os, sys, torch, threading, signal, time\nfrom molrec.base.files import atomic_path\nfrom safetensors.torch import save_file\n'
         "def kill():\n    while not any('.tmp' in n for _, _, names in os.walk(os.path.dirname(sys.argv[1])) for n in names): pass\n"
         '    os.kill(os.getpid(), signal.SIGKILL)\n'
         'threading.Thread(target=kill, daemon=True).start()\n'
@@ -153,7 +153,7 @@ def test_what_another_user_left_is_theirs(tmp_path):
 
 MANY = """
 import sys, threading
-from molrec.core import atomic_path
+from molrec.base.files import atomic_path
 def write(i):
     for n in range(25):
         with atomic_path(sys.argv[1]) as aside: aside.write_text(f'{i}' * 20_000)
@@ -184,7 +184,7 @@ def notebook(folder, code):
 def test_the_notebook_of_a_killed_run_is_swept_by_the_next(tmp_path):
     runs, until = tmp_path / 'runs', time.monotonic() + 60
     code = f'import os, pathlib, time; pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid())); time.sleep(100*k)'
-    execute = 'import sys; from pathlib import Path; from molrec.cli import execute; execute(Path(sys.argv[1]), Path(sys.argv[2]), dict(k=int(sys.argv[3])))'
+    execute = 'import sys; from pathlib import Path; from molrec.cli.execute import execute; execute(Path(sys.argv[1]), Path(sys.argv[2]), dict(k=int(sys.argv[3])))'
     first = start(execute, notebook(tmp_path, code), runs / 'run.ipynb', 1)
     while not (tmp_path / 'pid').exists() and time.monotonic() < until:
         time.sleep(0.05)
@@ -276,7 +276,7 @@ def test_what_is_not_of_the_disk_passes_unchanged(tmp_path, e):
 
 AS_SOMEBODY = """
 import os, sys
-from molrec.core import unwritable, write_json
+from molrec.base.files import unwritable, write_json
 os.chdir(sys.argv[1])
 os.setgid(65534)
 os.setuid(65534)
@@ -348,7 +348,7 @@ def test_a_disk_without_a_byte_left(small_disk):
 
 LIMITED = """
 import resource, sys
-from molrec.core import atomic_path
+from molrec.base.files import atomic_path
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
     with atomic_path(sys.argv[1]) as aside: aside.write_bytes(bytes(20_000))

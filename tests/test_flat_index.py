@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from molrec.core import ConfigError, DataError
-from molrec.flat_index import FlatIndex, extremes, slack_of
-from molrec.native import compiler
-from molrec.quantize import quantize
+from molrec.base.errors import ConfigError, DataError
+from molrec.search.flat_index import FlatIndex, extremes, slack_of
+from molrec.base.native import compiler
+from molrec.embeddings.quantize import quantize
 
 ways = pytest.mark.parametrize(
     'impl',

@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 from test_report import make_run, unsealed
 
-from molrec import generative, report
-from molrec.anchors import anchors, sources
-from molrec.core import load_config
-from molrec.records import read_folder, seal
+from molrec.report import generative
+from molrec.report import others
+from molrec.report.page import page
+from molrec.report import rows
+from molrec.report.anchors import anchors, sources
+from molrec.settings.config import load_config
+from molrec.records.listing import read_folder
+from molrec.records.run import seal
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'nbs' / 'configs'
 
@@ -72,13 +76,13 @@ def test_printed_figures_equal_the_reference():
 def test_validation_chooses_and_the_test_does_not(tmp_path):
     put(tmp_path, 'SASRec, favoured', valid=0.13, skill=0.0)
     put(tmp_path, 'SASRec, lucky', valid=0.11, skill=1.0, dropout=0.3)
-    top = report.chosen(rows_of(tmp_path))
+    top = others.chosen(rows_of(tmp_path))
     assert top.label == 'SASRec, favoured'
-    assert report.interval(top, 'hr@10')[0] < min(
-        report.interval(r, 'hr@10')[0] for r in rows_of(tmp_path) if r.label != top.label
+    assert rows.interval(top, 'hr@10')[0] < min(
+        rows.interval(r, 'hr@10')[0] for r in rows_of(tmp_path) if r.label != top.label
     )
     assert set(generative.printed_lines(rows_of(tmp_path), 'amazon-toys').ours.round(6)) == {
-        round(report.interval(top, m)[0], 6) for m in ('hr@10', 'ndcg@10')
+        round(rows.interval(top, m)[0], 6) for m in ('hr@10', 'ndcg@10')
     }
 
 
@@ -88,7 +92,7 @@ def test_seeds_of_a_setting_are_one_row_and_their_mean_counts(tmp_path):
     put(tmp_path, 'SASRec, one', valid=0.13, skill=0.2, dropout=0.3)
     rows = rows_of(tmp_path)
     assert sorted(len(r.each) for r in rows) == [1, 3]
-    assert report.chosen(rows).label == 'SASRec, one'  # .13 above the mean of .16, .10, .10
+    assert others.chosen(rows).label == 'SASRec, one'  # .13 above the mean of .16, .10, .10
 
 
 def test_a_row_that_knows_the_targets_time_does_not_stand_alone(tmp_path):
@@ -104,7 +108,7 @@ def test_verdicts_follow_the_printed_rule(tmp_path):
     put(tmp_path, 'SASRec', valid=0.12, skill=0.8)
     lines = generative.printed_lines(rows_of(tmp_path), 'amazon-toys')
     assert [
-        report.verdict(*r[['published', 'ours', 'low', 'high']]) for _, r in lines.iterrows()
+        rows.verdict(*r[['published', 'ours', 'low', 'high']]) for _, r in lines.iterrows()
     ] == lines.verdict.tolist()
     assert set(lines.verdict) <= {'above', 'reached', 'within noise', 'not reproduced'}
 
@@ -112,13 +116,13 @@ def test_verdicts_follow_the_printed_rule(tmp_path):
 def test_what_is_not_run_is_said_with_its_command(tmp_path):
     text = generative.generative_markdown([], CONFIGS)
     assert text.count('No row of this set is recorded yet.') == 3
-    for dataset in report.own_table:
+    for dataset in others.own_table:
         for encoder, similarity in generative.ours:
             for change in generative.budget(encoder, similarity):
                 assert f'| {generative.command(dataset, encoder, similarity, change)} |' in text
 
 
-@pytest.mark.parametrize('dataset', report.own_table)
+@pytest.mark.parametrize('dataset', others.own_table)
 def test_every_setting_of_the_budget_is_a_configuration_of_its_own(dataset):
     tried = [
         generative.same_but_seed(vars(load_config(CONFIGS / dataset / f'{e}-{s}.yaml', overrides=change)))
@@ -131,7 +135,7 @@ def test_every_setting_of_the_budget_is_a_configuration_of_its_own(dataset):
 def test_figures_of_others_stand_under_the_block_of_their_ties_alone(tmp_path):
     for ties in ('stable', 'shuffled'):
         put(tmp_path, f'SASRec, {ties}', valid=0.3, skill=0.4, dataset='ml-1m', tie_order=ties, epochs=101)
-    by_ties = {r.config['tie_order']: set(report.anchor_lines([r]).source) for r in read_folder(tmp_path)[0]}
+    by_ties = {r.config['tie_order']: set(others.anchor_lines([r]).source) for r in read_folder(tmp_path)[0]}
     assert (
         'RecTools' in by_ties['stable'] - by_ties['shuffled']
         and 'public code' in by_ties['shuffled'] - by_ties['stable']
@@ -142,7 +146,7 @@ def test_figures_of_others_stand_under_the_block_of_their_ties_alone(tmp_path):
 def test_a_figure_by_the_public_rule_is_held_against_ranks_by_that_rule(tmp_path):
     put(tmp_path, 'SASRec', valid=0.3, skill=0.4, dataset='ml-1m', tie_order='shuffled', epochs=101)
     (run,) = read_folder(tmp_path)[0]
-    said = report.anchor_lines([run]).set_index('source').verdict
+    said = others.anchor_lines([run]).set_index('source').verdict
     assert set(said['public code']) == {'not re-ranked'} and 'not re-ranked' not in set(said['NetEase'])
 
 
@@ -158,8 +162,8 @@ def test_the_block_shows_the_figures_of_others_and_their_findings(tmp_path):
         tie_order='shuffled',
         epochs=101,
     )
-    block = report.make_block(report.read_runs(tmp_path), 'block')
-    for text in (report.block_markdown(block), report.block_html(block)):
+    block = page.make_block(rows.read_runs(tmp_path), 'block')
+    for text in (page.block_markdown(block), page.block_html(block)):
         assert 'What others print' in text and 'HSTU-Tensorflow' in text and 'trained up to 30 times longer' in text
         assert 'Ours is SASRec, MoL, the row with the best HR@10 on validation, 0.310, of 2' in text
-    assert 'What others print' not in report.block_markdown(block, brief=True)
+    assert 'What others print' not in page.block_markdown(block, brief=True)

@@ -8,20 +8,26 @@ import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
-from molrec import candidates, index as indexes
-from molrec.candidates import ItemTable, mol_library
-from molrec.component_mean import Combined, ComponentMean
-from molrec.core import ConfigError, DataError
-from molrec.data import Sequences
-from molrec.exact import Exact
-from molrec.index import BruteForce, Index, relative_recall, snapshot
-from molrec.index_costs import plan
-from molrec.losses import draw_negatives, sampled_loss
-from molrec.mol import MoL
-from molrec.native import compiler
-from molrec.per_component import PerComponent
-from molrec.similarity import FM, MLP, Dot, Head, NeuralFM
-from molrec.two_stages import HIndexer
+from molrec.search import item_table as candidates
+from molrec.search import candidates as indexes
+from molrec.search.item_table import ItemTable
+from molrec.search.mol_loops import mol_library
+from molrec.search.component_mean import Combined, ComponentMean
+from molrec.base.errors import ConfigError, DataError
+from molrec.data.sequences import Sequences
+from molrec.search.exact import Exact
+from molrec.search.asking import snapshot
+from molrec.search.index import BruteForce, Index, relative_recall
+from molrec.search.index_costs import plan
+from molrec.training.losses import draw_negatives, sampled_loss
+from molrec.similarities.mol import MoL
+from molrec.base.native import compiler
+from molrec.search.per_component import PerComponent
+from molrec.similarities.dot import Dot, Head
+from molrec.similarities.fm import FM
+from molrec.similarities.mlp import MLP
+from molrec.similarities.neuralfm import NeuralFM
+from molrec.search.h_indexer import HIndexer
 
 D = 6
 kinds = [BruteForce, PerComponent, ComponentMean, Combined, Exact, HIndexer]
@@ -646,7 +652,7 @@ def test_a_head_that_was_given_is_asked_for_again(tmp_path):
 killed = """
 import os, sys, time, torch
 from molrec import index, stored
-from molrec.similarity import Dot
+from molrec.similarities.dot import Dot
 torch.set_num_threads(1)
 it = index.BruteForce.build(Dot(), torch.ones(200_000, 32))
 plain = stored.raw
@@ -684,8 +690,8 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
 
 both = """
 import sys, torch
-from molrec.index import BruteForce
-from molrec.similarity import Dot
+from molrec.search.index import BruteForce
+from molrec.similarities.dot import Dot
 torch.set_num_threads(1)
 it = BruteForce.build(Dot(), torch.full((20_000, 16), float(sys.argv[2])))
 for _ in range(4): it.save(sys.argv[1])

@@ -10,8 +10,8 @@ import torch
 ON_GPU = torch.cuda.is_available()
 pytest.importorskip('triton', reason='Triton exists for Linux only')
 with patch.dict(os.environ):
-    from molrec.bench_kernels import pages
-    from molrec.core import ConfigError
+    from molrec.bench.kernels import pages
+    from molrec.base.errors import ConfigError
     from molrec.kernels.backend import Tuned, interpret
     from molrec.kernels.resources import resources
     from molrec.kernels.roofline import gpus
@@ -221,7 +221,7 @@ DEVICE = 'cuda' if ON_GPU else 'cpu'
 
 
 def small_mol(**more):
-    from molrec.mol import MoL
+    from molrec.similarities.mol import MoL
 
     torch.manual_seed(0)
     return MoL(10, 4, 2, 16, query_hidden=16, gate_hidden=32, **more).to(DEVICE)
@@ -230,8 +230,8 @@ def small_mol(**more):
 @pytest.mark.parametrize('storage, most', [('int8', 0), ('fp8', 1), ('bf16', 1), ('fp32', 1)])
 def test_stage_1_keeps_the_same_rows(storage, most):
     "int8 is exact. Elsewhere sums are rounded in another order, and the row of the sample that is the threshold may fall on its other side."
-    from molrec.h_indexer import Stage1
-    from molrec.quantize import quantize
+    from molrec.search.stage1 import Stage1
+    from molrec.embeddings.quantize import quantize
 
     torch.manual_seed(0)
     corpus = torch.nn.functional.normalize(torch.randn(3000, 32), dim=1).to(DEVICE)
@@ -245,8 +245,8 @@ def test_stage_1_keeps_the_same_rows(storage, most):
 
 @pytest.mark.parametrize('storage', ['fp32', 'int8', 'compact-int8'])
 def test_indexes_give_the_same_lists(storage):
-    from molrec.index import BruteForce
-    from molrec.two_stages import HIndexer
+    from molrec.search.index import BruteForce
+    from molrec.search.h_indexer import HIndexer
 
     mol = small_mol().eval().requires_grad_(False)
     items, queries = torch.randn(300, 10, device=DEVICE), torch.randn(3, 10, device=DEVICE)
@@ -261,7 +261,7 @@ def test_indexes_give_the_same_lists(storage):
 
 
 def test_training_gets_the_same_loss_and_gradients():
-    from molrec.losses import draw_negatives, sampled_loss
+    from molrec.training.losses import draw_negatives, sampled_loss
 
     mol = small_mol(mix_dropout=0.0, item_dropout=0.0).train()
     queries, items = (torch.randn(n, 10, device=DEVICE, requires_grad=True) for n in (9, 40))
@@ -277,8 +277,8 @@ def test_training_gets_the_same_loss_and_gradients():
 @pytest.mark.parametrize('clock', ['next', 'own', 'none', 'off'])
 def test_hstu_gets_the_same_queries_and_gradients(clock):
     "With the time until the next event, until the present one, no timestamps, no bias by time."
-    from molrec.data import PackedBatch
-    from molrec.hstu import HSTU
+    from molrec.data.packed import PackedBatch
+    from molrec.encoders.hstu import HSTU
 
     torch.manual_seed(0)
     lengths, more = [5, 5, 1, 18], dict(next_time=clock == 'next', use_time=clock != 'off')
@@ -310,7 +310,7 @@ def test_hstu_gets_the_same_queries_and_gradients(clock):
 
 @pytest.mark.skipif(not ON_GPU, reason='needs a GPU')
 def test_hstu_takes_the_kernel_on_a_gpu_unasked(monkeypatch):
-    from molrec import hstu
+    from molrec.encoders import hstu_attention as hstu
 
     asked, kernel = [], hstu.attention_by_kernel
     monkeypatch.setattr(hstu, 'attention_by_kernel', lambda *given: asked.append(1) or kernel(*given))
@@ -325,8 +325,8 @@ def test_hstu_takes_the_kernel_on_a_gpu_unasked(monkeypatch):
 
 
 def test_a_loss_without_a_kernel_is_refused():
-    from molrec.losses import draw_negatives, sampled_loss
-    from molrec.similarity import Dot
+    from molrec.training.losses import draw_negatives, sampled_loss
+    from molrec.similarities.dot import Dot
 
     x = torch.randn(9, 10)
     with pytest.raises(ConfigError, match='impl: no kernel for Dot'):

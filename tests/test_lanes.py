@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from molrec import candidates
-from molrec.candidates import ItemTable, given, mol_library, mol_source, score_range, score_rows
-from molrec.mol import MoL
-from molrec.native import build
+from molrec.base import native as candidates
+from molrec.search.candidates import score_range, score_rows
+from molrec.search.item_table import ItemTable
+from molrec.search.mol_loops import given, mol_library, mol_source
+from molrec.similarities.mol import MoL
+from molrec.base.native import build
 
 D, N, B = 10, 75, 3
 shapes = [

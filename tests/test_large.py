@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from molrec import cli
-from molrec.core import load_config, read_row
-from molrec.data import check_interactions, read_amazon_ratings, read_ml20m
-from molrec.mol import MoL
-from molrec.train import make_similarity, run
+from molrec.cli import report as cli
+from molrec.settings.config import load_config, read_row
+from molrec.data.readers import check_interactions, read_amazon_ratings, read_ml20m
+from molrec.similarities.mol import MoL
+from molrec.tasks.model import make_similarity
+from molrec.tasks.record import run
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = sorted(p for p in (ROOT / 'nbs' / 'configs').glob('*/*.yaml') if read_row(p)[3])

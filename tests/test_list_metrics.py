@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from molrec import list_metrics as lm
-from molrec.core import DataError
-from molrec.metrics import Ranks, by_name, per_user_metric, registered
+from molrec.metrics import evaluation
+from molrec.metrics import lists as metrics_lists
+from molrec.base.errors import DataError
+from molrec.metrics.ranks import Ranks, by_name, per_user_metric, registered
 
 SEEDS, KS = range(4), (1, 3, 10, 40)
 
@@ -169,7 +170,7 @@ def check_against_definitions(case, table, distance=jaccard):
 @pytest.mark.parametrize('features,distance', [('sets', jaccard), ('vectors', cosine)])
 def test_lists_from_a_file_give_the_definitions(seed, features, distance):
     case = Case(seed)
-    table, notes = lm.evaluate_lists(**case.tables(features, rng=seed), ks=KS)
+    table, notes = evaluation.evaluate_lists(**case.tables(features, rng=seed), ks=KS)
     assert table.metric.tolist() == [
         n.replace('@k', f'@{k}') for n in registered for k in (KS if '@k' in n else KS[:1])
     ]
@@ -182,7 +183,7 @@ def test_only_what_can_be_computed_is_there():
 
     def names(*given, drop=()):
         return set(
-            lm.evaluate_lists(
+            evaluation.evaluate_lists(
                 tables['lists'], tables['truth'].drop(columns=list(drop)), **{g: tables[g] for g in given}
             )[0].metric
         )
@@ -203,7 +204,7 @@ def test_perfect_lists_and_lists_of_strangers(name):
     tables = case.tables()
 
     def value(lists):
-        return lm.evaluate_lists(lists, tables['truth'])[0].set_index('metric').value[name]
+        return evaluation.evaluate_lists(lists, tables['truth'])[0].set_index('metric').value[name]
 
     assert value(tables['lists']) == pytest.approx(
         1 if name != 'precision@10' else np.mean([len(t) / 10 for t in case.truth.values()])
@@ -233,7 +234,7 @@ def ours(case, names, **extra):
     if extra:
         tables |= extra
     ks = {by_name(n)[1] for n in names} - {None}
-    table = lm.evaluate_lists(**tables, ks=tuple(ks))[0].set_index('metric')
+    table = evaluation.evaluate_lists(**tables, ks=tuple(ks))[0].set_index('metric')
     return table.value[list(names)]
 
 
@@ -322,7 +323,7 @@ TRUTH = pd.DataFrame(dict(user_id=['7', '0007'], item_id=['1e0', '01']))
 
 
 def values(*args, **kwargs):
-    return lm.evaluate_lists(*args, **kwargs)[0].set_index('metric').value
+    return evaluation.evaluate_lists(*args, **kwargs)[0].set_index('metric').value
 
 
 def test_ids_are_what_the_files_say():
@@ -333,12 +334,12 @@ def test_ids_are_what_the_files_say():
 
 def test_numbers_in_one_file_and_text_in_the_other_are_compared_as_written():
     truth = pd.DataFrame(dict(user_id=[7], item_id=[1]))  # 0007 is not this user, 01 and 1e0 not this item
-    table, notes = lm.evaluate_lists(LISTS, truth)
+    table, notes = evaluation.evaluate_lists(LISTS, truth)
     assert table.set_index('metric').value['mrr'] == 1 and any('not in the truth, left out: 1' in n for n in notes)
     numbers = pd.DataFrame(dict(user_id=[7, 7], item_id=[1, 2]))
     assert values(numbers, truth.astype(str))['mrr'] == values(numbers, truth)['mrr'] == 1
     with pytest.raises(DataError, match="no user of the truth has a list; lists are of '7', the truth of '007'"):
-        lm.evaluate_lists(numbers, pd.DataFrame(dict(user_id=['007'], item_id=['1'])))
+        evaluation.evaluate_lists(numbers, pd.DataFrame(dict(user_id=['007'], item_id=['1'])))
 
 
 @pytest.mark.parametrize('table', ['lists', 'truth'])
@@ -347,7 +348,7 @@ def test_numbers_in_one_file_and_text_in_the_other_are_compared_as_written():
 def test_what_is_no_id_is_refused_where_it_stands(table, what, odd):
     tables = dict(lists=LISTS[1:3], truth=TRUTH)
     with pytest.raises(DataError, match=f'^{table}, {what}: '):
-        lm.evaluate_lists(**tables | {table: tables[table].assign(**{what: odd})})
+        evaluation.evaluate_lists(**tables | {table: tables[table].assign(**{what: odd})})
 
 
 def test_words_that_look_missing_are_ids():
@@ -390,24 +391,24 @@ def test_scores_sort_and_ties_stay_as_the_file_has_them():
 def test_lists_that_are_none_are_refused(change, message):
     lists = LISTS[:3].drop(columns='score').assign(**change)
     with pytest.raises(DataError, match=message):
-        lm.evaluate_lists(lists, TRUTH)
+        evaluation.evaluate_lists(lists, TRUTH)
 
 
 def test_a_target_that_comes_twice_counts_once():
     twice = pd.concat([TRUTH, TRUTH[:1], TRUTH[:1]])
-    table, notes = lm.evaluate_lists(LISTS, twice)
+    table, notes = evaluation.evaluate_lists(LISTS, twice)
     assert (
-        table.equals(lm.evaluate_lists(LISTS, TRUTH)[0])
+        table.equals(evaluation.evaluate_lists(LISTS, TRUTH)[0])
         and notes[0] == 'rows of the truth that repeat another, counted once: 2'
     )
     with pytest.raises(DataError, match="truth: user '7' rates item '1e0' twice, differently"):
-        lm.evaluate_lists(LISTS, pd.concat([TRUTH.assign(rating=5), TRUTH[:1].assign(rating=4)]))
+        evaluation.evaluate_lists(LISTS, pd.concat([TRUTH.assign(rating=5), TRUTH[:1].assign(rating=4)]))
 
 
 def test_users_without_a_list_are_misses_and_users_without_truth_are_left_out():
     truth = pd.concat([TRUTH, pd.DataFrame(dict(user_id=['nobody', 'else'], item_id=['1', '1']))])
     lists = pd.concat([LISTS, pd.DataFrame(dict(user_id=['stranger'] * 2, item_id=['1', '2'], score=[1, 0]))])
-    table, notes = lm.evaluate_lists(lists, truth, train=LISTS)
+    table, notes = evaluation.evaluate_lists(lists, truth, train=LISTS)
     table = table.set_index('metric')
     assert table.value['mrr'] == 0.25 and table.users['mrr'] == 4 and table.users['novelty@10'] == 2
     assert 'users of the truth without a list, every target missed: 2 of 4' in notes
@@ -416,7 +417,7 @@ def test_users_without_a_list_are_misses_and_users_without_truth_are_left_out():
 
 def test_relevance_of_zero_is_no_target():
     truth = TRUTH.assign(rating=[0, 3])
-    table, notes = lm.evaluate_lists(LISTS, truth)
+    table, notes = evaluation.evaluate_lists(LISTS, truth)
     assert (
         table.users.unique().tolist() == [1] and 'users of the truth with no item rated above 0, left out: 1' in notes
     )
@@ -428,27 +429,27 @@ def test_relevance_of_zero_is_no_target():
         (0, 'no item is rated above 0'),
     ):
         with pytest.raises(DataError, match=message):
-            lm.evaluate_lists(LISTS, TRUTH.assign(rating=bad))
+            evaluation.evaluate_lists(LISTS, TRUTH.assign(rating=bad))
 
 
 def test_empty_tables_and_missing_columns_are_sentences():
     with pytest.raises(DataError, match='lists are of nobody'):
-        lm.evaluate_lists(LISTS[:0], TRUTH)
+        evaluation.evaluate_lists(LISTS[:0], TRUTH)
     with pytest.raises(DataError, match='nothing to evaluate'):
-        lm.evaluate_lists(LISTS, TRUTH[:0])
+        evaluation.evaluate_lists(LISTS, TRUTH[:0])
     with pytest.raises(DataError, match='train: no column item_id; there are user_id'):
-        lm.evaluate_lists(LISTS, TRUTH, train=TRUTH[['user_id']])
+        evaluation.evaluate_lists(LISTS, TRUTH, train=TRUTH[['user_id']])
     with pytest.raises(DataError, match='features: got no column'):
-        lm.evaluate_lists(LISTS, TRUTH, features=TRUTH[['item_id']])
+        evaluation.evaluate_lists(LISTS, TRUTH, features=TRUTH[['item_id']])
     with pytest.raises(DataError, match='features: an item has two lines'):
-        lm.evaluate_lists(LISTS, TRUTH, features=pd.DataFrame(dict(item_id=['1', '1'], genres='a')))
+        evaluation.evaluate_lists(LISTS, TRUTH, features=pd.DataFrame(dict(item_id=['1', '1'], genres='a')))
     for k in (0, -1, 1.5):
         with pytest.raises(DataError, match='k must be'):
-            lm.evaluate_lists(LISTS, TRUTH, ks=(k,))
+            evaluation.evaluate_lists(LISTS, TRUTH, ks=(k,))
 
 
 def test_short_lists_divide_by_k_and_say_so():
-    table, notes = lm.evaluate_lists(LISTS, TRUTH, ks=(2, 50))
+    table, notes = evaluation.evaluate_lists(LISTS, TRUTH, ks=(2, 50))
     value = table.set_index('metric').value
     assert value['precision@50'] == 1 / 50 and value['recall@50'] == value['recall@2'] == 1
     assert 'no list is longer than 2: at 50 the missing places count as wrong' in notes
@@ -460,43 +461,43 @@ def test_short_lists_divide_by_k_and_say_so():
 def test_a_play_count_does_not_overflow():
     ranks = Ranks([0], [0, 3], [1, 2, 3])
     for scale in (1, 1e3, 1e6):
-        assert lm.burges_ndcg_at_k(ranks, np.array([3.0, 2.0, 1.0]) * scale, 3) == pytest.approx([1])
-        assert lm.burges_ndcg_at_k(Ranks([0], [0, 2], [2, 1]), np.array([2.0, 1.0]) * scale, 1)[0] <= 1 / 3
+        assert metrics_lists.burges_ndcg_at_k(ranks, np.array([3.0, 2.0, 1.0]) * scale, 3) == pytest.approx([1])
+        assert metrics_lists.burges_ndcg_at_k(Ranks([0], [0, 2], [2, 1]), np.array([2.0, 1.0]) * scale, 1)[0] <= 1 / 3
 
 
 def test_coverage_stays_within_one_and_has_no_interval():
     lists = np.array([[0, 1, 2, 3], [4, 5, -1, -1]])
-    assert lm.coverage_at_k(lists, np.array([True] * 2 + [False] * 4), 4) == 1
-    row = lm.evaluate_lists(LISTS, TRUTH, train=LISTS)[0].set_index('metric').loc['coverage@10']
+    assert metrics_lists.coverage_at_k(lists, np.array([True] * 2 + [False] * 4), 4) == 1
+    row = evaluation.evaluate_lists(LISTS, TRUTH, train=LISTS)[0].set_index('metric').loc['coverage@10']
     assert row.value == 1 and np.isnan([row.low, row.high]).all()
 
 
 def test_diversity_is_the_same_in_any_blocks():
     rng = np.random.default_rng(0)
     lists, features = np.argsort(rng.random((50, 30)), axis=1)[:, :8], rng.random((30, 5)) < 0.4
-    whole = lm.diversity_at_k(lists, features, 8)
-    one_by_one = np.concatenate([lm.diversity_at_k(lists[i : i + 1], features, 8) for i in range(50)])
-    assert whole == pytest.approx(one_by_one, rel=1e-12) and len(lm.diversity_at_k(lists[:0], features, 8)) == 0
+    whole = metrics_lists.diversity_at_k(lists, features, 8)
+    one_by_one = np.concatenate([metrics_lists.diversity_at_k(lists[i : i + 1], features, 8) for i in range(50)])
+    assert whole == pytest.approx(one_by_one, rel=1e-12) and len(metrics_lists.diversity_at_k(lists[:0], features, 8)) == 0
     with pytest.raises(DataError, match='features must be finite'):
-        lm.diversity_at_k(lists, np.full((30, 2), np.nan), 8)
+        metrics_lists.diversity_at_k(lists, np.full((30, 2), np.nan), 8)
 
 
 def test_a_file_of_lists_is_not_taken_for_ranks_of_targets():
     with pytest.raises(DataError, match='these are lists, not ranks of targets'):
-        lm.evaluate_ranks(Ranks([1, 2], [0, 3, 5], [1, 2, 3, 2, 1]))
+        evaluation.evaluate_ranks(Ranks([1, 2], [0, 3, 5], [1, 2, 3, 2, 1]))
     with pytest.raises(DataError, match='ranks of targets are evaluated without truth'):
-        lm.evaluate_lists(
+        evaluation.evaluate_lists(
             pd.DataFrame(dict(user_id=[1, 1], item_id=[1, 2], rank=[12, 3])),
             pd.DataFrame(dict(user_id=[1], item_id=[1])),
         )
-    assert lm.evaluate_ranks(Ranks.single([1, 2], [1, 1]))[1] == [
+    assert evaluation.evaluate_ranks(Ranks.single([1, 2], [1, 1]))[1] == [
         'every rank is 1: if these are lists, not ranks of targets, give the truth'
     ]
 
 
 def test_ranks_of_a_record_are_evaluated_by_the_same_names():
     ranks = Ranks(['a', 'b'], [0, 3, 5], [12, 3, 40, 1, 2])
-    table, notes = lm.evaluate_ranks(ranks, ks=(2, 12))
+    table, notes = evaluation.evaluate_ranks(ranks, ks=(2, 12))
     assert notes == [] and table.metric.tolist() == [
         'hr@2',
         'hr@12',
@@ -517,4 +518,4 @@ def test_ranks_of_a_record_are_evaluated_by_the_same_names():
             and row.users == 2
         )
     with pytest.raises(DataError, match='no users'):
-        lm.evaluate_ranks(Ranks([], [0], []))
+        evaluation.evaluate_ranks(Ranks([], [0], []))

@@ -8,11 +8,18 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from molrec import Recommender, cli, lists
-from molrec.core import Config, DataError
-from molrec.index_costs import plan as index_plan
-from molrec.mol import MoL
-from molrec.train import run
+from molrec import Recommender
+from molrec.cli import lists as cli_lists
+from molrec.cli import main as cli_main
+from molrec.cli.plan import plan
+from molrec.search import asked
+from molrec.search import titles
+from molrec.tasks import loading
+from molrec.base.errors import DataError
+from molrec.settings.config import Config
+from molrec.search.index_costs import plan as index_plan
+from molrec.similarities.mol import MoL
+from molrec.tasks.record import run
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLES = [
@@ -94,7 +101,7 @@ def said(capsys):
 
     def call(*words):
         capsys.readouterr()
-        status = cli.main([str(w) for w in words])
+        status = cli_main.main([str(w) for w in words])
         out = capsys.readouterr()
         return status, out.out.splitlines(), out.err.splitlines()
 
@@ -133,47 +140,47 @@ def said(capsys):
     ],
 )
 def test_a_title_is_found_as_people_type_it(typed, title):
-    assert ITEMS.title[lists.find_titles([typed], ITEMS)].tolist() == [title]
+    assert ITEMS.title[titles.find_titles([typed], ITEMS)].tolist() == [title]
 
 
 @pytest.mark.parametrize('title', TITLES)
 def test_every_title_finds_itself_in_any_case(title):
     for typed in (title, title.lower(), title.upper(), f'  {title} '):
-        assert TITLES[lists.fitting(typed, ITEMS)[0]] == title
+        assert TITLES[titles.fitting(typed, ITEMS)[0]] == title
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30))
 def test_whatever_is_typed_is_found_or_refused(typed):
     try:
-        assert len(lists.find_titles([typed], ITEMS)) == 1
+        assert len(titles.find_titles([typed], ITEMS)) == 1
     except DataError as e:
         assert 'no such title' in str(e)
 
 
 def test_of_several_titles_the_most_popular_is_taken_and_it_is_said():
     remarks = []
-    assert lists.find_titles(['kid', 'star wars'], ITEMS, remarks.append) == [4, 9]
+    assert titles.find_titles(['kid', 'star wars'], ITEMS, remarks.append) == [4, 9]
     assert (
         "'kid' fits 2 titles; taken: Kid, The (2000), the most popular; not: Kid, The (1921)" == remarks[0]
         and len(remarks) == 2
     )
     swapped = ITEMS.assign(count=-ITEMS['count'])
-    assert lists.find_titles(['kid', 'star wars'], swapped) == [3, 8]
+    assert titles.find_titles(['kid', 'star wars'], swapped) == [3, 8]
 
 
 @pytest.mark.parametrize('typed', ['the martix', 'matrix (1998)'])
 def test_no_such_title_names_the_nearest(typed):
     with pytest.raises(DataError, match=re.escape(f'{typed!r}: no such title; the nearest are Matrix, The (1999)')):
-        lists.find_titles([typed], ITEMS)
-    assert len(lists.nearest_titles('film', ITEMS)) == 3
+        titles.find_titles([typed], ITEMS)
+    assert len(titles.nearest_titles('film', ITEMS)) == 3
 
 
 def test_items_without_a_title_do_not_stand_in_the_way():
     holes = ITEMS.assign(title=ITEMS.title.where(ITEMS.index != 2))
-    assert lists.find_titles(['alien'], holes) == [0]
+    assert titles.find_titles(['alien'], holes) == [0]
     with pytest.raises(DataError, match='no such title'):
-        lists.find_titles(['matrix'], holes)
+        titles.find_titles(['matrix'], holes)
 
 
 # -- lists --
@@ -208,24 +215,24 @@ def test_a_new_user_with_the_same_history_gets_the_same_list(world):
 
 def test_scores_are_the_models(world):
     runs, (name, *_) = world
-    _, model, s = lists.load_run(runs / name)
+    _, model, s = loading.load_run(runs / name)
     table = Recommender.load(runs / name).recommend(histories=['alien', 'matrix'], k=5, index='brute-force')
     with torch.no_grad():
-        scores = model.similarity(lists.history_query(model, [[0, 2]]), model.encoder.items)[0]
+        scores = model.similarity(asked.history_query(model, [[0, 2]]), model.encoder.items)[0]
     assert np.allclose(table.score, scores[[int(i) - 101 for i in table.item_id]], atol=1e-4)
     assert table.item_id.iloc[0] - 101 == scores.index_fill(0, torch.tensor([0, 2]), -torch.inf).argmax()
 
 
 def test_histories_of_different_lengths_are_encoded_each_alone(world):
     runs, (name, *_) = world
-    _, model, _ = lists.load_run(runs / name)
+    _, model, _ = loading.load_run(runs / name)
     histories = [[3], [1, 2, 3, 4], list(range(25)), [7, 7]]
-    together = lists.history_query(model, histories)
+    together = asked.history_query(model, histories)
     for i, h in enumerate(histories):
-        assert torch.allclose(together[i], lists.history_query(model, [h])[0], atol=1e-5)
+        assert torch.allclose(together[i], asked.history_query(model, [h])[0], atol=1e-5)
 
 
-@pytest.mark.parametrize('index', list(lists.kinds))
+@pytest.mark.parametrize('index', list(asked.kinds))
 def test_every_index_gives_a_list(world, index):
     runs, ids = world
     table = Recommender.load(runs / ids[1]).recommend(histories=['alien'], k=7, index=index)
@@ -234,7 +241,7 @@ def test_every_index_gives_a_list(world, index):
 
 def test_left_to_itself_the_index_is_one_that_suits_the_run(world):
     runs, ids = world
-    chosen = [type(lists.make_index(lists.load_run(runs / name)[1])).__name__ for name in ids]
+    chosen = [type(asked.make_index(loading.load_run(runs / name)[1])).__name__ for name in ids]
     assert chosen == ['BruteForce', 'HIndexer', 'BruteForce']
 
 
@@ -346,7 +353,7 @@ def test_plan_adds_up_to_what_the_index_says(said, storage, stage1, head_width):
         40,
     )
     parts = index_plan(n, MoL(40, 4, 2, 32), storage, None if stage1 == 'none' else stage1, head_width, 40)
-    table = cli.plan_table(n, parts)
+    table = plan.plan_table(n, parts)
     assert (
         status == 0
         and table.bytes_per_item['in all'] == sum(parts.values())
@@ -391,7 +398,7 @@ def test_the_list_on_the_first_page_is_what_its_code_gives(capsys):
     shown, code = ''.join(cell['outputs'][0]['text']), ''.join(cell['source'])
     assert len(shown.splitlines()) > 10 and 'skip-execution' in cell['metadata']['tags']
     name = ast.literal_eval(re.search(r"find_run\(('[^']+')\)", code)[1])
-    if not (cli.find_run(name) / 'model.safetensors').exists():
+    if not (cli_lists.find_run(name) / 'model.safetensors').exists():
         pytest.skip('the run of the first page has no weights here')
     exec(code, {})
     printed = capsys.readouterr().out

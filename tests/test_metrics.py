@@ -10,23 +10,16 @@ import torch
 from scipy import stats
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG, RetrievalRecall
 
-from molrec import metrics
-from molrec.core import ConfigError, DataError
-from molrec.data import Sequences
-from molrec.metrics import (
-    Ranks,
-    bootstrap_ci,
-    holm,
-    hr_at_k,
-    mrr,
-    ndcg_at_k,
-    paired_test,
-    recall_at_k,
-    summary,
-    target_ranks,
-)
-from molrec.records import read_ranks
-from molrec.train import top_counts
+from molrec.metrics import from_ranks
+from molrec.metrics import ranks
+from molrec.base.errors import ConfigError, DataError
+from molrec.data.sequences import Sequences
+from molrec.metrics.from_ranks import hr_at_k, mrr, ndcg_at_k, recall_at_k, summary
+from molrec.metrics.from_scores import target_ranks
+from molrec.metrics.intervals import bootstrap_ci, holm, paired_test
+from molrec.metrics.ranks import Ranks
+from molrec.records.tables import read_ranks
+from molrec.tasks.evaluation import top_counts
 
 
 def random_case(seed, single=False, n_users=23, n_items=60):
@@ -127,7 +120,7 @@ def test_lists_show_what_the_metric_can_hit():
     asked = (np.tile(np.arange(9), 2), [0, 9, 18])
     for repeats, hit in (('exclude', 15), ('allow', 18)):
         ranks = Ranks([0, 1], asked[1], target_ranks(scores, asked, (seen.items, seen.offsets), repeats).numpy(), 9)
-        assert metrics.hits(ranks, 10).sum() == hit == top_counts(scores.clone(), seen, 10, repeats).sum()
+        assert from_ranks.hits(ranks, 10).sum() == hit == top_counts(scores.clone(), seen, 10, repeats).sum()
 
 
 def test_an_item_is_asked_once():
@@ -273,7 +266,7 @@ def test_users_are_whole_numbers_or_text(users):
 
 @pytest.mark.parametrize('k', [0, -1, 1.5, '10', None, np.nan])
 def test_k_is_a_whole_number_from_one(k):
-    for metric in (hr_at_k, recall_at_k, ndcg_at_k, metrics.precision_at_k, metrics.average_precision_at_k):
+    for metric in (hr_at_k, recall_at_k, ndcg_at_k, from_ranks.precision_at_k, from_ranks.average_precision_at_k):
         with pytest.raises(DataError, match='k must be'):
             metric(np.array([1]), k)
         assert metric(np.array([1]), np.int64(10)) == metric(np.array([1]), 10)
@@ -284,8 +277,8 @@ def test_a_list_is_no_longer_than_the_catalogue():
     for k in (9, 10, 10**9):
         assert hr_at_k(ranks, k).tolist() == [1, 0] and recall_at_k(ranks, k).tolist() == [0.5, 0]
         assert ndcg_at_k(ranks, k).tolist() == [1 / (1 + 1 / np.log2(3)), 0]
-    assert metrics.average_precision_at_k(ranks, 50).tolist() == [0.5, 0] and mrr(ranks).tolist() == [1, 0]
-    assert metrics.precision_at_k(ranks, 50).tolist() == [1 / 50, 0]
+    assert from_ranks.average_precision_at_k(ranks, 50).tolist() == [0.5, 0] and mrr(ranks).tolist() == [1, 0]
+    assert from_ranks.precision_at_k(ranks, 50).tolist() == [1 / 50, 0]
 
 
 RECORDS = sorted(Path(__file__).resolve().parents[1].glob('reports/**/ranks.parquet'))
@@ -307,20 +300,20 @@ def test_committed_records_are_valid_and_give_what_they_state():
 def test_a_name_means_one_function():
     with pytest.raises(ConfigError, match="metric 'hr@k' is taken by hr_at_k"):
 
-        @metrics.metric('hr@k')
+        @ranks.metric('hr@k')
         def another(ranks, k): ...
 
     with pytest.raises(ConfigError, match='must take `k` exactly if'):
 
-        @metrics.metric('other@k')
+        @ranks.metric('other@k')
         def without(ranks): ...
 
     with pytest.raises(ConfigError, match='must take `k` exactly if'):
 
-        @metrics.metric('other')
+        @ranks.metric('other')
         def with_k(ranks, k): ...
 
-    assert not {'other', 'other@k'} & set(metrics.registered)
+    assert not {'other', 'other@k'} & set(ranks.registered)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +334,7 @@ def test_a_name_means_one_function():
 )
 def test_an_unknown_name_gets_the_nearest(name, near):
     with pytest.raises(DataError, match='unknown metric') as e:
-        metrics.by_name(name)
+        ranks.by_name(name)
     assert repr(name) in str(e.value) and 'there are hr@k, ' in str(e.value)
     if near:
         assert f'nearest {near!r}' in str(e.value)
@@ -353,21 +346,21 @@ def test_metrics_by_name():
         hr=hr_at_k,
         recall=recall_at_k,
         ndcg=ndcg_at_k,
-        precision=metrics.precision_at_k,
-        map=metrics.average_precision_at_k,
+        precision=from_ranks.precision_at_k,
+        map=from_ranks.average_precision_at_k,
     ).items():
-        assert (metrics.per_user_metric(f'{name}@12', ranks=ranks) == function(ranks, 12)).all()
-    assert (metrics.per_user_metric('mrr', ranks=ranks, lists=None) == mrr(ranks)).all()
+        assert (ranks.per_user_metric(f'{name}@12', ranks=ranks) == function(ranks, 12)).all()
+    assert (ranks.per_user_metric('mrr', ranks=ranks, lists=None) == mrr(ranks)).all()
     with pytest.raises(DataError, match='hr@10 needs ranks'):
-        metrics.per_user_metric('hr@10', ranks=None)
+        ranks.per_user_metric('hr@10', ranks=None)
     with pytest.raises(DataError, match='k must be at least 1'):
-        metrics.per_user_metric('hr@0', ranks=ranks)
+        ranks.per_user_metric('hr@0', ranks=ranks)
 
 
 def test_precision_and_map_by_hand():
     ranks = Ranks([0, 1], [0, 3, 5], [12, 3, 40, 1, 4])
-    assert metrics.precision_at_k(ranks, 4).tolist() == [1 / 4, 2 / 4]
-    assert metrics.average_precision_at_k(ranks, 12) == pytest.approx([(1 / 3 + 2 / 12) / 3, (1 + 2 / 4) / 2])
+    assert from_ranks.precision_at_k(ranks, 4).tolist() == [1 / 4, 2 / 4]
+    assert from_ranks.average_precision_at_k(ranks, 12) == pytest.approx([(1 / 3 + 2 / 12) / 3, (1 + 2 / 4) / 2])
 
 
 def test_empty():

@@ -7,12 +7,15 @@ import pandas as pd
 import pytest
 from test_report import make_run, unsealed
 
-from molrec import mol_against_dot as page
-from molrec.core import Config, DataError, config_hash, run_id
-from molrec.metrics import crossed_test, hr_at_k
-from molrec.records import seal
-from molrec.report import build_report, read_runs
-from molrec.train import Sizes
+from molrec.report import mol_against_dot as page
+from molrec.base.errors import DataError
+from molrec.settings.config import Config, config_hash, run_id
+from molrec.metrics.from_ranks import hr_at_k
+from molrec.metrics.intervals import crossed_test
+from molrec.records.run import seal
+from molrec.report.build import build_report
+from molrec.report.rows import read_runs
+from molrec.tasks.loading import Sizes
 
 every_part = dict(
     encoder='sasrec', n_negatives=128, share=128, deal=True, epochs=101, batch_size=128, patience=8, eval_every=2

@@ -4,7 +4,7 @@ import os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
-from molrec import native
+from molrec.base import native
 
 ROOT = Path(__file__).resolve().parent.parent
 ADD = 'int add(int a) { return a + 1; }'
@@ -142,7 +142,7 @@ def test_what_was_checked_is_what_is_loaded(cache, tmp_path, monkeypatch):
     assert native.build('add', ADD).add(1) == 2 and not mark.exists()
 
 
-BUILD = f'import sys; from molrec.native import build, problems; l = build("add", {ADD!r}); print(l.add(1) if l else problems["add"])'
+BUILD = f'import sys; from molrec.base.native import build, problems; l = build("add", {ADD!r}); print(l.add(1) if l else problems["add"])'
 
 
 def start(code=BUILD, **env):
@@ -275,7 +275,7 @@ def test_doctor_says_what_runs_and_what_cannot_be_written_in_bounded_time(tmp_pa
     (tmp_path / 'reports').touch()
     began = time.monotonic()
     said = subprocess.run(
-        [sys.executable, '-c', 'import sys; from molrec.cli import main; sys.exit(main(["doctor"]))'],
+        [sys.executable, '-c', 'import sys; from molrec.cli.main import main; sys.exit(main(["doctor"]))'],
         cwd=tmp_path,
         timeout=100,
         env=os.environ | dict(PYTHONPATH=str(ROOT), MOLREC_CACHE=f'{tmp_path}/reports/cache'),

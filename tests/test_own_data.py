@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from molrec.core import Config, ConfigError, DataError, choices
-from molrec.data import split
-from molrec.doors import content_sha256
-from molrec.train import check_data, load_run, prepare, run
+from molrec.base.errors import ConfigError, DataError
+from molrec.settings.config import Config, choices
+from molrec.data.splits import split
+from molrec.data.doors import content_sha256
+from molrec.tasks.loading import load_run
+from molrec.tasks.preparation import check_data, prepare
+from molrec.tasks.record import run
 
 ROOT, DAY, START = Path(__file__).resolve().parent.parent, 86_400, 1_600_000_000
 SMALL = dict(
@@ -222,7 +225,7 @@ def test_a_part_asks_for_an_item_once(tmp_path):
 
 def molrec(*words, cwd, **env):
     return subprocess.run(
-        [sys.executable, '-c', 'import sys; from molrec.cli import main; sys.exit(main())', *map(str, words)],
+        [sys.executable, '-c', 'import sys; from molrec.cli.main import main; sys.exit(main())', *map(str, words)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -330,7 +333,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(home, words):
 def test_a_full_disk_a_closed_pipe_and_an_ascii_terminal(home):
     if not Path('/dev/full').exists():
         pytest.skip('no /dev/full on this system')
-    command = f'"{sys.executable}" -c "import sys; from molrec.cli import main; sys.exit(main())" data'
+    command = f'"{sys.executable}" -c "import sys; from molrec.cli.main import main; sys.exit(main())" data'
     shell = lambda text, **env: subprocess.run(
         ['bash', '-c', text],
         cwd=home[0],

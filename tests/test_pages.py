@@ -15,8 +15,19 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from nbconvert.filters import markdown2html
 from test_report import make_run
 
-from molrec.records import seal, sealed
-from molrec import bench, bench_kernels, insights, plots, protocol, report, retrieval
+from molrec.records.run import seal, sealed
+from molrec.bench import training as bench
+from molrec.bench import kernels as bench_kernels
+from molrec.report import curves
+from molrec.report import insights
+from molrec.report import plots
+from molrec.report import protocol_page as protocol
+from molrec.report import build
+from molrec.report.page import page
+from molrec.report.published import published
+from molrec.report import rows
+from molrec.report.page import tables
+from molrec.bench import retrieval_pages as retrieval
 
 BITS = [
     '"',
@@ -173,7 +184,7 @@ def check_markdown(text):
 def train(folder, row, dataset, similarity, **more):
     "A made-up run with a learning curve, exposure and a notebook, as the pages draw them."
     history = [{'epoch': e, 'valid_hr@10': 0.2 + 0.01 * e} for e in range(1, 6)]
-    way = {'epoch': 4, 'metrics': {m: 0.2 for m in report.report_metrics['leave-last-one-out']}}
+    way = {'epoch': 4, 'metrics': {m: 0.2 for m in published.report_metrics['leave-last-one-out']}}
     run = make_run(
         folder,
         row,
@@ -237,7 +248,7 @@ def build(made, folder, row, dataset):
         quick.setattr(module, 'save_figure', svg_alone)
     told = protocol.build_protocol(runs, out)
     files, more = insights.build_insights(runs, out)
-    files |= report.build_report(runs, out, more=protocol.protocol_html(told) + more)
+    files |= build.build_report(runs, out, more=protocol.protocol_html(told) + more)
     files |= {f'protocol {name}': file for name, file in told.items()}
     quick.undo()
     written = {f for f in set(folder.rglob('*')) - before if f.is_file()}
@@ -280,15 +291,15 @@ many = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @many
 @given(name=names)
 def test_a_table_holds_text(name):
-    page = Page(report.set_table(pd.DataFrame({'row': [name, 'b'], 'n': ['1', '2']}), name))
-    check_page(page, Page(report.set_table(pd.DataFrame({'row': ['a', 'b'], 'n': ['1', '2']}), 'a')))
+    page = Page(tables.set_table(pd.DataFrame({'row': [name, 'b'], 'n': ['1', '2']}), name))
+    check_page(page, Page(tables.set_table(pd.DataFrame({'row': ['a', 'b'], 'n': ['1', '2']}), 'a')))
     assert readable(name) in page.text
 
 
 @many
 @given(name=names)
 def test_a_drawing_has_a_label_and_nothing_more(name):
-    page = Page(report.inline_svg('<svg id="a"><path id="b"/></svg>', name, name, 'wide'))
+    page = Page(page.inline_svg('<svg id="a"><path id="b"/></svg>', name, name, 'wide'))
     assert page.elements == Counter({('svg', ('aria-label', 'class', 'id', 'role')): 1})
     assert page.drawn == Counter({('path', ('id',)): 1})
     assert all(re.fullmatch(r'[A-Za-z][A-Za-z0-9-]*-[ab]', i) for i in page.ids)
@@ -309,7 +320,7 @@ def test_the_page_of_kernels_holds_text(name, device):
 @given(name=names)
 def test_markdown_shows_a_name_as_it_is(name):
     def made(name):
-        return report.markdown_table(pd.DataFrame({'row': [name, 'b'], 'n': ['1', '2']}))
+        return tables.markdown_table(pd.DataFrame({'row': [name, 'b'], 'n': ['1', '2']}))
 
     check_markdown(made(name))
     said = Page(markdown2html(made(name)))
@@ -344,7 +355,7 @@ def test_figures_set_names_as_they_are_written(name):
     plots.hr_figure(rows).draw_without_rendering()
     of = dict(row=name, encoder='sasrec', similarity='mol', seed=0, warm=0, every=1)
     curves = [of | dict(epoch=e, valid=0.1 * e, kept=e == 4) for e in range(1, 5)]
-    drawn = insights.curves_figure(pd.DataFrame(curves))
+    drawn = curves.curves_figure(pd.DataFrame(curves))
     drawn.draw_without_rendering()
     assert len(drawn.legends[0].get_texts()) == 1
     retrieval.recall_figure(pd.DataFrame(recalls(name))).draw_without_rendering()
@@ -370,8 +381,8 @@ def test_data_sets_of_one_name_get_files_of_their_own(tmp_path):
     "Names that differ where a file name cannot, a name that another's number would give, and upper case."
     for i, dataset in enumerate(('first', 'a/mine', 'b/mine', 'mine-2', 'MINE', 'mi*ne', '?')):
         make_run(tmp_path, 'Row', users=30, dataset=dataset, protocol='leave-last-one-out', name=f'r{i}')
-    made = [b.name for b in report.make_blocks(report.read_runs(tmp_path))]
-    stems = insights.file_names(report.blocks(report.read_runs(tmp_path)))
+    made = [b.name for b in build.make_blocks(rows.read_runs(tmp_path))]
+    stems = insights.file_names(rows.blocks(rows.read_runs(tmp_path)))
     for found in (made, stems):
         assert len({name.lower() for name in found}) == 7
         assert all(re.fullmatch('[A-Za-z][A-Za-z0-9-]*', name) for name in found)
@@ -380,11 +391,11 @@ def test_data_sets_of_one_name_get_files_of_their_own(tmp_path):
 def test_the_committed_data_sets_keep_their_file_names():
     config = dict(protocol='leave-last-one-out', tie_order='shuffled')
     for dataset in ('ml-1m', 'ml-100k', 'ml-20m', 'amazon-beauty', 'amazon-games', 'amazon-books'):
-        assert report.block_name(config | dict(dataset=dataset), 'other') == f'{dataset}-leave-last-one-out-shuffled'
+        assert build.block_name(config | dict(dataset=dataset), 'other') == f'{dataset}-leave-last-one-out-shuffled'
         assert insights.file_name(config | dict(dataset=dataset)) == dataset
 
 
 def test_html_that_is_no_template_s_is_text(tmp_path):
     make_run(tmp_path, 'Row', users=30)
-    page = report.build_report(tmp_path, tmp_path / 'out', more='<script>alert(1)</script>')['html'].read_text()
+    page = build.build_report(tmp_path, tmp_path / 'out', more='<script>alert(1)</script>')['html'].read_text()
     assert '&lt;script&gt;alert(1)' in page and '<script' not in page

@@ -8,12 +8,15 @@ import pandas as pd
 import pytest
 from test_report import make_run, unsealed
 
-from molrec import protocol
-from molrec.core import DataError
-from molrec.records import seal
-from molrec.report import read_runs
+from molrec.report import protocol
+from molrec.report import protocol_page
+from molrec.report import sampled
+from molrec.report import variance
+from molrec.base.errors import DataError
+from molrec.records.run import seal
+from molrec.report.rows import read_runs
 
-every_source = set(protocol.budget_sources)
+every_source = set(variance.budget_sources)
 
 
 def put(
@@ -93,32 +96,32 @@ def test_the_closed_form_equals_drawing(k, n):
     rng, M = np.random.default_rng(0), 1_200
     ranks = rng.integers(1, M + 1, 40) ** 2 // M + 1
     drawn = rng.hypergeometric(ranks - 1, M - ranks, n, (20_000, 40))
-    assert np.allclose(protocol.sampled_hits(ranks, M, k, n), (drawn < k).mean(0), atol=0.015)
-    assert protocol.sampled_hr(ranks, M, k, n) == pytest.approx((drawn < k).mean(), abs=0.003)
+    assert np.allclose(sampled.sampled_hits(ranks, M, k, n), (drawn < k).mean(0), atol=0.015)
+    assert sampled.sampled_hr(ranks, M, k, n) == pytest.approx((drawn < k).mean(), abs=0.003)
 
 
 def test_all_negatives_give_the_full_metric_and_long_lists_hit_always():
     ranks = np.array([1, 10, 11, 50])
-    assert protocol.sampled_hits(ranks, 50, 10, 49).tolist() == [1, 1, 0, 0]
-    assert protocol.sampled_hits(ranks, 50, 6, 5).tolist() == [1] * 4
+    assert sampled.sampled_hits(ranks, 50, 10, 49).tolist() == [1, 1, 0, 0]
+    assert sampled.sampled_hits(ranks, 50, 6, 5).tolist() == [1] * 4
 
 
 def test_a_rank_beyond_the_mean_catalogue_is_its_last():
-    assert protocol.sampled_hits(np.array([60]), 50, 10, 20) == protocol.sampled_hits(np.array([50]), 50, 10, 20)
+    assert sampled.sampled_hits(np.array([60]), 50, 10, 20) == sampled.sampled_hits(np.array([50]), 50, 10, 20)
 
 
 def test_what_cannot_be_sampled_is_refused():
     for k, n, words in ((0, 10, 'k must be'), (10, 50, 'n_sampled: got 50, wanted 1 to 49'), (10, 0, 'n_sampled')):
         with pytest.raises(ValueError, match=words):
-            protocol.sampled_hits(np.array([1]), 50, k, n)
+            sampled.sampled_hits(np.array([1]), 50, k, n)
     with pytest.raises(DataError, match='start at 1'):
-        protocol.sampled_hits(np.array([0]), 50, 10, 20)
+        sampled.sampled_hits(np.array([0]), 50, 10, 20)
 
 
 def test_shuffled_ties_are_tabled_and_rows_are_means_over_seeds(reports):
-    found = protocol.one_split(rows(reports / 'runs'))
+    found = sampled.one_split(rows(reports / 'runs'))
     assert {r.config['tie_order'] for r in found} == {'shuffled'} and len(found) == 2
-    table = protocol.sampled_table(found)
+    table = sampled.sampled_table(found)
     assert table.full.iloc[0] == pytest.approx(
         np.mean(
             [r.record['metrics']['test']['hr@10'] for r in protocol.every(found) if r.config['encoder'] == 'sasrec']
@@ -131,7 +134,7 @@ def test_shuffled_ties_are_tabled_and_rows_are_means_over_seeds(reports):
 
 
 def test_a_family_differs_in_seed_and_ties_alone(reports):
-    found = protocol.family(rows(reports / 'runs'))
+    found = variance.family(rows(reports / 'runs'))
     assert [(r.config['tie_order'], r.config['tie_seed'], r.record['seed']) for r in found] == [
         ('shuffled', 0, 0),
         ('shuffled', 0, 1),
@@ -145,22 +148,22 @@ def test_published_length_beats_the_larger_family(tmp_path):
     put(tmp_path)
     for seed in range(3):
         put(tmp_path, 'SASRec, short', seed=seed, epochs=8)
-    assert [r.config['epochs'] for r in protocol.family(rows(tmp_path))] == [101]
+    assert [r.config['epochs'] for r in variance.family(rows(tmp_path))] == [101]
 
 
 def test_without_published_length_the_larger_family_is_taken(tmp_path):
     put(tmp_path, epochs=8)
     for seed in range(2):
         put(tmp_path, 'SASRec, MoL', seed=seed, epochs=8, similarity='mol')
-    assert [r.config['similarity'] for r in protocol.family(rows(tmp_path))] == ['mol', 'mol']
+    assert [r.config['similarity'] for r in variance.family(rows(tmp_path))] == ['mol', 'mol']
 
 
 # the budget
 
 
 def test_every_source_is_found(reports):
-    budget = protocol.variance_budget(rows(reports / 'runs'), rows(reports / 'again')).set_index('source')
-    assert set(budget.index) == every_source and protocol.missing_sources(budget.reset_index()) == ''
+    budget = variance.variance_budget(rows(reports / 'runs'), rows(reports / 'again')).set_index('source')
+    assert set(budget.index) == every_source and variance.missing_sources(budget.reset_index()) == ''
     assert budget.n.to_dict() == {
         'bootstrap over users': 600,
         'same seed twice': 2,
@@ -181,7 +184,7 @@ def test_every_source_is_found(reports):
     )
     assert {s for s in budget.index if not math.isnan(budget.sd[s])} == {
         'bootstrap over users',
-        *protocol.chance_sources,
+        *variance.chance_sources,
     }
 
 
@@ -189,26 +192,26 @@ def test_the_same_ranks_twice_are_said_to_be_the_same(tmp_path):
     for part in ('runs', 'again'):
         put(tmp_path / part)
     assert (
-        'all ranks are the same' in protocol.same_twice(rows(tmp_path / 'runs')[0], rows(tmp_path / 'again'))['detail']
+        'all ranks are the same' in variance.same_twice(rows(tmp_path / 'runs')[0], rows(tmp_path / 'again'))['detail']
     )
 
 
 def test_a_second_run_of_other_settings_is_none(tmp_path):
     put(tmp_path / 'runs')
     put(tmp_path / 'again', epochs=8)
-    assert protocol.same_twice(rows(tmp_path / 'runs')[0], rows(tmp_path / 'again')) is None
+    assert variance.same_twice(rows(tmp_path / 'runs')[0], rows(tmp_path / 'again')) is None
 
 
 def test_missing_sources_are_named(tmp_path):
     put(tmp_path, record=dict(other_epochs=None, published_way=None))
-    budget = protocol.variance_budget(rows(tmp_path))
+    budget = variance.variance_budget(rows(tmp_path))
     assert set(budget.source) == {'bootstrap over users'}
-    said = protocol.missing_sources(budget)
+    said = variance.missing_sources(budget)
     assert (
-        all(protocol.budget_sources[s][0] in said for s in every_source - {'bootstrap over users'})
+        all(variance.budget_sources[s][0] in said for s in every_source - {'bootstrap over users'})
         and 'users drawn again' not in said
     )
-    assert protocol.budget_caption(budget, protocol.family(rows(tmp_path))).startswith('Only users drawn again')
+    assert variance.budget_caption(budget, variance.family(rows(tmp_path))).startswith('Only users drawn again')
 
 
 def test_records_from_before_a_setting_existed_still_match(tmp_path):
@@ -219,12 +222,12 @@ def test_records_from_before_a_setting_existed_still_match(tmp_path):
         record = unsealed(where)
         del record['config']['tie_seed'], record['other_epochs']
         (where / 'record.json').write_text(json.dumps(record))
-    budget = protocol.variance_budget(rows(tmp_path)).set_index('source')
+    budget = variance.variance_budget(rows(tmp_path)).set_index('source')
     assert budget.n['several seeds'] == 2 and budget.n['epoch rule'] == 2
 
 
 def test_seeds_are_paired_user_by_user_within_a_split(reports):
-    pairs = protocol.paired_runs(protocol.family(rows(reports / 'runs')))
+    pairs = variance.paired_runs(variance.family(rows(reports / 'runs')))
     assert len(pairs) == 3 and (pairs.changed >= pairs.difference.abs()).all() and pairs.p.between(0, 1).all()
 
 
@@ -279,7 +282,7 @@ def test_without_such_records_nothing_is_said(reports):
 
 
 def test_the_same_records_give_the_same_bytes(reports, tmp_path):
-    first, second = (protocol.build_protocol(reports / 'runs', tmp_path / name) for name in 'ab')
+    first, second = (protocol_page.build_protocol(reports / 'runs', tmp_path / name) for name in 'ab')
     assert set(first) == {
         'protocol',
         'sampled',
@@ -296,7 +299,7 @@ def test_the_same_records_give_the_same_bytes(reports, tmp_path):
 
 
 def test_the_files_hold_what_was_measured(reports, tmp_path):
-    files = protocol.build_protocol(reports / 'runs', tmp_path)
+    files = protocol_page.build_protocol(reports / 'runs', tmp_path)
     said = files['markdown'].read_text()
     assert 'the published 0.2853' in said and 'Not measured' not in said and '| Popularity |' in said
     assert set(pd.read_csv(files['variance csv']).source) == every_source
@@ -306,12 +309,12 @@ def test_the_files_hold_what_was_measured(reports, tmp_path):
 
 
 def test_without_second_runs_the_figure_says_so(reports, tmp_path):
-    said = protocol.build_protocol(reports / 'runs', tmp_path, again_dir=tmp_path / 'nothing')['markdown'].read_text()
+    said = protocol_page.build_protocol(reports / 'runs', tmp_path, again_dir=tmp_path / 'nothing')['markdown'].read_text()
     assert 'Not measured for want of records: same seed twice (' in said
 
 
 def test_without_records_there_is_a_sentence(tmp_path):
-    files = protocol.build_protocol(tmp_path / 'runs', tmp_path)
+    files = protocol_page.build_protocol(tmp_path / 'runs', tmp_path)
     assert list(files) == ['markdown'] and files['markdown'].read_text().startswith('No row of MovieLens 1M')
 
 
@@ -324,7 +327,7 @@ def test_another_data_set_has_no_published_value(tmp_path):
         protocol='leave-last-one-out',
         users=50,
     )
-    said = protocol.build_protocol(tmp_path / 'runs', tmp_path, dataset='ml-100k')['markdown'].read_text()
+    said = protocol_page.build_protocol(tmp_path / 'runs', tmp_path, dataset='ml-100k')['markdown'].read_text()
     assert 'MovieLens 100K' in said and 'published 0.' not in said
 
 
@@ -337,7 +340,7 @@ def test_a_detail_is_measured_between_rows_alike_in_all_else(tmp_path):
         put(tmp_path, 'SASRec, no norm', seed=seed, final_norm=False)
         put(tmp_path, 'SASRec, both', seed=seed, final_norm=False, position_init='truncated-normal')
     put(tmp_path, 'SASRec, short', final_norm=False, epochs=8)
-    table = protocol.detail_table(rows(tmp_path))
+    table = protocol_page.detail_table(rows(tmp_path))
     assert table.settings.tolist() == [
         'final_norm',
         'final_norm, position_init',
@@ -358,12 +361,12 @@ def test_a_detail_is_measured_between_rows_alike_in_all_else(tmp_path):
         if row.label.startswith(('SASRec, dot', 'SASRec, no norm'))
     ]
     assert table.difference[0] == pytest.approx(np.mean(hits[1]) - np.mean(hits[0]))
-    assert protocol.detail_markdown(rows(tmp_path)).count('not measured yet') == 3
+    assert protocol_page.detail_markdown(rows(tmp_path)).count('not measured yet') == 3
 
 
 def test_records_from_before_the_details_have_ours(tmp_path):
     put(tmp_path)
     assert (
-        protocol.changed_details(rows(tmp_path)[0].config) == ()
-        and protocol.detail_table(rows(tmp_path)).difference.isna().all()
+        protocol_page.changed_details(rows(tmp_path)[0].config) == ()
+        and protocol_page.detail_table(rows(tmp_path)).difference.isna().all()
     )

@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 import torch
 import molrec.lists as lists
-from molrec import Recommender, cli
-from molrec.core import ConfigError, DataError
-from molrec.recommender import request_key
-from molrec.train import evaluate, load_run
+from molrec import Recommender
+from molrec.cli import main as cli
+from molrec.base.errors import ConfigError, DataError
+from molrec.search.list_files import request_key
+from molrec.tasks.evaluation import evaluate
+from molrec.tasks.loading import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = dict(
@@ -420,7 +422,7 @@ def test_fit_says_what_it_does_not_know(home):
 def molrec(*words, code='', cwd, **more):
     "The command in a process of its own, after some lines of code."
     return subprocess.Popen(
-        [sys.executable, '-c', f'import sys\n{code}\nfrom molrec.cli import main; sys.exit(main())', *map(str, words)],
+        [sys.executable, '-c', f'import sys\n{code}\nfrom molrec.cli.main import main; sys.exit(main())', *map(str, words)],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -504,14 +506,14 @@ def test_parts_of_different_calls_never_meet(numbers, texts, timed):
 
 
 def lists_asked(rec, **more):
-    from molrec.recommender import ask_users
+    from molrec.search.recommender import ask_users
 
     return ask_users(rec.people, **more)
 
 
 def test_two_processes_do_not_make_the_same_lists(numbers, tmp_path, capsys):
     from filelock import FileLock
-    from molrec.recommender import rules_words
+    from molrec.search.list_files import rules_words
 
     out = tmp_path / 'lists.csv'
     key = request_key(numbers.trained, lists_asked(numbers), 10, rules_words(lists.Rules()), 'auto', None, 'error')

@@ -10,9 +10,31 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_report import make_run, unsealed
 
-from molrec import Recommender, insights, protocol, records, report
-from molrec.core import Config, ConfigError, DataError, file_sha256, write_json
-from molrec.train import fit, known_items, load_model, load_run, prepare, read_state, run
+from molrec import Recommender
+from molrec.report import curves
+from molrec.report import exposure
+from molrec.report import insights
+from molrec.report import pairs
+from molrec.report import protocol
+from molrec.report import protocol_page
+from molrec.report import sampled
+from molrec.report import variance
+from molrec.records import listing
+from molrec.records import run as records_run
+from molrec.records import tables
+from molrec.report import build
+from molrec.report import comparisons
+from molrec.report import last_out
+from molrec.report.page import page
+from molrec.report.published import published
+from molrec.report import rows
+from molrec.base.errors import ConfigError, DataError
+from molrec.base.files import file_sha256, write_json
+from molrec.settings.config import Config
+from molrec.tasks.loading import load_model, load_run
+from molrec.tasks.loop import fit, read_state
+from molrec.tasks.preparation import prepare
+from molrec.tasks.record import known_items, run
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = dict(
@@ -72,9 +94,9 @@ def shop(tmp_path_factory):
 
 def reseal(folder, **more):
     "Change a record and seal what came out, as somebody who means to deceive would."
-    record = {k: v for k, v in records.read_json(folder / 'record.json').items() if k != 'seal'} | more
+    record = {k: v for k, v in tables.read_json(folder / 'record.json').items() if k != 'seal'} | more
     record['files'] = {name: file_sha256(folder / name) for name in record['files'] if (folder / name).exists()}
-    write_json(folder / 'record.json', record | dict(seal=records.seal_of(record)))
+    write_json(folder / 'record.json', record | dict(seal=tables.seal_of(record)))
 
 
 def readers(shop):
@@ -86,10 +108,10 @@ def readers(shop):
         return {k: v.tolist() for k, v in tensors.items()}, *texts
 
     def tables():
-        return [t.to_dict() for t in (lambda r: (r.targets, r.items))(records.read_run(folder))]
+        return [t.to_dict() for t in (lambda r: (r.targets, r.items))(records_run.read_run(folder))]
 
     return {
-        'record.json': (folder / 'record.json', lambda: records.read_record(folder)),
+        'record.json': (folder / 'record.json', lambda: tables.read_record(folder)),
         'ranks.parquet': (folder / 'ranks.parquet', tables),
         'items.parquet': (folder / 'items.parquet', tables),
         'state.safetensors': (state, saved),
@@ -201,14 +223,14 @@ def test_a_state_that_was_changed_is_said_and_not_trained_on(shop, tmp_path):
 def test_odd_json_is_refused(tmp_path, text, words):
     (tmp_path / 'record.json').write_bytes(text.encode('utf-8', 'surrogatepass'))
     with pytest.raises(DataError, match='record.json: ') as e:
-        records.read_record(tmp_path)
+        tables.read_record(tmp_path)
     assert words in str(e.value)
 
 
 def test_a_folder_in_the_place_of_a_record_is_refused(tmp_path):
     (tmp_path / 'record.json').mkdir()
     with pytest.raises(DataError, match='record.json: cannot be read'):
-        records.read_record(tmp_path)
+        tables.read_record(tmp_path)
 
 
 # -- types --
@@ -239,31 +261,31 @@ def shown(run):
     "Whatever a page reads of a run."
     c = run.config
     (
-        records.run_facts(run),
-        report.block_of(run),
-        report.place(run),
-        report.published_metrics(c),
-        report.method_of(c),
-        report.run_details(run),
-        report.section_title([run]),
+        listing.run_facts(run),
+        rows.block_of(run),
+        rows.place(run),
+        published.published_metrics(c),
+        rows.method_of(c),
+        page.run_details(run),
+        page.section_title([run]),
     )
     (
-        report.settled([run]),
-        report.read_their_way(run, 'ndcg@50'),
-        report.negatives_text(c),
-        report.readings_remark([run]),
-        report.short_remark([run]),
-        report.drawn_remark(run),
-        report.trial_lines([run]),
+        rows.settled([run]),
+        last_out.read_their_way(run, 'ndcg@50'),
+        last_out.negatives_text(c),
+        page.readings_remark([run]),
+        page.short_remark([run]),
+        comparisons.drawn_remark(run),
+        build.trial_lines([run]),
     )
     (
         insights.checklist([run]),
-        insights.curves_table([run], least=1),
-        insights.validation(run),
-        insights.planned(run),
+        curves.curves_table([run], least=1),
+        pairs.validation(run),
+        pairs.planned(run),
         insights.short(insights.checklist([run])),
     )
-    protocol.epoch_table([run]), protocol.splits_table([run]), protocol.unseen(run.record), protocol.family([run])
+    protocol.epoch_table([run]), protocol.splits_table([run]), sampled.unseen(run.record), variance.family([run])
 
 
 def test_no_page_fails_on_a_record_that_was_accepted(tmp_path):
@@ -285,7 +307,7 @@ def test_no_page_fails_on_a_record_that_was_accepted(tmp_path):
         for value in (..., None, 'x', '', -1, 0, 2.5, 10**6, True, [], [1], {}, {'a': 1}):
             (folder / 'record.json').write_text(json.dumps(put(record, path, value)))
             try:
-                run = records.read_run(folder)
+                run = records_run.read_run(folder)
             except DataError as e:
                 assert 'record.json' in str(e) or 'ranks.parquet' in str(e)
                 continue
@@ -299,32 +321,32 @@ def test_no_page_fails_on_a_record_that_was_accepted(tmp_path):
 
 def test_text_ids_go_all_the_way(shop, tmp_path):
     c, folder, _ = shop
-    found = records.read_run(folder)
+    found = records_run.read_run(folder)
     assert (
         found.ranks.users.tolist() == sorted(found.ranks.users)
         and found.ranks.users[0] == 'A0000'
         and found.targets.item_id.str.startswith('B').all()
     )
     assert found.items.title.tolist() == ['Thing ' + i[1:] + f' ({1990 + int(i[1:])})' for i in found.items.item_id]
-    page = report.build_report(folder.parent, tmp_path)['html'].read_text()
+    page = build.build_report(folder.parent, tmp_path)['html'].read_text()
     assert (
         'SASRec' in page
-        and report.paired_tests(
+        and comparisons.paired_tests(
             [found, found.__class__(found.record, found.ranks, 'twin', targets=found.targets)], ('mrr',)
         ).p[0]
         == 1
     )
-    insights.build_insights(folder.parent, tmp_path), insights.target_groups(found)
+    insights.build_insights(folder.parent, tmp_path), exposure.target_groups(found)
     assert Recommender.load(folder).recommend(['A0003'], k=3).title.str.startswith('Thing').all()
 
 
 def test_other_users_are_not_paired_though_their_places_are_the_same(shop):
-    found = records.read_run(shop[1])
+    found = records_run.read_run(shop[1])
     others = dataclasses.replace(
         found, label='others', ranks=dataclasses.replace(found.ranks, users='Z' + found.ranks.users.astype(object))
     )
     with pytest.raises(DataError, match='tested on different users'):
-        report.paired_tests([found, others], ('mrr',))
+        comparisons.paired_tests([found, others], ('mrr',))
 
 
 def test_a_model_is_asked_without_its_data_from_any_folder(shop, tmp_path, monkeypatch):
@@ -376,7 +398,7 @@ def test_every_kind_of_model_comes_back_from_its_record_alone(shop, tmp_path, ki
     wanted = load_file(folder / 'model.safetensors')
     assert torch.equal(torch.get_rng_state(), state) and len(items) == 12
     assert {k: v.tolist() for k, v in model.state_dict().items()} == {k: v.tolist() for k, v in wanted.items()}
-    assert load_run(folder)[2].fingerprint == records.read_record(folder)['split']['fingerprint']
+    assert load_run(folder)[2].fingerprint == tables.read_record(folder)['split']['fingerprint']
 
 
 @pytest.mark.parametrize(
@@ -394,7 +416,7 @@ def test_weights_that_are_not_the_models_are_named(shop, tmp_path, change, words
     tensors = load_file(folder / 'model.safetensors')
     name = 'encoder.item_table.weight'
     changed = change(name, tensors.pop(name))
-    header = dict(config=json.dumps(records.read_record(folder)['config']))
+    header = dict(config=json.dumps(tables.read_record(folder)['config']))
     save_file(tensors | ({} if changed is None else {name: changed}), folder / 'model.safetensors', header)
     with pytest.raises(DataError, match='model.safetensors: not the file that was sealed'):
         load_model(folder)
@@ -405,14 +427,14 @@ def test_weights_that_are_not_the_models_are_named(shop, tmp_path, change, words
 
 def test_a_claim_of_a_billion_items_costs_nothing(shop, tmp_path):
     folder = shutil.copytree(shop[1], tmp_path / 'copy')
-    reseal(folder, split=records.read_record(folder)['split'] | dict(n_items=10**9))
+    reseal(folder, split=tables.read_record(folder)['split'] | dict(n_items=10**9))
     with pytest.raises(DataError, match='model.safetensors: encoder.item_table.weight'):
         load_model(folder)
 
 
 def test_weights_of_another_run_are_named(shop, tmp_path):
     folder = shutil.copytree(shop[1], tmp_path / 'copy')
-    reseal(folder, config=records.read_record(folder)['config'] | dict(lr=0.5))
+    reseal(folder, config=tables.read_record(folder)['config'] | dict(lr=0.5))
     with pytest.raises(DataError, match='weights of another run, which differs in lr'):
         load_model(folder)
 
@@ -446,7 +468,7 @@ def three(folder):
 def test_one_bad_record_is_named_and_does_not_block_the_page(tmp_path):
     three(tmp_path / 'runs')
     with pytest.warns(UserWarning, match='passed over: mlp/record.json: cannot be read'):
-        files = report.build_report(tmp_path / 'runs', tmp_path)
+        files = build.build_report(tmp_path / 'runs', tmp_path)
     page, text = files['html'].read_text(), files['markdown'].read_text()
     for said in (page, text):
         assert (
@@ -455,20 +477,20 @@ def test_one_bad_record_is_named_and_does_not_block_the_page(tmp_path):
             and str(tmp_path) not in said
             and 'SASRec, FM + BCE' in said
         )
-    insights.build_insights(tmp_path / 'runs', tmp_path), protocol.build_protocol(tmp_path / 'runs', tmp_path)
+    insights.build_insights(tmp_path / 'runs', tmp_path), protocol_page.build_protocol(tmp_path / 'runs', tmp_path)
 
 
 def test_only_bad_records_are_an_error(tmp_path):
     for folder in three(tmp_path):
         os.truncate(folder / 'record.json', 10)
     with pytest.raises(DataError, match='record.json: cannot be read.*none of the 3 records'):
-        report.build_report(tmp_path, tmp_path / 'out')
+        build.build_report(tmp_path, tmp_path / 'out')
 
 
 def test_a_protocol_without_a_report_does_not_block_the_others(tmp_path):
     three(tmp_path)
-    reseal(tmp_path / 'fm', config=records.read_record(tmp_path / 'fm')['config'] | dict(protocol='random'))
-    rows, trials, bad = report.sort_records(tmp_path)
+    reseal(tmp_path / 'fm', config=tables.read_record(tmp_path / 'fm')['config'] | dict(protocol='random'))
+    rows, trials, bad = rows.sort_records(tmp_path)
     assert (
         [r.record['id'] for r in rows] == ['mol']
         and set(bad) == {'mlp', 'fm'}
@@ -487,29 +509,29 @@ def test_published_tables_show_published_rows(tmp_path):
         started='2026-11-29T00:00:00+00:00',
         skill=3.0,
     )
-    hash = records.read_record(made[0])['config_hash']
-    files = report.build_report(tmp_path / 'runs', tmp_path, rows={hash})
+    hash = tables.read_record(made[0])['config_hash']
+    files = build.build_report(tmp_path / 'runs', tmp_path, rows={hash})
     text, table = files['markdown'].read_text(), pd.read_csv(files['report-2024 table'])
     assert 'Trials' in text and '| trial |' in text and 'Trials' in files['html'].read_text()
-    stated = records.read_record(made[0])['metrics']['test']['hr@10']
+    stated = tables.read_record(made[0])['metrics']['test']['hr@10']
     assert table[(table.row == 'SASRec, MoL + BCE') & (table.metric == 'hr@10')].ours.iloc[0] == pytest.approx(
         stated, abs=1e-5
     )
-    assert 'Trials' not in report.build_report(tmp_path / 'runs', tmp_path / 'all')['markdown'].read_text()
+    assert 'Trials' not in build.build_report(tmp_path / 'runs', tmp_path / 'all')['markdown'].read_text()
     with pytest.raises(DataError, match='no records of scale'):
-        report.build_report(tmp_path / 'runs', tmp_path, rows={'another'})
+        build.build_report(tmp_path / 'runs', tmp_path, rows={'another'})
 
 
 def test_runs_are_listed_newest_first_and_bad_ones_named(tmp_path):
     three(tmp_path)
-    table = records.list_runs(tmp_path)
+    table = listing.list_runs(tmp_path)
     assert (
         table['where'].tolist() == ['fm', 'mol', 'mlp']
         and table.note[2].startswith('mlp/record.json: cannot be read')
         and table.note[:2].tolist() == ['', '']
     )
-    assert table['hr@10'].notna().tolist() == [True, True, False] and len(records.list_runs(tmp_path / 'nothing')) == 0
-    seen = 'import sys; from molrec.records import list_runs; list_runs(sys.argv[1]); print("torch" in sys.modules)'
+    assert table['hr@10'].notna().tolist() == [True, True, False] and len(listing.list_runs(tmp_path / 'nothing')) == 0
+    seen = 'import sys; from molrec.records.listing import list_runs; list_runs(sys.argv[1]); print("torch" in sys.modules)'
     assert (
         subprocess.run(
             [sys.executable, '-c', seen, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
@@ -522,7 +544,7 @@ def test_a_run_is_shown_with_the_state_of_its_files(shop, tmp_path):
     folder = shutil.copytree(shop[1], tmp_path / shop[1].name)
     (folder / 'model.safetensors').unlink()
     (folder / 'run.ipynb').write_text('{}')
-    said = dict(line.split('  ', 1) for line in records.show_run(folder).splitlines())
+    said = dict(line.split('  ', 1) for line in listing.show_run(folder).splitlines())
     said = {k.strip(): v.strip() for k, v in said.items()}
     assert (said['ranks.parquet'], said['model.safetensors'], said['run.ipynb']) == (
         'as sealed',
@@ -538,20 +560,20 @@ def test_an_old_record_is_read_and_told_how_to_be_sealed(tmp_path):
     folder = make_run(tmp_path, 'SASRec, MoL + BCE', users=20)
     (folder / 'record.json').write_text(json.dumps(unsealed(folder)))
     with pytest.warns(UserWarning, match=f'not sealed.*molrec runs seal {folder}'):
-        records.read_run(folder)
-    records.seal_all(tmp_path)
+        records_run.read_run(folder)
+    records_run.seal_all(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert len(records.read_run(folder).ranks) == 20
+        assert len(records_run.read_run(folder).ranks) == 20
 
 
 def test_half_a_seal_is_no_seal(tmp_path):
     folder = make_run(tmp_path, 'SASRec, MoL + BCE', users=20)
-    record = records.read_record(folder)
+    record = tables.read_record(folder)
     for key in ('seal', 'files'):
         (folder / 'record.json').write_text(json.dumps({k: v for k, v in record.items() if k != key}))
         with pytest.raises(DataError, match='not what was sealed'):
-            records.read_record(folder)
+            tables.read_record(folder)
 
 
 def test_what_was_changed_is_not_sealed(tmp_path):
@@ -559,36 +581,36 @@ def test_what_was_changed_is_not_sealed(tmp_path):
     pairs = pd.read_parquet(folder / 'ranks.parquet')
     pairs.assign(user_id=pairs.user_id + 1).to_parquet(folder / 'ranks.parquet', index=False)
     with pytest.raises(DataError, match='ranks.parquet: not the file that was sealed'):
-        records.seal(folder)
+        records_run.seal(folder)
     (folder / 'record.json').write_text(json.dumps(unsealed(folder) | dict(ranks_sha256='0' * 64)))
     with pytest.raises(DataError, match='0 sealed, 1 not: .*ranks.parquet: not the file'):
-        records.seal_all(tmp_path)
+        records_run.seal_all(tmp_path)
 
 
 def test_weights_that_come_later_are_taken_up_and_kept_when_they_leave(tmp_path):
     folder = make_run(tmp_path / 'runs', 'SASRec, MoL + BCE', users=20)
     (tmp_path / 'checkpoints').mkdir()
     (zoo := tmp_path / 'checkpoints' / f'{folder.name}.safetensors').write_bytes(b'weights')
-    assert records.seal(folder)['files']['model.safetensors'] == file_sha256(zoo)
+    assert records_run.seal(folder)['files']['model.safetensors'] == file_sha256(zoo)
     kept = file_sha256(zoo)
     zoo.unlink()
-    assert records.seal(folder)['files']['model.safetensors'] == kept
+    assert records_run.seal(folder)['files']['model.safetensors'] == kept
     (folder / 'model.safetensors').write_bytes(b'other weights')
     with pytest.raises(DataError, match='model.safetensors: not the file that was sealed'):
-        records.seal(folder)
+        records_run.seal(folder)
 
 
 def test_processes_that_seal_at_once_leave_one_good_record(tmp_path):
     folder = make_run(tmp_path, 'SASRec, MoL + BCE', users=20)
-    again = 'import sys; from pathlib import Path; from molrec.records import seal\nfor i in range(15): Path(sys.argv[1], "run.ipynb").write_text("{}"); seal(sys.argv[1])'
+    again = 'import sys; from pathlib import Path; from molrec.records.run import seal\nfor i in range(15): Path(sys.argv[1], "run.ipynb").write_text("{}"); seal(sys.argv[1])'
     both = [
         subprocess.Popen([sys.executable, '-c', again, str(folder)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     assert [p.communicate(timeout=120)[1] for p in both] == ['', '']
     assert (
-        set(records.read_record(folder)['files']) == {'ranks.parquet', 'run.ipynb'}
-        and records.read_run(folder).notebook
+        set(tables.read_record(folder)['files']) == {'ranks.parquet', 'run.ipynb'}
+        and records_run.read_run(folder).notebook
     )
     assert sorted(f.name for f in folder.iterdir()) == ['.lock', 'ranks.parquet', 'record.json', 'run.ipynb']
 
@@ -601,7 +623,7 @@ COMMITTED = sorted(ROOT.glob('reports/*/*/record.json'))
 def test_committed_records_are_sealed_and_their_files_as_sealed():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        states = {f.parent.name: records.file_states(f.parent, records.read_record(f.parent)) for f in COMMITTED}
+        states = {f.parent.name: listing.file_states(f.parent, tables.read_record(f.parent)) for f in COMMITTED}
     assert (
         states
         and {
@@ -623,12 +645,12 @@ def test_sealing_changed_nothing_that_was_measured():
         }
         for f in COMMITTED
     }
-    assert [name for name, digest in measured.items() if name in now and records.seal_of(now[name]) != digest] == []
+    assert [name for name, digest in measured.items() if name in now and tables.seal_of(now[name]) != digest] == []
     assert set(measured) <= set(now)
 
 
 def test_weights_of_the_zoo_are_those_of_their_records():
     for file in ROOT.glob('reports/checkpoints/*.safetensors'):
-        assert records.read_record(ROOT / 'reports' / 'runs' / file.stem)['files']['model.safetensors'] == file_sha256(
+        assert tables.read_record(ROOT / 'reports' / 'runs' / file.stem)['files']['model.safetensors'] == file_sha256(
             file
         )

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from molrec.core import choices, digest, make_config
-from molrec.data import split
-from molrec.train import fit, some_users
+from molrec.base.files import digest
+from molrec.settings.config import choices, make_config
+from molrec.data.splits import split
+from molrec.tasks.loop import fit
+from molrec.tasks.preparation import some_users
 
 ROOT = Path(__file__).resolve().parents[1]
 few = dict(loss_share=0.2)  # of the positions, where every pair is dear

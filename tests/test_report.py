@@ -10,10 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from molrec import report
-from molrec.core import DataError, write_json
-from molrec.metrics import Ranks, summary
-from molrec.records import read_run, run_command, seal
+from molrec.report import build
+from molrec.report import comparisons
+from molrec.report import last_out
+from molrec.report.page import page
+from molrec.report.published import published
+from molrec.report import rows
+from molrec.base.errors import DataError
+from molrec.base.files import write_json
+from molrec.metrics.from_ranks import summary
+from molrec.metrics.ranks import Ranks
+from molrec.records.listing import run_command
+from molrec.records.run import read_run, seal
 
 # The table of the replication report, written down a second time: a slip of the hand in one of the two shows.
 reference = """
@@ -140,7 +148,7 @@ def add_public(where, record, pairs, epoch, readings):
 
 def make_all(folder):
     "Every row of the quick report, made up."
-    for i, r in enumerate(report.published.itertuples()):
+    for i, r in enumerate(published.published.itertuples()):
         make_run(
             folder,
             r.row,
@@ -174,7 +182,7 @@ def records(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def built(records, tmp_path_factory):
-    return report.build_report(records, tmp_path_factory.mktemp('reports'))
+    return build.build_report(records, tmp_path_factory.mktemp('reports'))
 
 
 def unsealed(folder):
@@ -199,9 +207,9 @@ def edit_ranks(folder, change):
 
 def test_published_numbers_equal_the_reference():
     lines = [line.split('|') for line in reference.strip().splitlines()]
-    assert report.published.row.tolist() == [cells[0].strip() for cells in lines]
+    assert published.published.row.tolist() == [cells[0].strip() for cells in lines]
     numbers = np.array([[float(x) for x in cells[1:]] for cells in lines])
-    assert (report.published[['hr@1', 'hr@10', 'hr@50', 'hr@500', 'mrr']].to_numpy() == numbers).all()
+    assert (published.published[['hr@1', 'hr@10', 'hr@50', 'hr@500', 'mrr']].to_numpy() == numbers).all()
 
 
 published_last_out = """
@@ -216,19 +224,19 @@ hstu-large  | mol | .3412 | .1979 | .6013 | .2556 | .7877 | .2840
 
 def test_published_last_out_equals_the_reference():
     lines = [[c.strip() for c in line.split('|')] for line in published_last_out.strip().splitlines()]
-    metrics = report.report_metrics['leave-last-one-out']
-    assert report.published_last_out['ml-1m'] == {
+    metrics = published.report_metrics['leave-last-one-out']
+    assert published.published_last_out['ml-1m'] == {
         (encoder, similarity): dict(zip(metrics, map(float, numbers))) for encoder, similarity, *numbers in lines
     }
-    assert report.published_name(dict(encoder='hstu', n_blocks=8, similarity='mol')) == ('hstu-large', 'mol')
-    assert report.published_name(dict(encoder='sasrec', n_blocks=8, similarity='dot')) == ('sasrec', 'dot')
+    assert published.published_name(dict(encoder='hstu', n_blocks=8, similarity='mol')) == ('hstu-large', 'mol')
+    assert published.published_name(dict(encoder='sasrec', n_blocks=8, similarity='dot')) == ('sasrec', 'dot')
 
 
 def test_five_best_published_rows_cannot_be_told_apart():
-    rates = report.published.set_index('row')['hr@10']
-    assert set(rates.nlargest(5).index) <= set(report.not_told_apart(rates, 450))
-    assert len(report.not_told_apart(rates, 10**6)) == 1
-    assert '7 of the 10 published rows' in report.published_remark()
+    rates = published.published.set_index('row')['hr@10']
+    assert set(rates.nlargest(5).index) <= set(comparisons.not_told_apart(rates, 450))
+    assert len(comparisons.not_told_apart(rates, 10**6)) == 1
+    assert '7 of the 10 published rows' in comparisons.published_remark()
 
 
 @pytest.mark.parametrize(
@@ -243,7 +251,7 @@ def test_five_best_published_rows_cannot_be_told_apart():
     ],
 )
 def test_runs_are_matched_by_what_they_are(config, row):
-    twin = report.published_row(config)
+    twin = published.published_row(config)
     assert (None if twin is None else twin['row']) == row
 
 
@@ -272,7 +280,7 @@ def test_tampered_ranks_are_refused(tmp_path, change, message):
     run = make_run(tmp_path, 'SASRec, MoL + BCE', users=60)
     edit_ranks(run, change)
     with pytest.raises(DataError, match=message) as e:
-        report.read_runs(tmp_path)
+        rows.read_runs(tmp_path)
     assert run.name in str(e.value)
 
 
@@ -301,39 +309,39 @@ def test_bad_records_are_refused(tmp_path, change, message):
     run = make_run(tmp_path, 'SASRec, MoL + BCE', users=60)
     edit(run, change)
     with pytest.raises(DataError, match=re.escape(message)) as e:
-        report.read_runs(tmp_path)
+        rows.read_runs(tmp_path)
     assert 'record.json' in str(e.value)
 
 
 def test_broken_files_are_refused_and_unfinished_runs_passed_over(tmp_path):
     run = make_run(tmp_path, 'SASRec, MoL + BCE', users=60)
     (tmp_path / 'unfinished').mkdir()
-    assert len(report.read_runs(tmp_path)) == 1
+    assert len(rows.read_runs(tmp_path)) == 1
     whole = (run / 'ranks.parquet').read_bytes()
     (run / 'ranks.parquet').write_bytes(whole[:200])
     with pytest.raises(DataError, match='ranks.parquet: not the file that was sealed'):
-        report.read_runs(tmp_path)
+        rows.read_runs(tmp_path)
     edit(run, lambda record: None)
     (run / 'ranks.parquet').write_bytes(whole[:200])
     with pytest.raises(DataError, match='ranks.parquet: cannot be read'):
-        report.read_runs(tmp_path)
+        rows.read_runs(tmp_path)
     (run / 'ranks.parquet').unlink()
     with pytest.raises(DataError, match='ranks.parquet: cannot be read'):
-        report.read_runs(tmp_path)
+        rows.read_runs(tmp_path)
     (run / 'record.json').write_text('{"id": ')
     with pytest.raises(DataError, match='record.json: cannot be read'):
-        report.read_runs(tmp_path)
+        rows.read_runs(tmp_path)
 
 
 def test_nothing_to_report(tmp_path):
     with pytest.raises(DataError, match="no records of scale 'quick'.*make report SCALE=quick"):
-        report.build_report(tmp_path, tmp_path / 'out')
+        build.build_report(tmp_path, tmp_path / 'out')
 
 
 def test_different_users_are_not_paired(tmp_path):
     a, b = (read_run(make_run(tmp_path, f'row {n}', users=n, name=f'r{n}')) for n in (60, 70))
     with pytest.raises(DataError, match='tested on different users'):
-        report.paired_tests([a, b], ('mrr',))
+        comparisons.paired_tests([a, b], ('mrr',))
 
 
 # which runs, which rows
@@ -342,11 +350,11 @@ def test_different_users_are_not_paired(tmp_path):
 def test_latest_record_of_a_row_stands_and_seeds_are_named(tmp_path):
     make_run(tmp_path, 'SASRec, MoL + BCE', users=60, name='old', started='2026-11-20T00:00:00+00:00')
     make_run(tmp_path, 'SASRec, MoL + BCE', users=60, name='new')
-    assert [r.record['id'] for r in report.read_runs(tmp_path)] == ['new']
+    assert [r.record['id'] for r in rows.read_runs(tmp_path)] == ['new']
     make_run(tmp_path, 'SASRec, MoL + BCE', users=60, seed=1, name='seed-1')
-    (run,) = report.read_runs(tmp_path)
+    (run,) = rows.read_runs(tmp_path)
     assert run.label == 'SASRec, MoL + BCE (2 seeds)' and [r.record['seed'] for r in run.each] == [0, 1]
-    table = report.results_table([run])
+    table = rows.results_table([run])
     assert (table[table.row.str.contains('seeds')].published.notna()).all()
     means = [r.record['metrics']['test']['hr@10'] for r in run.each]
     line = table[(table.row == run.label) & (table.metric == 'hr@10')].iloc[0]
@@ -358,7 +366,7 @@ def test_names_lead_to_notebooks_that_are_there(tmp_path):
     for name, row in (('a', 'SASRec, MoL + BCE'), ('b', 'SVD, dot product')):
         make_run(tmp_path / 'runs', row, users=60, name=name)
     (tmp_path / 'runs' / 'a' / 'run.ipynb').write_text('{}')
-    files = report.build_report(tmp_path / 'runs', tmp_path)
+    files = build.build_report(tmp_path / 'runs', tmp_path)
     page, text = files['html'].read_text(), files['markdown'].read_text()
     assert page.count('href="runs/a/run.ipynb"') == 5 and 'runs/b' not in page + text
     assert (
@@ -374,12 +382,12 @@ def test_other_draws_of_the_ties_are_no_rows(tmp_path):
     (again / 'record.json').write_text(
         json.dumps(record | dict(id='b', seed=5, config=record['config'] | dict(tie_seed=5, seed=5)))
     )
-    assert ' seeds)' not in report.build_report(tmp_path / 'runs', tmp_path)['markdown'].read_text()
+    assert ' seeds)' not in build.build_report(tmp_path / 'runs', tmp_path)['markdown'].read_text()
 
 
 def test_published_row_that_was_not_run_stays(tmp_path):
     make_run(tmp_path, 'SASRec, MoL + BCE', users=60)
-    table = report.results_table(report.read_runs(tmp_path))
+    table = rows.results_table(rows.read_runs(tmp_path))
     assert table[table.metric == 'hr@10'].verdict.value_counts()['not run'] == 9
     assert len(table) == 50
 
@@ -396,7 +404,7 @@ def test_other_data_is_not_comparable(tmp_path):
         scale='smoke',
         protocol='leave-last-one-out',
     )
-    files = report.build_report(tmp_path, tmp_path / 'out', scale='smoke')
+    files = build.build_report(tmp_path, tmp_path / 'out', scale='smoke')
     assert files['html'].name == 'results-smoke.html'
     for name in ('report-2024 table', 'leave-last-one-out-shuffled table'):
         table = pd.read_csv(files[name])
@@ -413,7 +421,7 @@ def test_another_data_set_comes_after_and_leaves_the_tables_before_it_as_they_we
             row,
             **dict(loss='sampled-softmax', users=90, dataset='amazon-beauty', protocol='leave-last-one-out') | kind,
         )
-    more = report.build_report(tmp_path / 'runs', tmp_path / 'out')
+    more = build.build_report(tmp_path / 'runs', tmp_path / 'out')
     kept = [k for k in built if k not in ('html', 'markdown')]
     assert [k for k in kept if more[k].read_bytes() != built[k].read_bytes()] == []
     assert {k for k in more if k not in built} == {
@@ -429,32 +437,32 @@ def test_another_data_set_comes_after_and_leaves_the_tables_before_it_as_they_we
 
 def test_verdicts():
     nan = float('nan')
-    assert report.verdict(0.30, 0.33, 0.31, 0.35) == 'above'
-    assert report.verdict(0.30, 0.31, 0.29, 0.33) == report.verdict(0.30, 0.30, 0.28, 0.32) == 'reached'
-    assert report.verdict(0.30, 0.29, 0.27, 0.31) == report.verdict(0.30, 0.28, 0.26, 0.30) == 'within noise'
-    assert report.verdict(0.30, 0.27, 0.25, 0.29) == 'not reproduced'
-    assert report.verdict(nan, 0.3, 0.2, 0.4) == 'no published value'
-    assert report.verdict(0.3, nan, nan, nan) == 'not run'
-    assert all(f'"{word}"' in report.verdict_rule for word in ('above', 'reached', 'within noise', 'not reproduced'))
+    assert rows.verdict(0.30, 0.33, 0.31, 0.35) == 'above'
+    assert rows.verdict(0.30, 0.31, 0.29, 0.33) == rows.verdict(0.30, 0.30, 0.28, 0.32) == 'reached'
+    assert rows.verdict(0.30, 0.29, 0.27, 0.31) == rows.verdict(0.30, 0.28, 0.26, 0.30) == 'within noise'
+    assert rows.verdict(0.30, 0.27, 0.25, 0.29) == 'not reproduced'
+    assert rows.verdict(nan, 0.3, 0.2, 0.4) == 'no published value'
+    assert rows.verdict(0.3, nan, nan, nan) == 'not run'
+    assert all(f'"{word}"' in rows.verdict_rule for word in ('above', 'reached', 'within noise', 'not reproduced'))
 
 
 def test_the_rule_is_printed_with_every_table_it_judges(built):
     text = built['markdown'].read_text()
-    assert text.count(report.verdict_rule) == 2 and report.verdict_rule in built['summary'].read_text()
+    assert text.count(rows.verdict_rule) == 2 and rows.verdict_rule in built['summary'].read_text()
 
 
 def test_bold_only_where_the_paired_test_says_so(tmp_path):
     close = [read_run(make_run(tmp_path / 'close', f'row {i}', skill=0.01 * i, name=f'r{i}')) for i in range(2)]
     apart = [read_run(make_run(tmp_path / 'apart', f'row {i}', skill=2.0 * i, name=f'r{i}')) for i in range(2)]
     for runs, best in ((close, None), (apart, 'row 1')):
-        b = report.make_block(runs, 'report-2024')
-        assert report.clear_best(b.hr10, b.tests) == best
-        assert ('**row 1**' in report.block_markdown(b).split('<details>')[0]) == (best is not None)
+        b = page.make_block(runs, 'report-2024')
+        assert comparisons.clear_best(b.hr10, b.tests) == best
+        assert ('**row 1**' in page.block_markdown(b).split('<details>')[0]) == (best is not None)
 
 
 def test_published_way_is_the_public_rule(records):
-    runs = report.blocks(report.read_runs(records))[0]
-    beside = report.last_out_table(runs)
+    runs = rows.blocks(rows.read_runs(records))[0]
+    beside = last_out.last_out_table(runs)
     dot = beside[(beside.row == 'SASRec, dot product') & (beside.metric == 'hr@10')].iloc[0]
     public = next(r for r in runs if r.label == dot.row).record['public_rule']
     assert (
@@ -471,9 +479,9 @@ def test_a_record_without_ranks_by_the_public_rule_is_not_judged(tmp_path):
     make_run(
         tmp_path, 'SASRec, dot product', similarity='dot', users=80, protocol='leave-last-one-out', published_way=way
     )
-    table = report.last_out_table(report.read_runs(tmp_path))
+    table = last_out.last_out_table(rows.read_runs(tmp_path))
     assert set(table.verdict) == {'not re-ranked'} and table.published_way.isna().all()
-    said = report.headline(report.make_block(report.read_runs(tmp_path), 'x'))
+    said = page.headline(page.make_block(rows.read_runs(tmp_path), 'x'))
     assert '1 is not re-ranked' in said and 'is reached' not in said
 
 
@@ -481,13 +489,13 @@ def test_seeds_without_it_are_said_and_left_out(tmp_path):
     kinds = dict(similarity='dot', users=80, protocol='leave-last-one-out')
     for seed in range(3):
         make_run(tmp_path, 'SASRec, dot product', seed=seed, name=f's{seed}', public=(7, 1) if seed else None, **kinds)
-    block = report.make_block(report.read_runs(tmp_path), 'x')
+    block = page.make_block(rows.read_runs(tmp_path), 'x')
     line = block.hr10.iloc[0]
     ways = [r.record['public_rule']['metrics']['hr@10'] for r in block.runs[0].each if r.public is not None]
     assert (
         line.published_way == pytest.approx(np.mean(ways)) and line.reranked == '2 of 3 seeds' and line.epoch == '7, 7'
     )
-    assert '(2 of 3 seeds)' in report.block_markdown(
+    assert '(2 of 3 seeds)' in page.block_markdown(
         block
     ) and 'ours are 1 (SASRec, dot product (3 seeds))' in ' '.join(block.remarks)
 
@@ -506,7 +514,7 @@ def test_seeds_without_it_are_said_and_left_out(tmp_path):
     ],
 )
 def test_rows_say_when_they_were_asked(config, asked):
-    assert report.asked_of(dict(encoder='hstu') | config) == asked
+    assert last_out.asked_of(dict(encoder='hstu') | config) == asked
 
 
 def test_rows_that_read_times_are_marked_from_the_record(tmp_path):
@@ -515,7 +523,7 @@ def test_rows_that_read_times_are_marked_from_the_record(tmp_path):
     make_run(tmp_path / 'runs', 'HSTU, usual gap', name='b', **kinds)
     edit(tmp_path / 'runs' / 'b', lambda r: r['config'].update(ask='usual'))
     make_run(tmp_path / 'runs', 'SASRec, dot product', name='c', **kinds | dict(encoder='sasrec'))
-    files = report.build_report(tmp_path / 'runs', tmp_path)
+    files = build.build_report(tmp_path / 'runs', tmp_path)
     table = pd.read_csv(
         files['leave-last-one-out-shuffled table']
         if 'leave-last-one-out-shuffled table' in files
@@ -530,23 +538,23 @@ def test_rows_that_read_times_are_marked_from_the_record(tmp_path):
     for text in (files['markdown'].read_text(), files['html'].read_text()):
         assert 'HSTU, dot product ᵗ' in text and 'HSTU, usual gap ᵘ' in text and 'SASRec, dot product ᵗ' not in text
         assert (
-            all(note in text for note in (report.asked_notes['target'], report.asked_notes['usual']))
-            and report.asked_notes['last'] not in text
+            all(note in text for note in (last_out.asked_notes['target'], last_out.asked_notes['usual']))
+            and last_out.asked_notes['last'] not in text
         )
 
 
 def test_a_row_that_does_not_know_the_time_is_held_against_nothing():
     config = dict(dataset='ml-1m', tie_order='shuffled', epochs=101, encoder='hstu', similarity='dot', n_blocks=2)
     assert (
-        report.published_metrics(config)['hr@10'] == 0.3097
-        and report.published_metrics(config | dict(ask='usual')) == {}
+        published.published_metrics(config)['hr@10'] == 0.3097
+        and published.published_metrics(config | dict(ask='usual')) == {}
     )
 
 
 def test_without_published_way_nothing_is_compared(tmp_path):
     make_run(tmp_path, 'SASRec, dot product', similarity='dot', users=80, protocol='leave-last-one-out')
-    assert set(report.last_out_table(report.read_runs(tmp_path)).verdict) == {'not comparable'}
-    assert report.build_report(tmp_path, tmp_path / 'out')['html'].exists()
+    assert set(last_out.last_out_table(rows.read_runs(tmp_path)).verdict) == {'not comparable'}
+    assert build.build_report(tmp_path, tmp_path / 'out')['html'].exists()
 
 
 @pytest.mark.parametrize(
@@ -554,15 +562,15 @@ def test_without_published_way_nothing_is_compared(tmp_path):
 )
 def test_only_like_is_held_against_like(change):
     config = dict(dataset='ml-1m', tie_order='shuffled', epochs=101, encoder='sasrec', similarity='dot', n_blocks=2)
-    assert report.published_metrics(config)['hr@10'] == 0.2853
-    assert report.published_metrics(config | change) == {}
+    assert published.published_metrics(config)['hr@10'] == 0.2853
+    assert published.published_metrics(config | change) == {}
 
 
 # what is written
 
 
 def test_two_builds_give_the_same_bytes(records, built, tmp_path):
-    again = report.build_report(records, tmp_path)
+    again = build.build_report(records, tmp_path)
     assert {k: f.name for k, f in built.items()} == {k: f.name for k, f in again.items()}
     assert [k for k, f in built.items() if f.read_bytes() != again[k].read_bytes()] == []
 
@@ -586,7 +594,7 @@ def test_the_page_refers_to_nothing_outside(built):
 
 def test_the_page_says_how_each_row_was_made(records, built):
     page = built['html'].read_text()
-    for run in report.read_runs(records):
+    for run in rows.read_runs(records):
         assert run_command(run.record) in page and run.record['split']['fingerprint'] in page
     for word in ('a processor, 2 cores', '127 s', '1,532 MiB', 'torch=2.13.0', 'batch_size=64'):
         assert word in page
@@ -594,14 +602,14 @@ def test_the_page_says_how_each_row_was_made(records, built):
 
 def test_names_are_escaped(tmp_path):
     make_run(tmp_path, 'MoL <script>alert(1)</script> | & "x"', users=60)
-    files = report.build_report(tmp_path, tmp_path / 'out')
+    files = build.build_report(tmp_path, tmp_path / 'out')
     assert '<script' not in files['html'].read_text() and 'alert(1)&lt;/script&gt;' in files['html'].read_text()
     assert '\\|' in files['markdown'].read_text()
 
 
 def test_tables_carry_every_row(built):
     table = pd.read_csv(built['report-2024 table'])
-    assert set(table.row) == set(report.published.row) | {'Popularity'} and len(table) == 55
+    assert set(table.row) == set(published.published.row) | {'Popularity'} and len(table) == 55
     assert table.columns.tolist() == [
         'row',
         'method',

@@ -12,7 +12,7 @@ import json, sys, time
 import torch
 from pathlib import Path
 from molrec import train
-from molrec.core import make_config
+from molrec.settings.config import make_config
 torch.set_num_threads(1)
 settings, runs, slow = json.loads(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 step, steps = train.batch_loss, 0

@@ -6,9 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from molrec import cli, retrieval
-from molrec.core import Config, ConfigError
-from molrec.train import run
+from molrec.cli.execute import execute
+from molrec.cli import place
+from molrec.cli import report as cli_report
+from molrec.bench import retrieval_pages as retrieval
+from molrec.base.errors import ConfigError
+from molrec.settings.config import Config
+from molrec.tasks.record import run
 from test_lists import SMALL, write_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +37,7 @@ def trained(tmp_path_factory):
 def executed(notebook, out, trained, **parameters):
     "Run an experiment notebook; what it wrote."
     runs, run_id = trained
-    cli.execute(
+    execute.execute(
         ROOT / 'nbs' / 'experiments' / f'{notebook}.ipynb',
         out / f'{notebook}.ipynb',
         dict(run=run_id, runs=str(runs), out=str(out)) | parameters,
@@ -130,8 +134,8 @@ def test_a_run_without_a_head_is_refused(trained, tmp_path):
 def test_measurements_that_are_recorded_are_not_made_again(trained, tmp_path, monkeypatch, capsys):
     "And one whose weights are gone is passed over with a sentence."
     calls = []
-    monkeypatch.setattr(cli, 'project_root', lambda: tmp_path)
-    monkeypatch.setattr(cli, 'execute', lambda notebook, copy, parameters: calls.append(notebook.stem))
+    monkeypatch.setattr(place, 'project_root', lambda: tmp_path)
+    monkeypatch.setattr(execute, 'execute', lambda notebook, copy, parameters: calls.append(notebook.stem))
     out = tmp_path / 'reports'
     (out / 'runs' / 'there').mkdir(parents=True)
     (out / 'runs' / 'there' / 'model.safetensors').touch()
@@ -142,8 +146,8 @@ def test_measurements_that_are_recorded_are_not_made_again(trained, tmp_path, mo
         ('recall', 'recall-new', dict(run='there')),
         ('throughput', 'pools', dict(run='gone')),
     ]
-    monkeypatch.setattr(cli, 'measurements', lambda *args: jobs)
+    monkeypatch.setattr(cli_report, 'measurements', lambda *args: jobs)
     monkeypatch.setattr(retrieval, 'build_pages', lambda folder: calls.append('pages'))
-    cli.retrieval('quick')
+    cli_report.retrieval('quick')
     assert calls == ['recall', 'pages']
     assert 'skipped: pools, for the weights of gone are not here' in capsys.readouterr().out

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from molrec.core import Config
-from molrec.data import split
-from molrec.metrics import hr_at_k
-from molrec.mol import MoL
-from molrec.similarity import Dot
-from molrec.train import evaluate, fit, make_model
+from molrec.settings.config import Config
+from molrec.data.splits import split
+from molrec.metrics.from_ranks import hr_at_k
+from molrec.similarities.mol import MoL
+from molrec.similarities.dot import Dot
+from molrec.tasks.evaluation import evaluate
+from molrec.tasks.loop import fit
+from molrec.tasks.model import make_model
 
 
 def subsets(m):

@@ -5,21 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from molrec.core import (
-    Config,
-    ConfigError,
-    canonical,
-    choices,
-    config_hash,
-    load_config,
-    make_config,
-    outside,
-    parse_overrides,
-    read_row,
-    read_yaml,
-    run_id,
-    yaml_value,
-)
+from molrec.base.errors import ConfigError
+from molrec.settings.config import Config, canonical, choices, config_hash, load_config, make_config, outside, parse_overrides, read_row, read_yaml, run_id, yaml_value
 
 ROOT = Path(__file__).resolve().parent.parent
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}

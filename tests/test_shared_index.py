@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from molrec import stored
-from molrec.core import ConfigError, DataError
-from molrec.data import Sequences
-from molrec.exact import Exact
-from molrec.index import BruteForce, Index, homes, kinds_of
-from molrec.similarity import Dot, Head
+from molrec.search import stored
+from molrec.base.errors import ConfigError, DataError
+from molrec.data.sequences import Sequences
+from molrec.search.exact import Exact
+from molrec.search.index import BruteForce, Index, homes, kinds_of
+from molrec.similarities.dot import Dot, Head
 from test_index import D, every, has, kinds, mol, same, spiteful
 
 N = 700
@@ -81,7 +81,7 @@ def test_two_who_add_at_once_both_have_added():
 
 def test_settings_of_a_search_are_those_of_its_beginning(monkeypatch):
     "Somebody changes k' while a search is under way: that search does not see it."
-    from molrec import component_mean as module
+    from molrec.search import component_mean as module
 
     index, plain = built(kinds[2], k_prime=N), module.nearest
     expected = index.search(corpus(1, 2), 5)
@@ -578,7 +578,7 @@ def test_a_file_is_known_by_its_kind_where_nobody_read_its_page(kind, tmp_path):
     "The page of a kind is read when its name is met, in a file or in an import of the base page."
     built(kind, n=30).save(tmp_path / 'it')
     asked = (
-        'import sys, torch; from molrec.index import Index; from molrec.mol import MoL; torch.manual_seed(0)\n'
+        'import sys, torch; from molrec.search.index import Index; from molrec.similarities.mol import MoL; torch.manual_seed(0)\n'
         'model = MoL(6, 3, 2, 4, query_hidden=8, gate_hidden=8).eval()\n'
         f"print('molrec.lists' in sys.modules, type(Index.load(sys.argv[1], model)).__name__); from molrec.index import {kind.__name__}"
     )

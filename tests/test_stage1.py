@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from molrec import h_indexer
-from molrec.core import ConfigError
-from molrec.h_indexer import Stage1, block_scores, dense_native, exact_rows, forms, kinds, scan_library, scan_source
-from molrec.native import compiler
-from molrec.quantize import Rows, quantize
+from molrec.search import exact_threshold
+from molrec.search import scan_loops
+from molrec.base.errors import ConfigError
+from molrec.search.exact_threshold import exact_rows
+from molrec.search.scan import block_scores
+from molrec.search.scan_loops import dense_native, forms, kinds, scan_library, scan_source
+from molrec.search.stage1 import Stage1
+from molrec.base.native import compiler
+from molrec.embeddings.quantize import Rows, quantize
 
 needs_compiler = pytest.mark.skipif(not compiler(), reason='there is no C compiler on this machine')
 bytes_of = dict(fp32=4, bf16=2, int8=1)
@@ -242,7 +246,7 @@ def test_forms_for_other_processors_run_with_their_instructions_spelled_out(name
     assert not done.returncode, done.stderr[:800]
     library = ctypes.CDLL(str(tmp_path / 'loop.so'))
     assert library.form() == form
-    monkeypatch.setattr(h_indexer, 'scan_library', lambda rows, form=None: library)
+    monkeypatch.setattr(scan_loops, 'scan_library', lambda rows, form=None: library)
     for B in (1, 2, 5, 9, 70):
         q = codes(B, 20, storage, seed=1)
         got, true = dense_native(library, q, rows.select(slice(0, 777))), block_scores(q, rows.select(slice(0, 777)))
@@ -307,7 +311,7 @@ def test_a_bound_that_is_too_high_only_costs_time(impl, monkeypatch):
     query, tables = orders()
     queries = torch.cat([query, -query])
     true = Stage1(tables['chance'], impl=impl).candidates(queries, 500)
-    monkeypatch.setattr(h_indexer, 'hint_rank', lambda most, rate: 1)
+    monkeypatch.setattr(exact_threshold, 'hint_rank', lambda most, rate: 1)
     found = Stage1(tables['chance'], impl=impl).candidates(queries, 500)
     assert found.again == 2 and torch.equal(found.rows, true.rows) and torch.equal(found.count, true.count)
 
@@ -325,7 +329,7 @@ def test_the_sampled_way_stays_and_keeps_at_least_as_many(impl, threshold):
 def test_many_queries_in_batches_give_the_lists_of_one_batch(monkeypatch):
     rows, queries = orders()[1]['chance'], torch.randn(150, 16)
     whole = Stage1(rows).candidates(queries, 80)
-    monkeypatch.setattr(h_indexer, 'list_bytes', 1)
+    monkeypatch.setattr(exact_threshold, 'list_bytes', 1)
     again = Stage1(rows).candidates(queries, 80)
     assert torch.equal(whole.rows, again.rows) and torch.equal(whole.count, again.count)
 

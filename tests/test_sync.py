@@ -66,7 +66,7 @@ def test_execution_counts_are_found_and_parameters_tags_are_kept(project):
     assert sync.check_clean(project) == []
     edit(page, lambda nb: exported(nb).update(execution_count=7))
     (said,) = sync.check_clean(project)
-    assert said.startswith('nbs/00_core.ipynb is not clean')
+    assert said.startswith('nbs/00_base/02_errors.ipynb is not clean')
 
 
 def test_a_readme_or_a_table_left_behind_is_found(project):

@@ -4,11 +4,14 @@ import json
 
 import numpy as np, pandas as pd, pytest
 
-from molrec import report, ten_rows
-from molrec.core import DataError
-from molrec.data import load, own_folder, split
-from molrec.metrics import mrr
-from molrec.records import seal
+from molrec.report.published import published
+from molrec.report import rows
+from molrec.report import ten_rows
+from molrec.base.errors import DataError
+from molrec.data.sets import load, own_folder
+from molrec.data.splits import split
+from molrec.metrics.from_ranks import mrr
+from molrec.records.run import seal
 from test_report import make_run
 
 
@@ -28,11 +31,11 @@ def with_second_reading(folder, shift):
 
 
 def rows_of(folder):
-    return ten_rows.of_report(report.read_runs(folder))
+    return ten_rows.of_report(rows.read_runs(folder))
 
 
 def test_forty_hit_rates_are_fractions_of_450_alone():
-    rates = report.published[ten_rows.hit_rates].to_numpy()
+    rates = published.published[ten_rows.hit_rates].to_numpy()
     assert [n for n in range(2, 900) if ten_rows.are_fractions(rates, n).all()] == [450]
 
 
@@ -67,8 +70,8 @@ def test_a_record_of_one_reading_is_named(tmp_path):
 
 def test_figures_of_another_rule_are_shown_and_not_judged(tmp_path):
     make_run(tmp_path, 'SASRec, MoL + BCE', users=60, protocol='global-time')
-    table = report.results_table(report.read_runs(tmp_path))
+    table = rows.results_table(rows.read_runs(tmp_path))
     assert (
-        set(table.verdict) == {report.another_rule} and table.published.notna().all() and table.difference.isna().all()
+        set(table.verdict) == {published.another_rule} and table.published.notna().all() and table.difference.isna().all()
     )
     assert not rows_of(tmp_path)
