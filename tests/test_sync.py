@@ -7,15 +7,16 @@ import pytest
 import sync
 
 ROOT = sync.ROOT
+PAGE = '00_base/02_errors.ipynb'
 
 
 @pytest.fixture
 def project(tmp_path):
     "One notebook, its module and the index: a project that is in order."
     shutil.copy(ROOT / 'settings.ini', tmp_path)
-    for name in ('00_core.ipynb', 'index.ipynb', 'readme_config.py'):
-        (tmp_path / 'nbs').mkdir(exist_ok=True)
-        shutil.copy(ROOT / 'nbs' / name, tmp_path / 'nbs')
+    for name in (PAGE, 'index.ipynb', 'readme_config.py'):
+        (tmp_path / 'nbs' / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / 'nbs' / name, tmp_path / 'nbs' / name)
     sync.command('nbdev_export', cwd=tmp_path)
     (tmp_path / 'README.md').write_text(sync.readme(tmp_path), encoding='utf-8')
     return tmp_path
@@ -38,35 +39,32 @@ def test_a_project_in_order_passes(project):
 
 
 def test_a_module_edited_by_hand_is_found(project):
-    module = project / 'molrec' / 'core.py'
+    module = project / 'molrec' / 'base' / 'errors.py'
     module.write_text(module.read_text() + '\n')
     (said,) = sync.check_export(project)
-    assert said.startswith('molrec/core.py differs from its notebook')
+    assert said.startswith('molrec/base/errors.py differs from its notebook')
 
 
 def test_a_notebook_not_exported_is_found(project):
-    edit(
-        project / 'nbs' / '00_core.ipynb',
-        lambda nb: exported(nb).update(source=exported(nb)['source'] + ['\nanswer = 42']),
-    )
-    assert any('molrec/core.py' in s and 'answer' in s for s in sync.check_export(project))
+    edit(project / 'nbs' / PAGE, lambda nb: exported(nb).update(source=exported(nb)['source'] + ['\nanswer = 42']))
+    assert any('molrec/base/errors.py' in s and 'answer' in s for s in sync.check_export(project))
 
 
 def test_modules_without_notebook_and_the_reverse_are_found(project):
-    (project / 'molrec' / 'core.py').rename(project / 'molrec' / 'other.py')
+    (project / 'molrec' / 'base' / 'errors.py').rename(project / 'molrec' / 'base' / 'other.py')
     assert {s.split(':')[0] for s in sync.check_export(project)} == {
-        'molrec/other.py has no notebook',
-        'molrec/core.py is missing',
+        'molrec/base/other.py has no notebook',
+        'molrec/base/errors.py is missing',
     }
 
 
 def test_execution_counts_are_found_and_parameters_tags_are_kept(project):
-    page = project / 'nbs' / '00_core.ipynb'
+    page = project / 'nbs' / PAGE
     edit(page, lambda nb: nb['cells'][0].update(metadata={'tags': ['parameters']}))
     assert sync.check_clean(project) == []
     edit(page, lambda nb: exported(nb).update(execution_count=7))
     (said,) = sync.check_clean(project)
-    assert said.startswith('nbs/00_base/02_errors.ipynb is not clean')
+    assert said.startswith(f'nbs/{PAGE} is not clean')
 
 
 def test_a_readme_or_a_table_left_behind_is_found(project):
