@@ -7,7 +7,7 @@ __all__ = ['version_s', 'compile_s', 'most_printed', 'flags', 'stuck', 'loaded',
            'vector_source', 'compiler', 'wait_for', 'first_complaint', 'output_of', 'ask', 'compiler_version',
            'library_name', 'compile_c', 'native_folder', 'private', 'read_own', 'note', 'kept', 'keep', 'from_memory',
            'load_library', 'say_once', 'library_of', 'build', 'address', 'arguments', 'pool', 'in_parts',
-           'call_in_parts', 'torch_alone', 'madvise', 'large_pages']
+           'call_in_parts', 'torch_alone', 'large_pages']
 
 # %% ../../nbs/00_base/05_native.ipynb #5ab9b72f
 import contextlib, ctypes, functools, hashlib, itertools, os, shutil, signal, stat, subprocess, sys, tempfile, time
@@ -353,7 +353,7 @@ page, advice = 2**21, 14  # bytes of a large page; MADV_HUGEPAGE
 
 
 @functools.cache
-def madvise():
+def _madvise():
     return getattr(ctypes.CDLL(None), 'madvise', None) if os.uname().sysname == 'Linux' else None
 
 
@@ -362,8 +362,8 @@ def large_pages(
 ) -> Tensor:  # the same
     "Ask for large pages under a large tensor; where there are none, nothing happens."
     first, last = -(-tensor.data_ptr() // page) * page, (tensor.data_ptr() + tensor.nbytes) // page * page
-    if tensor.device.type == 'cpu' and last > first and madvise():
-        madvise()(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
+    if tensor.device.type == 'cpu' and last > first and _madvise():
+        _madvise()(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
     return tensor
 
 # %% ../../nbs/00_base/05_native.ipynb #f696475c

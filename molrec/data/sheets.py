@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['packings', 'text_kinds', 'endings', 'total_word', 'moments', 'Sheet', 'row_place', 'kind_of', 'open_text',
-           'encoding_of', 'header_of', 'split_line', 'delimiter_of', 'line_of', 'encoding_name', 'text_error',
-           'text_layout', 'read_text', 'check_rows', 'parquet_error', 'parquet_files', 'parquet_names', 'read_parquet',
-           'object_column', 'series_column', 'frame_sheet']
+           'encoding_of', 'header_of', 'split_line', 'delimiter_of', 'line_of', 'text_error', 'text_layout',
+           'read_text', 'check_rows', 'parquet_files', 'parquet_names', 'read_parquet', 'frame_sheet']
 
 # %% ../../nbs/10_data/01_sheets.ipynb #5fbb8709
 import csv
@@ -115,12 +114,12 @@ def line_of(
     row: int,  # data row, from 0
 ) -> int:  # its line, from 1
     "Where a row stands in its file; blank lines are counted, the header is line 1."
-    with io.TextIOWrapper(open_text(path), encoding_name(path), errors='replace', newline='\n') as lines:
+    with io.TextIOWrapper(open_text(path), _encoding_name(path), errors='replace', newline='\n') as lines:
         filled = (n for n, line in enumerate(lines, 1) if line.strip('\r\n'))
         return next(itertools.islice(filled, row + 1, None), row + 2)
 
 
-def encoding_name(path):
+def _encoding_name(path):
     with open_text(path) as f:
         return encoding_of(f.read(4))
 
@@ -188,7 +187,7 @@ def check_rows(
         sheet.refuse(total, f'{n} is {{}}: a line of totals? remove it, or call that id something else', n)
 
 # %% ../../nbs/10_data/01_sheets.ipynb #cd74e941
-def parquet_error(e, path):
+def _parquet_error(e, path):
     return DataError(f'{path}: cannot be read as parquet: {" ".join(str(e).split())[:200]}')
 
 
@@ -209,7 +208,7 @@ def parquet_names(path: str | Path) -> list[str]:
     try:
         return pq.read_schema(parquet_files(path)[0]).names
     except (pa.ArrowException, OSError) as e:
-        raise parquet_error(e, path) from None
+        raise _parquet_error(e, path) from None
 
 
 def read_parquet(
@@ -220,7 +219,7 @@ def read_parquet(
     try:
         parts = [pq.ParquetFile(f).read(columns=wanted) for f in parquet_files(path)]
     except (pa.ArrowException, OSError, KeyError) as e:
-        raise parquet_error(e, path) from None
+        raise _parquet_error(e, path) from None
     odd = next(
         (
             p
@@ -240,7 +239,7 @@ def read_parquet(
 moments = (datetime, date, np.datetime64)
 
 
-def object_column(
+def _object_column(
     values: list,  # a pandas column of objects, missing ones None
     name: str,  # for messages
     origin: str,  # for messages
@@ -258,13 +257,13 @@ def object_column(
     raise DataError(f'{origin}: {name} holds {got}; wanted text, whole numbers or moments, one of them')
 
 
-def series_column(
+def _series_column(
     column: pd.Series,  # of a pandas frame
     origin: str,  # for messages
 ) -> pa.ChunkedArray:
     "A pandas column in Arrow's types."
     if column.dtype == object:
-        made = object_column(
+        made = _object_column(
             [None if pd.api.types.is_scalar(v) and pd.isna(v) else v for v in column], str(column.name), origin
         )
     else:
@@ -283,7 +282,7 @@ def frame_sheet(
     if isinstance(frame, pd.DataFrame):
         if twice := [str(n) for n in frame.columns[frame.columns.duplicated()]]:
             raise DataError(f'{origin}: two columns are called {twice[0]!r}')
-        return Sheet(pa.table({str(n): series_column(frame[n], origin) for n in frame.columns}), origin, row_place)
+        return Sheet(pa.table({str(n): _series_column(frame[n], origin) for n in frame.columns}), origin, row_place)
     if hasattr(frame, '__arrow_c_stream__'):
         return Sheet(pa.table(frame), origin, row_place)
     if hasattr(frame, '__dataframe__'):
