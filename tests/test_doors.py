@@ -1,24 +1,22 @@
 "The door of a user's own data: ids as written, times in seconds, and no row lost or moved in silence."
 
-import csv, datetime, gzip, io, random, uuid
+import csv, datetime, io, random, tempfile, uuid
 from pathlib import Path
 
-import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
+import numpy as np, pandas as pd, pyarrow as pa, pytest
 from hypothesis import given, settings, strategies as st
+
 from molrec.base.errors import ConfigError, DataError
-from molrec.data.sets import load, load_items
 from molrec.data.doors import content_sha256, read_columns, read_interactions, read_items
+from molrec.data.examples import write_text
+from molrec.data.sets import load, load_items
 from molrec.data.sheets import kind_of
 
 DAY = 86_400
 
 
 def written(folder: Path, text: str | bytes, name: str = 'mine.csv') -> Path:
-    path = folder / name
-    if isinstance(text, str):
-        text = text.encode()
-    path.write_bytes(gzip.compress(text) if name.endswith('.gz') else text)
-    return path
+    return write_text(folder / name, text)
 
 
 def log(rows, header='user_id,item_id,timestamp', sep=',') -> str:
@@ -532,15 +530,16 @@ def test_of_1500_odd_files_every_one_is_refused_or_read_as_it_stands(tmp_path, s
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.text(min_size=1, max_size=8), st.text(min_size=1, max_size=8)), min_size=1, max_size=20))
-def test_text_ids_survive_a_csv_that_quotes_them(tmp_path_factory, rows):
+def test_text_ids_survive_a_csv_that_quotes_them(rows):
     "Any text but line breaks, surrogates and NUL, as csv writes it."
     clean = [tuple(''.join(c for c in t if c.isprintable() or c in '\t ') or 'x' for t in r) for r in rows]
-    path = tmp_path_factory.mktemp('text') / 'mine.csv'
-    with open(path, 'w', newline='', encoding='utf-8') as f:
-        csv.writer(f).writerows([('user_id', 'item_id'), *clean, ('end', 'end')])
-    try:
-        got = load(path, say=lambda _: None)
-    except DataError as e:
-        assert 'the header again' in str(e)
-        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'mine.csv'
+        with open(path, 'w', newline='', encoding='utf-8') as f:
+            csv.writer(f).writerows([('user_id', 'item_id'), *clean, ('end', 'end')])
+        try:
+            got = load(path, say=lambda _: None)
+        except DataError as e:
+            assert 'the header again' in str(e)
+            return
     assert [tuple(map(str, r)) for r in got.itertuples(index=False)] == [*clean, ('end', 'end')]

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from molrec.base.files import WriteError, atomic_path, neighbour, unwritable, write_json
 from safetensors.torch import save_file
+
+from molrec.base.files import WriteError, atomic_path, neighbour, unwritable, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason='only root can become another user, or mount a small disk')

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from molrec.base import native as candidates
+from molrec.base.native import build
+from molrec.search import mol_loops
 from molrec.search.candidates import score_range, score_rows
 from molrec.search.item_table import ItemTable
 from molrec.search.mol_loops import given, mol_library, mol_source
 from molrec.similarities.mol import MoL
-from molrec.base.native import build
 
 D, N, B = 10, 75, 3
 shapes = [
@@ -44,14 +44,8 @@ def constants(mol, storage):
 def lanes(request, monkeypatch):
     "This processor's own loop; then with registers of other processors, which the compiler puts together."
 
-    def loop(source, **given):
-        return (
-            build('mol', source, **given)
-            if request.param is None
-            else build('mol', source, LANES=request.param, **given)
-        )
-
-    monkeypatch.setattr(candidates, 'build', lambda name, source, **given: loop(source, **given))
+    wide = {} if request.param is None else dict(LANES=request.param)
+    monkeypatch.setattr(mol_loops, 'build', lambda name, source, **given: build('mol', source, **wide, **given))
     if mol_library(*case(shapes[0], 'fp32')[:2], 'fp32') is None:
         pytest.skip('no compiler, or no such loop here')
     return request.param
@@ -127,20 +121,8 @@ def test_arm_gives_the_same_scores_in_an_emulator(shape, storage, tmp_path):
         pytest.skip('needs a compiler for ARM and an emulator: apt-get install gcc-aarch64-linux-gnu qemu-user')
     mol, table, q = case(shape, storage)
     defined = [f'-D{k}={v}' for k, v in constants(mol, storage).items()]
-    words = [
-        cross,
-        '-O3',
-        '-fno-math-errno',
-        '-fno-trapping-math',
-        '-static',
-        '-x',
-        'c',
-        '-',
-        '-o',
-        tmp_path / 'loop',
-        *defined,
-        '-lm',
-    ]
+    options = '-O3 -fno-math-errno -fno-trapping-math -static -x c -'.split()
+    words = [cross, *options, '-o', tmp_path / 'loop', *defined, '-lm']
     subprocess.run(words, input=mol_source + arm_main, text=True, check=True)
     rows = torch.stack([torch.randperm(N) for _ in range(B)]).int()
     (tmp_path / 'in').write_bytes(
@@ -160,22 +142,8 @@ def test_it_compiles_for_its_processors(target, tmp_path):
         pytest.skip('there is no gcc for x86-64 here')
     for KS in (1, 2)[: 1 + (target == 'sapphirerapids')]:
         for store in range(3):
-            words = [
-                gcc,
-                f'-march={target}',
-                '-O1',
-                '-Wno-psabi',
-                '-c',
-                '-x',
-                'c',
-                '-',
-                '-o',
-                tmp_path / 'loop.o',
-                '-DP_Q=3',
-                '-DP_X=5',
-                '-DD=6',
-                '-DH=20',
-            ]
+            options = '-O1 -Wno-psabi -c -x c - -DP_Q=3 -DP_X=5 -DD=6 -DH=20'.split()
+            words = [gcc, f'-march={target}', *options, '-o', tmp_path / 'loop.o']
             done = subprocess.run(
                 [*words, f'-DKS={KS}', f'-DSTORE={store}'], input=mol_source, capture_output=True, text=True
             )

@@ -1,6 +1,6 @@
 "Metrics against torchmetrics, intervals against scipy, and the edges of ranking."
 
-import json, tracemalloc, warnings
+import json, subprocess, sys, tracemalloc, warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +10,20 @@ import torch
 from scipy import stats
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG, RetrievalRecall
 
-from molrec.metrics import from_ranks
-from molrec.metrics import ranks
 from molrec.base.errors import ConfigError, DataError
 from molrec.data.sequences import Sequences
-from molrec.metrics.from_ranks import hr_at_k, mrr, ndcg_at_k, recall_at_k, summary
+from molrec.metrics.from_ranks import (
+    average_precision_at_k,
+    hr_at_k,
+    mrr,
+    ndcg_at_k,
+    precision_at_k,
+    recall_at_k,
+    summary,
+)
 from molrec.metrics.from_scores import target_ranks
 from molrec.metrics.intervals import bootstrap_ci, holm, paired_test
-from molrec.metrics.ranks import Ranks
+from molrec.metrics.ranks import Ranks, by_name, metric, metrics, per_user_metric
 from molrec.records.tables import read_ranks
 from molrec.tasks.evaluation import top_counts
 
@@ -266,7 +272,7 @@ def test_users_are_whole_numbers_or_text(users):
 
 @pytest.mark.parametrize('k', [0, -1, 1.5, '10', None, np.nan])
 def test_k_is_a_whole_number_from_one(k):
-    for metric in (hr_at_k, recall_at_k, ndcg_at_k, from_ranks.precision_at_k, from_ranks.average_precision_at_k):
+    for metric in (hr_at_k, recall_at_k, ndcg_at_k, precision_at_k, average_precision_at_k):
         with pytest.raises(DataError, match='k must be'):
             metric(np.array([1]), k)
         assert metric(np.array([1]), np.int64(10)) == metric(np.array([1]), 10)
@@ -277,8 +283,8 @@ def test_a_list_is_no_longer_than_the_catalogue():
     for k in (9, 10, 10**9):
         assert hr_at_k(ranks, k).tolist() == [1, 0] and recall_at_k(ranks, k).tolist() == [0.5, 0]
         assert ndcg_at_k(ranks, k).tolist() == [1 / (1 + 1 / np.log2(3)), 0]
-    assert from_ranks.average_precision_at_k(ranks, 50).tolist() == [0.5, 0] and mrr(ranks).tolist() == [1, 0]
-    assert from_ranks.precision_at_k(ranks, 50).tolist() == [1 / 50, 0]
+    assert average_precision_at_k(ranks, 50).tolist() == [0.5, 0] and mrr(ranks).tolist() == [1, 0]
+    assert precision_at_k(ranks, 50).tolist() == [1 / 50, 0]
 
 
 RECORDS = sorted(Path(__file__).resolve().parents[1].glob('reports/**/ranks.parquet'))
@@ -300,20 +306,20 @@ def test_committed_records_are_valid_and_give_what_they_state():
 def test_a_name_means_one_function():
     with pytest.raises(ConfigError, match="metric 'hr@k' is taken by hr_at_k"):
 
-        @ranks.metric('hr@k')
+        @metric('hr@k')
         def another(ranks, k): ...
 
     with pytest.raises(ConfigError, match='must take `k` exactly if'):
 
-        @ranks.metric('other@k')
+        @metric('other@k')
         def without(ranks): ...
 
     with pytest.raises(ConfigError, match='must take `k` exactly if'):
 
-        @ranks.metric('other')
+        @metric('other')
         def with_k(ranks, k): ...
 
-    assert not {'other', 'other@k'} & set(ranks.registered)
+    assert not {'other', 'other@k'} & set(metrics())
 
 
 @pytest.mark.parametrize(
@@ -334,33 +340,40 @@ def test_a_name_means_one_function():
 )
 def test_an_unknown_name_gets_the_nearest(name, near):
     with pytest.raises(DataError, match='unknown metric') as e:
-        ranks.by_name(name)
+        by_name(name)
     assert repr(name) in str(e.value) and 'there are hr@k, ' in str(e.value)
     if near:
         assert f'nearest {near!r}' in str(e.value)
 
 
+def test_whoever_asks_by_name_need_import_no_page_of_metrics():
+    "A program that read a record alone knew no metric."
+    code = (
+        'import sys; from molrec.metrics.ranks import Ranks, metrics, per_user_metric\n'
+        'print(per_user_metric("hr@10", ranks=Ranks.single([1, 2], [3, 30])).tolist(), len(metrics()) > 10, "torch" in sys.modules)'
+    )
+    root = Path(__file__).resolve().parents[1]
+    said = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True)
+    assert said.stdout == '[1.0, 0.0] True False\n', said.stderr
+
+
 def test_metrics_by_name():
     ranks = Ranks(['a', 'b'], [0, 3, 5], [12, 3, 40, 1, 2])
     for name, function in dict(
-        hr=hr_at_k,
-        recall=recall_at_k,
-        ndcg=ndcg_at_k,
-        precision=from_ranks.precision_at_k,
-        map=from_ranks.average_precision_at_k,
+        hr=hr_at_k, recall=recall_at_k, ndcg=ndcg_at_k, precision=precision_at_k, map=average_precision_at_k
     ).items():
-        assert (ranks.per_user_metric(f'{name}@12', ranks=ranks) == function(ranks, 12)).all()
-    assert (ranks.per_user_metric('mrr', ranks=ranks, lists=None) == mrr(ranks)).all()
+        assert (per_user_metric(f'{name}@12', ranks=ranks) == function(ranks, 12)).all()
+    assert (per_user_metric('mrr', ranks=ranks, lists=None) == mrr(ranks)).all()
     with pytest.raises(DataError, match='hr@10 needs ranks'):
-        ranks.per_user_metric('hr@10', ranks=None)
+        per_user_metric('hr@10', ranks=None)
     with pytest.raises(DataError, match='k must be at least 1'):
-        ranks.per_user_metric('hr@0', ranks=ranks)
+        per_user_metric('hr@0', ranks=ranks)
 
 
 def test_precision_and_map_by_hand():
     ranks = Ranks([0, 1], [0, 3, 5], [12, 3, 40, 1, 4])
-    assert from_ranks.precision_at_k(ranks, 4).tolist() == [1 / 4, 2 / 4]
-    assert from_ranks.average_precision_at_k(ranks, 12) == pytest.approx([(1 / 3 + 2 / 12) / 3, (1 + 2 / 4) / 2])
+    assert precision_at_k(ranks, 4).tolist() == [1 / 4, 2 / 4]
+    assert average_precision_at_k(ranks, 12) == pytest.approx([(1 / 3 + 2 / 12) / 3, (1 + 2 / 4) / 2])
 
 
 def test_empty():
@@ -394,13 +407,13 @@ def test_interval_equals_scipy(kind):
 
 
 def test_interval_of_many_users_with_values_of_their_own_fits_into_memory():
-    "20,000 distinct values times 2,000 draws would be 320 MB at once; drawn in parts, the numbers are the same."
+    "20,000 distinct values times 1,000 draws would be 320 MB at once; drawn in parts, the numbers are the same."
     values = np.random.default_rng(0).random(20_000)
     draws = np.random.default_rng(0).multinomial(20_000, np.full(20_000, 1 / 20_000), size=100)
     low, high = np.quantile(draws @ np.sort(values) / 20_000, [0.025, 0.975])
     assert bootstrap_ci(values, n_boot=100) == pytest.approx((low, high), rel=1e-12)
     tracemalloc.start()
-    bootstrap_ci(values)
+    bootstrap_ci(values, n_boot=1_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200e6

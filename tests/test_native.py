@@ -4,6 +4,7 @@ import os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
+
 from molrec.base import native
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,7 +178,7 @@ def test_two_processes_that_compile_at_once_both_have_it(cache):
 @needs_compiler
 @needs_root
 def test_without_a_home_a_library_is_compiled_for_the_process(tmp_path):
-    code = f'import os; from molrec import native; os.setuid({somebody - 7}); os.environ.pop("HOME", 0); os.environ.pop("MOLREC_CACHE", 0)\n{BUILD}'
+    code = f'import os; from molrec.base import native; os.setuid({somebody - 7}); os.environ.pop("HOME", 0); os.environ.pop("MOLREC_CACHE", 0)\n{BUILD}'
     out, err = start(code, TMPDIR='/tmp').communicate(timeout=60)
     assert out == '2\n' and err.count('\n') == 1
     assert err.startswith('molrec: every process compiles its loops anew') and 'MOLREC_CACHE' in err

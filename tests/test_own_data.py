@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
 from molrec.base.errors import ConfigError, DataError
-from molrec.settings.config import Config, choices
 from molrec.data.splits import split
-from molrec.data.doors import content_sha256
-from molrec.tasks.loading import load_run
+from molrec.settings.config import Config, choices
 from molrec.tasks.preparation import check_data, prepare
 from molrec.tasks.record import run
 

@@ -9,11 +9,12 @@ from ..base.lazy import lazy
 __getattr__, __dir__ = lazy(
     __name__,
     dict(
-        sets='load load_items',
         doors='read_interactions read_items',
+        catalogue='Entry Source data_set',
+        sets='load load_items dataset_table',
         filters='k_core latest drop_rare_items drop_rare_users',
         sequences='Sequences',
-        splits='Query Split split fingerprint',
+        splits='Holdout Query Split split split_table',
         packed='PackedBatch PackedBatches',
     ),
 )

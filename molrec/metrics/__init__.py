@@ -9,10 +9,11 @@ from ..base.lazy import lazy
 __getattr__, __dir__ = lazy(
     __name__,
     dict(
-        ranks='Ranks Metric metric per_user_metric',
+        ranks='Ranks Metric metric metrics by_name per_user_metric',
         from_ranks='hr_at_k recall_at_k precision_at_k ndcg_at_k average_precision_at_k mrr summary',
         from_scores='target_ranks',
         intervals='bootstrap_ci paired_test crossed_test holm',
-        evaluation='evaluate_ranks evaluate_lists',
+        lists='check_lists ranks_in',
+        evaluation='evaluate_ranks evaluate_lists metric_table',
     ),
 )
