@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from ..base.errors import ConfigError
 from ..data.packed import PackedBatch
 from .hstu_attention import Clock, hstu_attention
-from .packed import Dropout
+from .packed import Dropout, Encoder
 from .sasrec import positions
 from ..kernels.time_buckets import n_buckets
+from ..settings.parts import part_of
 
 # %% ../../nbs/30_encoders/04_hstu.ipynb #fdd34fbf
 class HSTUBlock(nn.Module):
@@ -50,10 +51,8 @@ class HSTUBlock(nn.Module):
         return x + self.out(self.dropout(u * F.layer_norm(heard, heard.shape[1:], eps=1e-6)))
 
 # %% ../../nbs/30_encoders/04_hstu.ipynb #f3a9c345
-class HSTU(nn.Module):
+class HSTU(Encoder):
     "Hierarchical sequential transduction unit (Zhai et al. 2024)."
-
-    trainable = True
 
     def __init__(
         self,
@@ -84,6 +83,11 @@ class HSTU(nn.Module):
         self.blocks = nn.ModuleList(
             HSTUBlock(dim, n_heads, head_dim, max_length + 11, dropout, use_time, impl) for _ in range(n_blocks)
         )
+
+    @classmethod
+    def made(cls, settings, c, s, items=None):
+        own = {name: value for name, value in vars(settings).items() if name != 'ask'}
+        return cls(s.n_items, max_length=c.max_length, norm=part_of('similarity', c.similarity).learned, **own)
 
     @property
     def items(self):

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ..data.packed import PackedBatch
 from ..data.sequences import Sequences
+from .packed import Encoder
 
 # %% ../../nbs/30_encoders/08_popularity.ipynb #baba0eeb
-class Popularity(nn.Module):
+class Popularity(Encoder):
     "The same query for all; an item's vector is how often it occurs in training."
 
     trainable, dim = False, 1
@@ -24,6 +25,10 @@ class Popularity(nn.Module):
     ):
         super().__init__()
         self.register_buffer('items', torch.from_numpy(np.bincount(train.items, minlength=n_items)).float()[:, None])
+
+    @classmethod
+    def made(cls, settings, c, s, items=None):
+        return cls(s.train, s.n_items)
 
     def forward(self, batch: PackedBatch) -> Tensor:  # (T, 1)
         return torch.ones(len(batch.items), 1, device=batch.items.device)

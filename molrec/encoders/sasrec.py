@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..base.errors import ConfigError
 from ..data.packed import PackedBatch
-from .packed import Dropout, packed_attention
+from .packed import Dropout, Encoder, packed_attention
 
 # %% ../../nbs/30_encoders/02_sasrec.ipynb #346691a7
 class SASRecBlock(nn.Module):
@@ -66,10 +66,8 @@ def start_positions(
     return nn.init.trunc_normal_(table, std=std, a=-2 * std, b=2 * std)
 
 # %% ../../nbs/30_encoders/02_sasrec.ipynb #aa976cd5
-class SASRec(nn.Module):
+class SASRec(Encoder):
     "Self-attentive sequential encoder (Kang & McAuley 2018)."
-
-    trainable = True
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..base.errors import ConfigError
 from ..data.packed import PackedBatch
 from ..data.sequences import Sequences
+from .packed import Encoder
 from .sasrec import sequence_of
 
 # %% ../../nbs/30_encoders/07_svd.ipynb #f00e9e9e
@@ -35,7 +36,7 @@ def item_factors(
     return torch.from_numpy(np.ascontiguousarray(V.T * n_items**0.5, dtype=np.float32))
 
 # %% ../../nbs/30_encoders/07_svd.ipynb #e4b889df
-class SVD(nn.Module):
+class SVD(Encoder):
     "Non-sequential encoder: a user's row, projected on the item factors."
 
     trainable = False
@@ -47,6 +48,10 @@ class SVD(nn.Module):
         super().__init__()
         self.dim = factors.shape[1]
         self.register_buffer('items', factors)
+
+    @classmethod
+    def made(cls, settings, c, s, items=None):
+        return cls(item_factors(s.train, s.n_items, settings.dim, c.seed) if items is None else items)
 
     def forward(self, batch: PackedBatch) -> Tensor:  # (T, D)
         "Mean of the row's item vectors; with targets, each position leaves its own target out."

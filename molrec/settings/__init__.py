@@ -9,6 +9,7 @@ from ..base.lazy import lazy
 __getattr__, __dir__ = lazy(
     __name__,
     dict(
+        parts='part setting settings_of',
         config='Config load_config make_config',
     ),
 )

@@ -27,6 +27,10 @@ class Dot(Similarity):
             raise ConfigError(f'temperature: got {temperature}, wanted a positive number')
         self.normalise, self.temperature = normalise, temperature
 
+    @classmethod
+    def made(cls, settings, dim, n_users):
+        return cls(**vars(settings))
+
     def unit(self, x):
         return F.normalize(x, dim=-1, eps=1e-6) if self.normalise else x
 

@@ -18,11 +18,11 @@ class FM(Similarity):
     def __init__(
         self,
         dim: int,  # D
-        k: int = 64,  # width of the factors
+        hidden: int = 64,  # k, width of the factors
     ):
         super().__init__()
         self.linear = nn.ModuleList(nn.Linear(dim, 1, bias=b) for b in (True, False))
-        self.factors = nn.ParameterList(nn.Parameter(torch.randn(dim, k) * 0.1) for _ in range(2))
+        self.factors = nn.ParameterList(nn.Parameter(torch.randn(dim, hidden) * 0.1) for _ in range(2))
 
     def side(self, which, z):
         "Sum of factors, (..., k), and of the squares that are to be taken off, (..., k), and the linear part, (...)."

@@ -19,10 +19,10 @@ class NeuralFM(FM):
     def __init__(
         self,
         dim: int,  # D
-        k: int = 64,  # width of the bi-interaction
+        hidden: int = 64,  # k, width of the bi-interaction
     ):
-        super().__init__(dim, k)
-        self.top = nn.Sequential(nn.Linear(k, k), nn.ReLU(), nn.Linear(k, 1, bias=False))
+        super().__init__(dim, hidden)
+        self.top = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
 
     def half(self, which, z, bias=None):
         "Sum of factors, (..., k), what the side alone adds to the hidden layer, (..., k), and the linear part, (...)."

@@ -25,6 +25,16 @@ class Similarity(nn.Module):
 
     tile_pairs = 2**14  # pairs that are scored at once; their intermediate values should stay in cache
 
+    @classmethod
+    def made(
+        cls,
+        settings,  # its own
+        dim,  # D
+        n_users,  # for those that have a user table
+    ):
+        "One as a run asks for it."
+        return cls(dim, **vars(settings))
+
     def query_side(self, queries, users=None):
         return (queries,)
 
