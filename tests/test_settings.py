@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 import yaml
 from molrec.base.errors import ConfigError
-from molrec.settings.config import Config, canonical, choices, config_hash, load_config, make_config, parse_overrides, read_row, run_id
+from molrec.settings.config import (
+    Config,
+    canonical,
+    choices,
+    config_hash,
+    load_config,
+    make_config,
+    parse_overrides,
+    read_row,
+    run_id,
+)
 from molrec.settings.parts import outside
 from molrec.settings.yaml_file import read_yaml, yaml_value
 

@@ -124,7 +124,7 @@ class GRU4Rec(Encoder):
 
     @classmethod
     def made(cls, settings, c, s, items=None):
-        return cls(s.n_items, **vars(settings))
+        return cls(s.n_items, settings.dim, settings.n_blocks, settings.ffn, settings.dropout)
 
     @property
     def items(self):

@@ -160,36 +160,16 @@ class Training(Settings):
         help='joint: all parts at once; alternate: epochs of the embedder, then of the similarity',
     )
     epochs: int = setting(
-        8,
-        1,
-        10**6,
-        of=is_learned,
-        said='always',
-        help='joint: epochs; alternate: global epochs, of the embedder',
+        8, 1, 10**6, of=is_learned, said='always', help='joint: epochs; alternate: global epochs, of the embedder'
     )
     warm_epochs: int = setting(
-        0,
-        0,
-        10**6,
-        of=is_joint,
-        said='always',
-        help='joint: epochs of the embedder alone (dot product) before',
+        0, 0, 10**6, of=is_joint, said='always', help='joint: epochs of the embedder alone (dot product) before'
     )
     local_epochs: int = setting(
-        1,
-        1,
-        10**6,
-        of=is_repeated,
-        said='always',
-        help='alternate: epochs of the similarity after each global epoch',
+        1, 1, 10**6, of=is_repeated, said='always', help='alternate: epochs of the similarity after each global epoch'
     )
     embedder_negatives: int = setting(
-        1024,
-        1,
-        2**24,
-        of=has_embedder,
-        said='always',
-        help='R of plain dot products: of the embedder, and of the head',
+        1024, 1, 2**24, of=has_embedder, said='always', help='R of plain dot products: of the embedder, and of the head'
     )
     loss_share: float = setting(
         1.0,
@@ -206,10 +186,7 @@ class Training(Settings):
         50, 0, 2**53, of=is_learned, said='always', help='steps of linear rise of the learning rate'
     )
     decay: bool = setting(
-        True,
-        of=is_learned,
-        said='always',
-        help='let the learning rate fall linearly to zero over the planned epochs',
+        True, of=is_learned, said='always', help='let the learning rate fall linearly to zero over the planned epochs'
     )
     eval_every: int = setting(1, 1, 10**6, of=is_learned, said='always', help='epochs between validations')
     patience: int = setting(
@@ -237,7 +214,9 @@ def owned(kind, part, of):
     return reads
 
 
-def declarations() -> dict:  # name of a setting: its field, and the parts that own it, as (kind, name); (): the run itself
+def declarations() -> (
+    dict
+):  # name of a setting: its field, and the parts that own it, as (kind, name); (): the run itself
     "Every setting, where it was declared first, and whose it is."
     found, owners = {}, {}
     for group in groups:

@@ -324,9 +324,7 @@ class MoLSettings(Tempered):
     n_item: int = setting(4, 1, 1024, said='always', help='P_x')
     width: int = setting(64, 1, 2**16, said='always', help='d')
     n_uid: int = setting(0, 0, 1023, said='always', help='how many of the P_q components are rows of a user table')
-    uid_dropout: float = setting(
-        0.5, 0, below=1, of=lambda c: c.n_uid > 0, said='always', help='rate on user rows'
-    )
+    uid_dropout: float = setting(0.5, 0, below=1, of=lambda c: c.n_uid > 0, said='always', help='rate on user rows')
     glu: str = setting('swiglu', among=('swiglu', 'geglu'), said='always', help='swiglu or geglu')
     glu_init: str = setting(
         'normal', among=('normal', 'xavier'), help='GLU weights start normal, or xavier, as in the public code'
@@ -344,10 +342,7 @@ class MoLSettings(Tempered):
     )
     dot_start: bool = setting(False, help="begin near the embedding's own dot product")
     precision: str = setting(
-        'fp32',
-        among=('fp32', 'bf16'),
-        said='always',
-        help='of the tiles: fp32, or bf16 (on a CPU in short runs only)',
+        'fp32', among=('fp32', 'bf16'), said='always', help='of the tiles: fp32, or bf16 (on a CPU in short runs only)'
     )
 
     def check(self, c):
@@ -371,3 +366,19 @@ class SVDSettings(Wide):
 @dataclass(frozen=True)
 class PopularitySettings(Settings):
     pass
+
+# %% ../../nbs/60_search/12_index.ipynb #28b412a0
+part('index', 'brute-force', '.search.index:BruteForce', look=('black', 'o'))(Settings)
+
+# %% ../../nbs/60_search/13_per_component.ipynb #061c6bfc
+part('index', 'per-component', '.search.per_component:PerComponent', look=('sky', '<'))(Settings)
+
+# %% ../../nbs/60_search/14_component_mean.ipynb #c311c389
+part('index', 'component-mean', '.search.component_mean:ComponentMean', look=('orange', '>'))(Settings)
+part('index', 'combined', '.search.component_mean:Combined', look=('green', 'p'))(Settings)
+
+# %% ../../nbs/60_search/15_h_indexer.ipynb #75b1f336
+part('index', 'h-indexer', '.search.h_indexer:HIndexer', look=('vermillion', 'P'))(Settings)
+
+# %% ../../nbs/60_search/16_exact.ipynb #60591706
+part('index', 'exact', '.search.exact:Exact', look=('purple', 'h'))(Settings)
