@@ -8,5 +8,13 @@ from ..base.lazy import lazy
 
 __getattr__, __dir__ = lazy(
     __name__,
-    dict(similarity='Similarity score_tiles', dot='Dot Head', mlp='MLP', fm='FM', neuralfm='NeuralFM', mol='MoL GLU'),
+    dict(
+        similarity='Similarity score_tiles',
+        dot='Dot Head',
+        mlp='MLP',
+        fm='FM',
+        neuralfm='NeuralFM',
+        glu='GLU',
+        mol='MoL',
+    ),
 )
