@@ -6,7 +6,8 @@
 __all__ = ['groups', 'chosen', 'Composed', 'choices', 'closed_form', 'learned', 'is_learned', 'has_embedder', 'is_repeated',
            'is_joint', 'reads_asking', 'Run', 'Data', 'Head', 'Training', 'Choice', 'owned', 'declarations',
            'same_about', 'flat', 'Config', 'check_config', 'check_known', 'check_owned', 'make_config',
-           'parse_overrides', 'read_row', 'load_config', 'canonical', 'is_said', 'config_hash', 'run_id']
+           'parse_overrides', 'read_row', 'load_config', 'setting_line', 'settings_text', 'canonical', 'is_said',
+           'config_hash', 'run_id']
 
 # %% ../../nbs/05_settings/01_config.ipynb #7080f244
 import dataclasses
@@ -361,6 +362,25 @@ def load_config(
     return make_config(
         dict(seed=seeds[0]) | settings | by_scale.get(scale, {}) | dict(scale=scale) | (overrides or {}), str(path)
     )
+
+# %% ../../nbs/05_settings/01_config.ipynb #148f1e57
+def setting_line(f: dataclasses.Field) -> str:
+    "A setting in a line: name, default, meaning."
+    default = str(f.default).lower() if f.type in (bool, 'bool') else str(f.default) or "''"
+    return f'  {f.name:18} {default:20} {f.metadata["help"]}'
+
+
+def settings_text() -> str:
+    "Every setting, under the group or the part that reads it."
+    of_groups = [(group.__name__.lower(), group) for group in groups if group is not Choice]
+    of_parts = [(f'{kind} {p.name}', p.settings) for kind in chosen for p in parts[kind].values()]
+    choice = ['parts', *(f'{setting_line(f)}: {", ".join(names(f.name))}' for f in dataclasses.fields(Choice))]
+    listed = [
+        [title, *map(setting_line, dataclasses.fields(settings))]
+        for title, settings in of_groups + of_parts
+        if dataclasses.fields(settings)
+    ]
+    return '\n\n'.join('\n'.join(lines) for lines in [choice, *listed])
 
 # %% ../../nbs/05_settings/01_config.ipynb #c2e9bfce
 def canonical(

@@ -210,13 +210,7 @@ def check_heads(c):
         raise ConfigError(f'n_heads: {c.n_heads} does not divide dim {c.dim}')
 
 
-# %% ../../nbs/40_similarities/02_dot.ipynb #c30e29fe
-@part('similarity', 'dot', '.similarities.dot:Dot', look=('blue', 'o'), learned=False)
-@dataclass(frozen=True)
-class DotSettings(Tempered):
-    normalise: bool = setting(True, said='always', help='both sides at unit length (svd and popularity: never)')
-
-# %% ../../nbs/50_training/02_named_losses.ipynb #aa3988fe
+# %% ../../nbs/50_training/01a_named_losses.ipynb #aa3988fe
 @part('loss', 'sampled-softmax', '.training.named_losses:sampled_softmax')
 @dataclass(frozen=True)
 class SampledSoftmaxSettings(Negatives):
@@ -234,7 +228,7 @@ class BCESettings(Negatives):
 class GBCESettings(Negatives):
     calibration: float = setting(0.75, 0, 1, said='read', help='t, 0 is plain BCE')
 
-# %% ../../nbs/50_training/02_named_losses.ipynb #c567001a
+# %% ../../nbs/50_training/01a_named_losses.ipynb #c567001a
 @part('loss', 'in-batch-softmax', '.training.named_losses:in_batch_softmax')
 @dataclass(frozen=True)
 class InBatchSoftmaxSettings(Settings):
@@ -245,6 +239,12 @@ class InBatchSoftmaxSettings(Settings):
 @dataclass(frozen=True)
 class FullSoftmaxSettings(Settings):
     pass
+
+# %% ../../nbs/40_similarities/02_dot.ipynb #c30e29fe
+@part('similarity', 'dot', '.similarities.dot:Dot', look=('blue', 'o'), learned=False)
+@dataclass(frozen=True)
+class DotSettings(Tempered):
+    normalise: bool = setting(True, said='always', help='both sides at unit length (svd and popularity: never)')
 
 # %% ../../nbs/30_encoders/02_sasrec.ipynb #69d2144d
 @part('encoder', 'sasrec', '.encoders.sasrec:SASRec')
