@@ -336,7 +336,8 @@ def compiled_attends(
     )
     if impl == 'native' and not fits:
         raise ConfigError(
-            f'impl: no compiled attention for {len(q):,} rows of {q.dtype} on {q.device.type} here; molrec doctor says whether there is a compiler'
+            f'impl: no compiled attention for {len(q):,} rows of {q.dtype} on {q.device.type} here; '
+            'molrec doctor says whether there is a compiler'
         )
     return fits
 

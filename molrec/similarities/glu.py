@@ -17,7 +17,7 @@ glu_inits = 'normal', 'xavier'
 
 def start_glu(
     both: nn.Linear,  # D to twice the hidden width, overwritten
-    init: str = 'normal',  # standard deviation .02, bias zero; 'xavier': normal with gain 1, the bias as a matrix of one row
+    init: str = 'normal',  # deviation .02, bias zero; 'xavier': gain 1, the bias as a matrix of one row
 ) -> None:
     "What the weights of a gated linear unit are before they have learned."
     if init not in glu_inits:

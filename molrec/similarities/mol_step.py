@@ -62,7 +62,8 @@ def step_for(
     ]
     if impl == 'native' and not takes:
         raise ConfigError(
-            f'impl: no compiled step for this {type(similarity).__name__} here; molrec doctor says whether there is a compiler'
+            f'impl: no compiled step for this {type(similarity).__name__} here; '
+            'molrec doctor says whether there is a compiler'
         )
     return (step_library(similarity, takes[0]), takes[0]) if takes else None
 
@@ -132,7 +133,7 @@ class CompiledTiles:
         self.of_gate = (H, self.GP), (HE, self.lanes), (H, self.GP), (self.G, self.lanes)
 
     def memory(self, n):
-        "Room for what is kept, made once per model: memory that is new to a process costs more than the arithmetic on it."
+        "Room for what is kept, made once per model: new memory costs more than the arithmetic on it."
         have = self.mol.scratch.get('kept')
         if have is None or len(have) < n:
             have = self.mol.scratch['kept'] = large_pages(torch.empty(n))
@@ -142,7 +143,7 @@ class CompiledTiles:
 
     @property
     def step(self):
-        "Queries of a tile: whole blocks for every thread, twice the pairs of a tile in torch, whose buffers are larger."
+        "Queries of a tile: whole blocks for every thread, twice the pairs of a tile in torch."
         blocks = self.queries * self.parts
         return max(1, 2 * self.mol.tile_pairs // (self.R * blocks)) * blocks
 
