@@ -15,7 +15,7 @@ from molrec.data.sequences import Sequences
 from molrec.report.plots import method_style, methods
 from molrec.search.index import Index, relative_recall
 from molrec.settings.config import Config, choices, groups
-from molrec.settings.parts import Settings, names, part, parts, setting
+from molrec.settings.parts import Settings, names, part, parts
 from molrec.similarities.dot import Head
 from molrec.similarities.similarity import score_tiles
 from molrec.tasks.model import make_encoder, make_similarity
