@@ -16,7 +16,8 @@ from molrec.similarities import mol_step
 from molrec.base.errors import ConfigError
 from molrec.encoders.gru4rec import gru
 from molrec.training.losses import bce_criterion, calibrated_bce, draw_negatives, full_loss, in_batch_loss, sampled_loss, softmax_criterion
-from molrec.similarities.mol import MoL, new_seed, without_some
+from molrec.similarities.counted_dropout import new_seed, without_some
+from molrec.similarities.mol import MoL
 from molrec.base.native import build
 from molrec.similarities.dot import Dot, Head
 from molrec.similarities.fm import FM

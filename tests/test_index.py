@@ -28,9 +28,10 @@ from molrec.similarities.fm import FM
 from molrec.similarities.mlp import MLP
 from molrec.similarities.neuralfm import NeuralFM
 from molrec.search.h_indexer import HIndexer
+from molrec.settings.parts import parts
 
 D = 6
-kinds = [BruteForce, PerComponent, ComponentMean, Combined, Exact, HIndexer]
+kinds = [p.load() for p in parts['index'].values()]  # every kind that is declared
 every = pytest.mark.parametrize('kind', kinds, ids=lambda kind: kind.__name__)
 
 

@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 import yaml
 from molrec.base.errors import ConfigError
-from molrec.settings.config import Config, canonical, choices, config_hash, load_config, make_config, outside, parse_overrides, read_row, read_yaml, run_id, yaml_value
+from molrec.settings.config import (
+    Config,
+    canonical,
+    choices,
+    config_hash,
+    load_config,
+    make_config,
+    parse_overrides,
+    read_row,
+    run_id,
+)
+from molrec.settings.parts import outside
+from molrec.settings.yaml_file import read_yaml, yaml_value
 
 ROOT = Path(__file__).resolve().parent.parent
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
@@ -66,6 +78,23 @@ def test_a_time_of_asking_that_is_not_read_is_refused(off):
     ):
         make_config({'encoder': 'hstu', 'ask': 'usual', off: False})
     assert make_config({'encoder': 'hstu', off: False}).ask == 'target'
+
+
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(n_query=4), 'n_query: got 4 with similarity dot, which has no such setting; it belongs to mol'),
+        (dict(dot_start=True), 'dot_start: got True with similarity dot'),
+        (dict(similarity='mol', hidden=8), 'hidden: got 8 with similarity mol, .* it belongs to mlp or fm or neuralfm'),
+        (dict(loss='bce', calibration=0.5), 'calibration: got 0.5 with loss bce, .* it belongs to gbce'),
+        (dict(encoder='gru4rec', head_dim=8), 'head_dim: got 8 with encoder gru4rec, .* it belongs to hstu'),
+    ],
+)
+def test_what_belongs_to_a_part_that_was_not_chosen_is_refused_with_its_owner(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(settings)
+    whole = dataclasses.asdict(Config(**{k: v for k, v in settings.items() if k in choices}))
+    assert make_config(whole) == Config(**whole), 'a record lists every setting, most of them at their defaults'
 
 
 def test_the_time_of_asking_names_a_run_only_where_it_differs_and_is_read():
@@ -170,7 +199,7 @@ def test_a_setting_that_is_not_read_renames_nothing(name):
         if name in ('uid_dropout', 'uid_weight') and similarity == 'mol':
             base['n_uid'] = 1 if loss == 'bce' else 0
         try:
-            a, b = (make_config(base | {name: v}) for v in values[:2])
+            a, b = (Config(**base | {name: v}) for v in values[:2])
         except ConfigError:
             continue
         if getattr(a, name) == getattr(b, name):
@@ -178,7 +207,7 @@ def test_a_setting_that_is_not_read_renames_nothing(name):
         reads = f.metadata['of'](a) and f.metadata['of'](b)
         assert (config_hash(a) != config_hash(b)) == bool(f.metadata['of'](a) or f.metadata['of'](b)), (base, name)
         same, other = same + (not reads), other + bool(reads)
-    assert other and (same or name == 'dot_start'), 'a start as dot product is refused where it is not read'
+    assert other and same
 
 
 def test_similarities_and_losses_that_differ_never_share_a_name():

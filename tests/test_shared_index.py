@@ -12,7 +12,8 @@ from molrec.search import stored
 from molrec.base.errors import ConfigError, DataError
 from molrec.data.sequences import Sequences
 from molrec.search.exact import Exact
-from molrec.search.index import BruteForce, Index, homes, kinds_of
+from molrec.search.index import BruteForce, Index, kinds_of
+from molrec.settings.parts import parts
 from molrec.similarities.dot import Dot, Head
 from test_index import D, every, has, kinds, mol, same, spiteful
 
@@ -120,7 +121,8 @@ def test_a_change_that_is_interrupted_anywhere_leaves_the_old_index(kind, monkey
         remove=lambda: index.add([3, 4], corpus(n=200)[3:5]),
         update=lambda: index.update([10, 11], corpus(n=200)[10:12]),
     )
-    files = tuple(f'molrec{os.sep}{name}.py' for name in ('index', 'stored', *homes.values()))
+    homes = {p.home.partition(':')[0].rpartition('.')[2] for p in parts['index'].values()}
+    files = tuple(f'molrec{os.sep}search{os.sep}{name}.py' for name in ('stored', *homes))
     for name, change in changes.items():
         before = look()
         change()
@@ -570,7 +572,7 @@ def test_queries_of_any_length():
 
 def test_every_kind_is_known_by_its_name():
     assert set(kinds_of(Index)) >= {kind.__name__ for kind in kinds}
-    assert homes == {kind.__name__: kind.__module__.removeprefix('molrec.') for kind in kinds if kind is not BruteForce}
+    assert {p.load() for p in parts['index'].values()} == set(kinds)
 
 
 @every

@@ -8,12 +8,5 @@ from ..base.lazy import lazy
 
 __getattr__, __dir__ = lazy(
     __name__,
-    dict(
-        sasrec='SASRec',
-        hstu='HSTU',
-        gru4rec='GRU4Rec',
-        bert4rec='BERT4Rec',
-        svd='SVD',
-        popularity='Popularity',
-    ),
+    dict(sasrec='SASRec', hstu='HSTU', gru4rec='GRU4Rec', bert4rec='BERT4Rec', svd='SVD', popularity='Popularity'),
 )

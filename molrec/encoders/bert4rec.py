@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..base.errors import ConfigError
 from ..data.packed import PackedBatch
-from .packed import Dropout, packed_attention
+from .packed import Dropout, Encoder, packed_attention
 from .sasrec import positions, sequence_of
 
 # %% ../../nbs/30_encoders/06_bert4rec.ipynb #d4d08e3b
@@ -73,10 +73,8 @@ class BERTBlock(nn.Module):
         return self.norm_ffn(x + self.dropout(self.down(F.gelu(self.up(x)))))
 
 # %% ../../nbs/30_encoders/06_bert4rec.ipynb #9968b743
-class BERT4Rec(nn.Module):
+class BERT4Rec(Encoder):
     "Masked bidirectional encoder (Sun et al. 2019)."
-
-    trainable = True
 
     def __init__(
         self,
@@ -87,12 +85,12 @@ class BERT4Rec(nn.Module):
         n_heads: int = 2,  # h, divides D
         ffn: int = 200,  # hidden width of the position-wise networks
         dropout: float = 0.2,  # rate, 0 <= p < 1
-        rate: float = 0.2,  # share of items hidden in training
+        mask_rate: float = 0.2,  # share of items hidden in training
     ):
         super().__init__()
         if dim % n_heads:
             raise ConfigError(f'n_heads: {n_heads} does not divide dim {dim}')
-        self.dim, self.max_length, self.rate, self.dropout = dim, max_length, rate, Dropout(dropout)
+        self.dim, self.max_length, self.rate, self.dropout = dim, max_length, mask_rate, Dropout(dropout)
         self.item_table, self.position_table, self.mask = (
             nn.Embedding(n_items, dim),
             nn.Embedding(max_length + 1, dim),

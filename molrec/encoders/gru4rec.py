@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..data.packed import PackedBatch
-from .packed import Dropout, fp32_matmul
+from .packed import Dropout, Encoder, fp32_matmul
 from .sasrec import positions
 
 # %% ../../nbs/30_encoders/05_gru4rec.ipynb #062f409e
@@ -105,10 +105,8 @@ def gru(
     return x
 
 # %% ../../nbs/30_encoders/05_gru4rec.ipynb #f5890297
-class GRU4Rec(nn.Module):
+class GRU4Rec(Encoder):
     "Gated recurrent encoder (Hidasi et al. 2016)."
-
-    trainable = True
 
     def __init__(
         self,
@@ -123,6 +121,10 @@ class GRU4Rec(nn.Module):
         self.item_table = nn.Embedding(n_items, dim)
         nn.init.normal_(self.item_table.weight, std=0.02)
         self.network, self.out = nn.GRU(dim, hidden, n_blocks), nn.Linear(hidden, dim)
+
+    @classmethod
+    def made(cls, settings, c, s, items=None):
+        return cls(s.n_items, settings.dim, settings.n_blocks, settings.ffn, settings.dropout)
 
     @property
     def items(self):

@@ -17,13 +17,9 @@ from ..base.errors import ConfigError, DataError
 from ..data.doors import read_interactions
 from ..data.sequences import Sequences, histories
 from ..data.splits import Query, usual_time
-from .component_mean import Combined, ComponentMean
-from .exact import Exact
-from .h_indexer import HIndexer
-from .index import BruteForce
-from .per_component import PerComponent
 from .titles import as_listed, check_choice, find_items, is_many, rows_of, unknown_text
 from ..settings.config import Config
+from ..settings.parts import parts
 from ..tasks.evaluation import encode
 from ..tasks.model import RetrievalModel
 from ..tasks.preparation import filtered, interactions_of
@@ -81,14 +77,7 @@ def find_users(
     return rows
 
 # %% ../../nbs/60_search/19_asked.ipynb #628ba985
-kinds = {
-    'brute-force': BruteForce,
-    'per-component': PerComponent,
-    'component-mean': ComponentMean,
-    'combined': Combined,
-    'exact': Exact,
-    'h-indexer': HIndexer,
-}
+kinds = {p.name: p.load() for p in parts['index'].values()}
 
 
 def make_index(

@@ -6,9 +6,4 @@ __all__ = []
 # %% ../../nbs/05_settings/00_settings.ipynb #a4aad7af
 from ..base.lazy import lazy
 
-__getattr__, __dir__ = lazy(
-    __name__,
-    dict(
-        config='Config load_config make_config',
-    ),
-)
+__getattr__, __dir__ = lazy(__name__, dict(parts='part setting settings_of', config='Config load_config make_config'))

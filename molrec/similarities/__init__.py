@@ -14,6 +14,7 @@ __getattr__, __dir__ = lazy(
         mlp='MLP',
         fm='FM',
         neuralfm='NeuralFM',
-        mol='MoL GLU',
+        glu='GLU',
+        mol='MoL',
     ),
 )

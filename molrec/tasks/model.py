@@ -13,37 +13,20 @@ from torch import Tensor, nn
 
 from ..data.packed import PackedBatch
 from ..data.splits import Split
-from ..encoders.bert4rec import BERT4Rec
-from ..encoders.gru4rec import GRU4Rec
-from ..encoders.hstu import HSTU
-from ..encoders.popularity import Popularity
-from ..encoders.sasrec import SASRec, sequence_of
-from ..encoders.svd import SVD, item_factors
+from ..encoders.sasrec import sequence_of
 from ..settings.config import Config
-from ..similarities.dot import Dot, Head
-from ..similarities.fm import FM
-from ..similarities.mlp import MLP
-from ..similarities.mol import MoL
-from ..similarities.neuralfm import NeuralFM
+from ..settings.parts import part_of, settings_of
+from ..similarities.dot import Head
 from ..similarities.similarity import Similarity
 
 # %% ../../nbs/57_tasks/01_model.ipynb #e4030126
 def make_similarity(
     c: Config,  # the settings
     dim: int,  # D, as the encoder gives it
-    n_users: int,  # size of MoL's user table, when it has one
+    n_users: int,  # size of a user table, for a similarity that has one
 ) -> Similarity:
     "The similarity that the configuration names."
-    if c.similarity == 'dot':
-        return Dot(c.normalise, c.temperature)
-    if c.similarity == 'mol':
-        same = (
-            'n_query n_item width n_uid uid_dropout glu glu_init query_hidden gate_hidden gates item_dropout '
-            'gate_item_dropout pair_dropout mix_dropout temperature balance_weight uid_weight'
-        )
-        mol = MoL(dim, uid_rows=n_users if c.n_uid else 0, **{key: getattr(c, key) for key in same.split()})
-        return mol.start_as_dot() if c.dot_start else mol
-    return dict(mlp=MLP, fm=FM, neuralfm=NeuralFM)[c.similarity](dim, c.hidden)
+    return part_of('similarity', c.similarity).load().made(settings_of(c, 'similarity'), dim, n_users)
 
 
 def make_encoder(
@@ -52,29 +35,7 @@ def make_encoder(
     items: Tensor | None = None,  # of a closed-form encoder that was fitted before, (N, D); None: fit it
 ) -> nn.Module:
     "The encoder that the configuration names, ready to be trained or fitted already."
-    N = s.n_items
-    if c.encoder == 'svd':
-        return SVD(item_factors(s.train, N, c.dim, c.seed) if items is None else items)
-    if c.encoder == 'popularity':
-        return Popularity(s.train, N)
-    if c.encoder == 'gru4rec':
-        return GRU4Rec(N, c.dim, c.n_blocks, c.ffn, c.dropout)
-    if c.encoder == 'bert4rec':
-        return BERT4Rec(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.ffn, c.dropout, c.mask_rate)
-    if c.encoder == 'hstu':
-        return HSTU(
-            N,
-            c.dim,
-            c.max_length,
-            c.n_blocks,
-            c.n_heads,
-            c.head_dim,
-            c.dropout,
-            c.use_time,
-            c.next_time,
-            norm=c.similarity != 'dot',
-        )
-    return SASRec(N, c.dim, c.max_length, c.n_blocks, c.n_heads, c.ffn, c.dropout, c.final_norm, c.position_init)
+    return part_of('encoder', c.encoder).load().made(settings_of(c, 'encoder'), c, s, items)
 
 # %% ../../nbs/57_tasks/01_model.ipynb #b2600762
 class RetrievalModel(nn.Module):

@@ -1,0 +1,276 @@
+"A part is named once: what follows from its declaration, for every part there is, and for two that a test adds."
+
+import dataclasses, json, os, subprocess, sys, shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from molrec.base.errors import ConfigError
+from molrec.data.packed import PackedBatch
+from molrec.data.sequences import Sequences
+from molrec.report.plots import method_style, methods
+from molrec.search.index import Index, relative_recall
+from molrec.settings.config import Config, choices, groups
+from molrec.settings.parts import Settings, names, part, parts
+from molrec.similarities.dot import Head
+from molrec.similarities.similarity import score_tiles
+from molrec.tasks.model import make_encoder, make_similarity
+from molrec.tasks.objective import row_loss
+from nbdev.export import nb_export
+
+ROOT = Path(__file__).resolve().parents[1]
+DECLARED = [p for kind in parts.values() for p in kind.values()]
+each = pytest.mark.parametrize('p', DECLARED, ids=lambda p: f'{p.kind}-{p.name}')
+N, D = 12, 8
+SMALL = dict(dim=D, max_length=6, ffn=8, hidden=8, n_query=2, n_item=2, width=4, query_hidden=8, gate_hidden=4)
+
+
+def of_kind(kind):
+    return pytest.mark.parametrize('name', names(kind))
+
+
+def world():
+    "Three users' training part."
+    rows = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 2])
+    lengths = [5, 5, 4] + [3] * 12
+    items = np.concatenate([rows, np.arange(36) * 5 % N])
+    return SimpleNamespace(train=Sequences(np.arange(15), np.cumsum([0, *lengths]), items, None), n_items=N, n_users=15)
+
+
+def batch():
+    items, targets = torch.arange(9) % N, (torch.arange(9) + 1) % N
+    return PackedBatch(torch.arange(2), torch.tensor([0, 5, 9]), items, targets, None)
+
+
+# -- the declarations --
+
+
+@each
+def test_a_part_is_found_where_it_says_and_its_settings_say_what_they_are(p):
+    assert callable(p.load())
+    for f in dataclasses.fields(p.settings):
+        assert f.metadata['help'] and f.metadata['said'] in ('always', 'read', 'changed', 'never'), f.name
+    assert dataclasses.fields(p.settings) == () or p.settings() == p.settings(**dataclasses.asdict(p.settings()))
+
+
+def test_every_setting_has_a_meaning_and_one_declaration():
+    for group in groups:
+        assert [f.name for f in dataclasses.fields(group) if not f.metadata['help']] == []
+    assert {k: choices[k] for k in ('encoder', 'similarity', 'loss')} == {
+        k: names(k) for k in ('encoder', 'similarity', 'loss')
+    }
+
+
+def test_a_taken_name_and_a_name_that_nobody_has_are_refused():
+    with pytest.raises(ConfigError, match="similarity: the name 'mol' is taken by .similarities.mol:MoL"):
+        part('similarity', 'mol', 'mine:MoL')(Settings)
+    with pytest.raises(ConfigError, match="encoder: got 'hst', nearest 'hstu'; wanted one of sasrec, hstu"):
+        Config(encoder='hst')
+
+
+def test_looks_differ_and_a_part_without_one_gets_the_next(monkeypatch):
+    assert len(set(methods.values())) == len(methods)
+    part('similarity', 'plain', 'mine:Plain')(Settings)
+    try:
+        look = method_style('plain')
+    finally:
+        del parts['similarity']['plain']
+    assert tuple(look.values()) not in methods.values()
+
+
+# -- conformance: every encoder, similarity, loss --
+
+
+@of_kind('encoder')
+def test_an_encoder_gives_a_query_for_every_history_and_owns_the_items(name):
+    torch.manual_seed(0)
+    encoder = make_encoder(Config(encoder=name, **SMALL), world()).eval()
+    b = batch()
+    queries = encoder(b)
+    assert queries.shape == (9, encoder.dim) and encoder.items.shape == (N, encoder.dim)
+    assert torch.isfinite(queries[b.last]).all()
+    first = encoder(PackedBatch(b.users[:1], b.offsets[:2], b.items[:5], b.targets[:5], None))
+    assert torch.allclose(queries[4], first[4], atol=1e-5), 'one user must not look at another'
+    assert encoder.trainable == parts['encoder'][name].learned == any(p.requires_grad for p in encoder.parameters())
+
+
+@of_kind('similarity')
+def test_a_similarity_scores_the_same_in_tiles_and_reaches_both_sides(name):
+    torch.manual_seed(0)
+    similarity = make_similarity(Config(similarity=name, **SMALL), D, 15).eval()
+    q, x = torch.randn(5, D, requires_grad=True), torch.randn(N, D, requires_grad=True)
+    scores = similarity(q, x)
+    assert scores.shape == (5, N) and torch.isfinite(scores).all()
+    assert torch.allclose(score_tiles(similarity, similarity.query_side(q), similarity.item_side(x)), scores, atol=1e-4)
+    scores.square().sum().backward()
+    assert q.grad.abs().sum() > 0 and x.grad.abs().sum() > 0
+    assert parts['similarity'][name].learned == bool(list(similarity.parameters()))
+
+
+@of_kind('loss')
+@pytest.mark.parametrize('similarity', ['dot', 'mlp'])
+def test_a_loss_falls_along_its_gradient(name, similarity):
+    torch.manual_seed(0)
+    c = Config(loss=name, similarity=similarity, n_negatives=6, share=4, **SMALL)
+    scorer, items, targets = make_similarity(c, D, 15), torch.randn(N, D), torch.arange(8)
+    queries, given = torch.randn(8, D, requires_grad=True), (targets, targets * 0, torch.full((N,), -2.5))
+
+    def loss(queries):
+        torch.manual_seed(1)
+        return row_loss(c, scorer, queries, items, *given)
+
+    before = loss(queries)
+    before.backward()
+    assert before.dim() == 0 and loss((queries - 1e-3 * queries.grad).detach()) < before
+
+
+@of_kind('index')
+def test_an_index_is_one_and_finds_what_scoring_everything_finds(name):
+    torch.manual_seed(0)
+    similarity, items, queries = (
+        make_similarity(Config(similarity='mol', **SMALL), D, 15),
+        torch.randn(40, D),
+        torch.randn(3, D),
+    )
+    kind, model = parts['index'][name].load(), SimpleNamespace(similarity=similarity.eval(), head=Head(D, 4).eval())
+    truth = parts['index']['brute-force'].load().build(model, items).search(queries, 5)[0]
+    assert issubclass(kind, Index) and relative_recall(kind.build(model, items).search(queries, 5)[0], truth) == 1
+
+
+# -- two parts that a test adds: one notebook each, and a row --
+
+SIMILARITY = [
+    '#| default_exp similarities.bilinear',
+    '# Bilinear\n\n> One matrix between query and item.',
+    """#| export
+import torch
+from torch import nn
+
+from molrec.similarities.similarity import Similarity""",
+    """#| exporti settings.parts
+@part('similarity', 'bilinear', '.similarities.bilinear:Bilinear')
+@dataclass(frozen=True)
+class BilinearSettings(Settings):
+    spread: float = setting(0.1, 0, 10, help='standard deviation that the matrix starts with')""",
+    """#| export
+class Bilinear(Similarity):
+    "q W x."
+
+    def __init__(
+        self,
+        dim: int,  # D
+        spread: float = 0.1,  # standard deviation of W at the start
+    ):
+        super().__init__()
+        self.between = nn.Parameter(torch.randn(dim, dim) * spread)
+
+    def query_side(self, queries, users=None):
+        return (queries @ self.between,)
+
+    def scores(self, query_side, item_side):
+        (q,), (x,) = query_side, item_side
+        return q @ x.T if x.dim() == 2 else torch.einsum('bd,brd->br', q, x)""",
+]
+ENCODER = [
+    '#| default_exp encoders.latest',
+    '# The latest item\n\n> What somebody did last is all that is remembered.',
+    """#| export
+from torch import nn
+
+from molrec.encoders.packed import Encoder""",
+    """#| exporti settings.parts
+@part('encoder', 'latest', '.encoders.latest:Latest')
+@dataclass(frozen=True)
+class LatestSettings(Wide):
+    shift: bool = setting(True, help='add a learned vector')""",
+    """#| export
+class Latest(Encoder):
+    "The embedding of the item itself."
+
+    def __init__(self, n_items, dim=50, shift=True, max_length=200):
+        super().__init__()
+        self.dim, self.item_table = dim, nn.Embedding(n_items, dim)
+        self.shift = nn.Linear(1, dim, bias=False) if shift else None
+
+    @property
+    def items(self):
+        return self.item_table.weight
+
+    def forward(self, batch):
+        x = self.item_table(batch.items)
+        return x if self.shift is None else x + self.shift.weight[:, 0]""",
+]
+TRIED = """
+import json, sys
+from pathlib import Path
+from molrec.search.recommender import Recommender
+from molrec.base.errors import ConfigError
+from molrec.cli.main import main
+from molrec.report.plots import method_style
+from molrec.report.rows import read_runs, results_table
+from molrec.settings.config import Config, load_config, run_id
+
+row, runs = Path(sys.argv[1]), Path(sys.argv[2])
+said = {}
+try:
+    Config(similarity='bilinea')
+except ConfigError as e:
+    said['nearest'] = str(e)
+assert main(['run', str(row), '--runs', str(runs)]) in (0, None)
+done = read_runs(runs, 'quick', None)
+said['id'], said['config'] = done[0].record['id'], done[0].record['config']
+said['named'] = len({run_id(Config(similarity='bilinear', spread=s)) for s in (0.1, 0.2)})
+said['table'] = results_table(done).to_dict('records')
+said['look'] = method_style('bilinear')
+r = Recommender.load(runs / said['id'])
+said['lists'] = r.recommend(users=[1, 2], k=3, progress=False).to_dict('records')
+print('SAID', json.dumps(said, default=str))
+"""
+
+
+def add_page(package, folder, name, cells):
+    "Write a notebook and export it, as `nbdev_export` would."
+    nb = nbformat.v4.new_notebook()
+    nb.cells = [(nbformat.v4.new_markdown_cell if c.startswith('# ') else nbformat.v4.new_code_cell)(c) for c in cells]
+    page = folder / f'{name}.ipynb'
+    nbformat.write(nb, page)
+    nb_export(page, lib_path=package)
+
+
+def walkers(file, n_users=40, n_items=20, length=10):
+    "Interactions of users who walk around a ring."
+    rng = np.random.default_rng(0)
+    walk = (rng.integers(n_items, size=(n_users, 1)) + np.arange(length)) % n_items
+    table = dict(user_id=np.repeat(np.arange(n_users) + 1, length), item_id=walk.ravel() + 1)
+    pd.DataFrame(table | dict(timestamp=np.tile(np.arange(length) + 10**9, n_users))).to_csv(file, index=False)
+
+
+def test_a_similarity_and_an_encoder_are_a_notebook_each_and_a_row(tmp_path):
+    "They train, record, report and serve; nothing else was touched."
+    package = Path(shutil.copytree(ROOT / 'molrec', tmp_path / 'molrec', ignore=shutil.ignore_patterns('__pycache__')))
+    add_page(package, tmp_path, '09_bilinear', SIMILARITY)
+    add_page(package, tmp_path, '09_latest', ENCODER)
+    walkers(tmp_path / 'events.csv')
+    row = tmp_path / 'latest-bilinear.yaml'
+    row.write_text(
+        f'row: latest item, bilinear\ndataset: {tmp_path}/events.csv\nencoder: latest\nsimilarity: bilinear\n'
+        'spread: 0.3\ndim: 8\nshift: false\nepochs: 2\nn_negatives: 8\nshare: 64\nmax_length: 8\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', TRIED, row, tmp_path / 'runs'],
+        cwd=tmp_path,
+        env=os.environ | dict(PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout.partition('SAID ')[2])
+    assert said['nearest'].startswith("similarity: got 'bilinea', nearest 'bilinear'")
+    assert '-latest-bilinear-' in said['id'] and said['named'] == 2
+    assert (said['config']['spread'], said['config']['shift']) == (0.3, False)
+    assert {line['method'] for line in said['table']} == {'bilinear'} and said['look']['marker']
+    assert len(said['lists']) == 6 and {line['user_id'] for line in said['lists']} == {1, 2}
