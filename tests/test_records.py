@@ -32,7 +32,8 @@ from molrec.base.errors import ConfigError, DataError
 from molrec.base.files import file_sha256, write_json
 from molrec.settings.config import Config
 from molrec.tasks.loading import load_model, load_run
-from molrec.tasks.loop import fit, read_state
+from molrec.tasks.retrieval import fit
+from molrec.training.checkpoint import read_state
 from molrec.tasks.preparation import prepare
 from molrec.tasks.record import known_items, run
 

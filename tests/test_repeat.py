@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from molrec.base.files import digest
 from molrec.settings.config import choices, make_config
 from molrec.data.splits import split
-from molrec.tasks.loop import fit
+from molrec.tasks.retrieval import fit
 from molrec.tasks.preparation import some_users
 
 ROOT = Path(__file__).resolve().parents[1]

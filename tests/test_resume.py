@@ -8,24 +8,23 @@ import pytest
 from safetensors.numpy import load_file
 
 worker = """
-import json, sys, time
+import functools, json, sys, time
 import torch
-from pathlib import Path
-from molrec import train
 from molrec.settings.config import make_config
+from molrec.tasks import record
+from molrec.training import loop
 torch.set_num_threads(1)
 settings, runs, slow = json.loads(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-step, steps = train.batch_loss, 0
+step, steps = loop.take_step, 0
 def counted(*args):
     global steps
     steps += 1
     time.sleep(slow)
     return step(*args)
-train.batch_loss = counted
+loop.take_step = counted
 if slow:
-    whole_fit = train.fit
-    train.fit = lambda c, s, folder, progress: whole_fit(c, s, folder, progress, save_every_s=0)
-train.run(make_config(settings), runs, progress=False)
+    record.fit = functools.partial(record.fit, save_every_s=0)
+record.run(make_config(settings), runs, progress=False)
 print(steps)
 """
 

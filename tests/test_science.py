@@ -15,7 +15,7 @@ from molrec.metrics.from_ranks import hr_at_k
 from molrec.similarities.mol import MoL
 from molrec.similarities.dot import Dot
 from molrec.tasks.evaluation import evaluate
-from molrec.tasks.loop import fit
+from molrec.tasks.retrieval import fit
 from molrec.tasks.model import make_model
 
 

@@ -36,9 +36,10 @@ from ..report.markup import markdown_text
 from ..report.plots import method_style, rows_axis, save_figure, theme
 from ..similarities.similarity import Similarity
 from ..tasks.evaluation import evaluate
-from ..tasks.loop import make_optimisers
 from ..tasks.model import RetrievalModel, make_model, users_of
-from ..tasks.objective import batch_loss, log_frequency
+from ..tasks.retrieval import Retrieval
+from ..training.loop import total
+from ..training.optimisers import Recipe, adamw
 
 # %% ../../nbs/85_bench/01_training.ipynb #fc054963
 def plain_pairs(
@@ -394,11 +395,11 @@ def trainer(
     published: bool = False,  # own negatives for every position, through autograd
 ):  # a call that takes one step on a batch
     "A model being trained."
-    model, log_q = make_model(c, s), log_frequency(s)
-    optimiser = make_optimisers(model, ['joint'], c)['joint']
+    model, task = make_model(c, s), Retrieval(c, s)
+    optimiser = adamw(model.parameters(), Recipe.of(c))
 
     def step(batch):
-        loss = published_loss(model, batch, c.n_negatives) if published else batch_loss(model, batch, 'joint', c, log_q)
+        loss = published_loss(model, batch, c.n_negatives) if published else total(task.loss(model, batch))
         loss.item()  # as training does, to look for NaN
         optimiser.zero_grad()
         loss.backward()

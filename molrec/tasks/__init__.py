@@ -11,6 +11,8 @@ __getattr__, __dir__ = lazy(
     dict(
         model='RetrievalModel make_model make_encoder make_similarity',
         evaluation='evaluate encode',
+        retrieval='Retrieval fit',
+        heads='fit_head',
         preparation='prepare check_data',
         record='run',
         loading='load_run load_model rank_again',

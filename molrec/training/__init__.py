@@ -10,5 +10,9 @@ __getattr__, __dir__ = lazy(
     __name__,
     dict(
         losses='sampled_loss full_loss in_batch_loss draw_negatives',
+        optimisers='Recipe',
+        task='Task Stage Notes',
+        checkpoint='State',
+        loop='train',
     ),
 )
