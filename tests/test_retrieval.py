@@ -8,7 +8,7 @@ import pytest
 
 from molrec.cli.execute import execute
 from molrec.cli import place
-from molrec.cli import report as cli_report
+from molrec.cli import retrieval as cli_retrieval
 from molrec.bench import retrieval_pages as retrieval
 from molrec.base.errors import ConfigError
 from molrec.settings.config import Config
@@ -146,8 +146,8 @@ def test_measurements_that_are_recorded_are_not_made_again(trained, tmp_path, mo
         ('recall', 'recall-new', dict(run='there')),
         ('throughput', 'pools', dict(run='gone')),
     ]
-    monkeypatch.setattr(cli_report, 'measurements', lambda *args: jobs)
+    monkeypatch.setattr(cli_retrieval, 'measurements', lambda *args: jobs)
     monkeypatch.setattr(retrieval, 'build_pages', lambda folder: calls.append('pages'))
-    cli_report.retrieval('quick')
+    cli_retrieval.retrieval('quick')
     assert calls == ['recall', 'pages']
     assert 'skipped: pools, for the weights of gone are not here' in capsys.readouterr().out
