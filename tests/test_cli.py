@@ -3,9 +3,9 @@
 import ast
 import inspect
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,12 +25,17 @@ def python(*words, **more):
 
 
 def fastest(*words):
-    "Seconds of the best of three."
+    "Seconds of processor time of the best of three: those of the clock say how busy the machine is."
+
+    def spent():
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     took = []
     for _ in range(3):
-        began = time.monotonic()
+        began = spent()
         assert python(*words).returncode == 0
-        took.append(time.monotonic() - began)
+        took.append(spent() - began)
     return min(took)
 
 
