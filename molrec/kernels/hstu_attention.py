@@ -548,7 +548,10 @@ def check_call(q, k, v, offsets, pos_bias, time_bias, times, next_times, n) -> i
     "Refuse what the kernels cannot take."
     if not (q.ndim == v.ndim == 3 and q.shape == k.shape and q.shape[:2] == v.shape[:2]):
         raise ConfigError(
-            f'q, k, v: got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}, wanted (T, h, d_qk), the same, and (T, h, d_v)'
+            (
+                f'q, k, v: got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}, wanted (T, h, d_qk), the '
+                'same, and (T, h, d_v)'
+            )
         )
     if not q.dtype == k.dtype == v.dtype:
         raise ConfigError(f'q, k, v: got {q.dtype}, {k.dtype}, {v.dtype}, wanted one dtype')
@@ -562,7 +565,10 @@ def check_call(q, k, v, offsets, pos_bias, time_bias, times, next_times, n) -> i
     longest = int(lengths.max()) if len(lengths) else 0
     if pos_bias is not None and (pos_bias.ndim != 1 or len(pos_bias) % 2 == 0 or len(pos_bias) // 2 + 1 < longest):
         raise ConfigError(
-            f'pos_bias: got {tuple(pos_bias.shape)}, wanted (2*n_max - 1,) with n_max at least {longest}, the longest sequence'
+            (
+                f'pos_bias: got {tuple(pos_bias.shape)}, wanted (2*n_max - 1,) with n_max at least {longest}, the '
+                'longest sequence'
+            )
         )
     if time_bias is not None and time_bias.shape != (n_buckets,):
         raise ConfigError(f'time_bias: got {tuple(time_bias.shape)}, wanted ({n_buckets},)')
@@ -697,7 +703,7 @@ def work_hstu_attention(
 
 
 def padded_bytes(sequences: int, length: int, heads: int, element: int = 2) -> float:
-    "What the plain form moves through memory in its forward pass alone: 12 passes over (S, h, L, L), and the time buckets of (S, L, L), 100 bytes each."
+    "What the plain form moves through memory going forward: 12 passes over (S, h, L, L), and the time buckets."
     return sequences * length**2 * (12 * heads * element + 100)
 
 # %% ../../nbs/70_kernels/09_hstu_attention.ipynb #9e4c215c

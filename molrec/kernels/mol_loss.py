@@ -905,7 +905,7 @@ def work_mol_loss(
 
 
 def plain_bytes(T, R, P_q, P_x, H):
-    "What autograd keeps of the plain form at least: logits, z, mixture; hidden layer before and after silu. fp32, no dropout."
+    "What autograd keeps of the plain form at least: logits, z, mixture, hidden layer twice; fp32, no dropout."
     return 4 * T * R * (3 * P_q * P_x + 2 * H)
 
 # %% ../../nbs/70_kernels/07_mol_loss.ipynb #770780c9

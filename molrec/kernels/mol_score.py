@@ -459,7 +459,10 @@ def check(f, a, g, b, gate, temperature, g_scales, b_scales, precision):
             raise DataError(f'{name}: got {t.dtype}, wanted float32, bfloat16 or int8')
         if (t.dtype == torch.int8) != (s is not None):
             raise DataError(
-                f'{name}_scales: got {"none" if s is None else "some"} for {t.dtype}, wanted scales with int8 and with nothing else'
+                (
+                    f'{name}_scales: got {"none" if s is None else "some"} for {t.dtype}, wanted scales with int8 '
+                    'and with nothing else'
+                )
             )
 
 # %% ../../nbs/70_kernels/06_mol_score.ipynb #2a4aa583

@@ -50,7 +50,10 @@ def compiled(
     constants = build.constants | {k: v for k, v in own.items() if k not in launch_options}
     if missing := set(kernel.arg_names) - set(build.signature) - set(constants):
         raise ConfigError(
-            f'build {build.name!r}: {", ".join(sorted(missing))} of {build.kernel} is neither in its signature nor in its constants'
+            (
+                f'build {build.name!r}: {", ".join(sorted(missing))} of {build.kernel} is neither in its '
+                'signature nor in its constants'
+            )
         )
     signature = {name: 'constexpr' if name in constants else build.signature[name] for name in kernel.arg_names}
     attrs = {(kernel.arg_names.index(name),): [['tt.divisibility', 16]] for name in build.aligned}

@@ -307,7 +307,10 @@ def check_pair(queries, rows, scales):
         )
     if queries.dtype != rows.dtype or rows.dtype not in kind_of:
         raise DataError(
-            f'queries, rows: got {queries.dtype} and {rows.dtype}, wanted the same, int8, float8_e4m3fn, bfloat16 or float32'
+            (
+                f'queries, rows: got {queries.dtype} and {rows.dtype}, wanted the same, int8, float8_e4m3fn, '
+                'bfloat16 or float32'
+            )
         )
     if len(rows) >= 2**31 - 1:
         raise DataError(f'rows: got {len(rows)}, wanted fewer than 2^31 - 1; scan them in parts')
@@ -393,7 +396,10 @@ def h_indexer_scan(
     check_pair(queries, rows, scales)
     if thresholds.shape != queries.shape[:1] or thresholds.dtype != torch.float32:
         raise DataError(
-            f'thresholds: got shape {tuple(thresholds.shape)} of {thresholds.dtype}, wanted ({len(queries)},) of float32'
+            (
+                f'thresholds: got shape {tuple(thresholds.shape)} of {thresholds.dtype}, wanted ({len(queries)},) '
+                'of float32'
+            )
         )
     if allow is not None and (allow.shape != rows.shape[:1] or allow.dtype != torch.bool):
         raise DataError(f'allow: got shape {tuple(allow.shape)} of {allow.dtype}, wanted ({len(rows)},) of bool')
