@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
-from molrec.bench import encoders
-from molrec.data import packed
-from molrec.encoders.bert4rec import BERT4Rec
-from molrec.settings.config import Config
+from molrec.bench import encoders, padded
+from molrec.data.packed import PackedBatches
 from molrec.data.splits import split
-from molrec.encoders.sasrec import SASRec
+from molrec.encoders.bert4rec import BERT4Rec
 from molrec.encoders.gru4rec import GRU4Rec
 from molrec.encoders.hstu import HSTU
+from molrec.encoders.sasrec import SASRec
+from molrec.settings.config import Config
 
 N, n = 30, 13
 makers = {
@@ -51,7 +51,7 @@ def test_plain_and_packed_agree_in_values_and_gradients(encoder, lengths):
     e = makers[encoder]()
     with torch.no_grad():
         [w.mul_(3) for w in e.parameters() if w.dim() == 2]
-    p = encoders.Pass(e, [encoders.random_batch(lengths, N, seed=2)])
+    p = encoders.Pass(e, [padded.random_batch(lengths, N, seed=2)])
     e.eval()
     for ours, plain in zip(*(p.gradients(form, p.given[0]) for form in ('packed', 'plain')), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5 * max(1, plain.abs().max().item()))
@@ -59,7 +59,7 @@ def test_plain_and_packed_agree_in_values_and_gradients(encoder, lengths):
 
 @pytest.mark.parametrize('encoder', makers)
 def test_both_forms_drop_out(encoder):
-    p = encoders.Pass(makers[encoder](), [encoders.random_batch([3, 9], N)])
+    p = encoders.Pass(makers[encoder](), [padded.random_batch([3, 9], N)])
     for form in encoders.forms:
         first, second = (p.gradients(form, p.given[0])[0] for _ in range(2))
         assert first.isfinite().all() and not torch.equal(first, second)
@@ -68,18 +68,18 @@ def test_both_forms_drop_out(encoder):
 def test_padding_is_never_seen():
     "Another batch beside it, and a sequence is encoded the same."
     e = HSTU(N, 8, n).eval()
-    batch = encoders.random_batch([4, 11], N)
+    batch = padded.random_batch([4, 11], N)
     alone = dataclasses.replace(
         batch,
         users=batch.users[:1],
         offsets=batch.offsets[:2],
         **{k: getattr(batch, k)[:4] for k in ('items', 'targets', 'times', 'next_times')},
     )
-    torch.testing.assert_close(encoders.plain_hstu(e, batch)[:4], encoders.plain_hstu(e, alone))
+    torch.testing.assert_close(padded.plain_hstu(e, batch)[:4], padded.plain_hstu(e, alone))
 
 
 def test_no_time_of_a_wrong_encoder(s, monkeypatch):
-    monkeypatch.setitem(encoders.plain_forms, SASRec, lambda e, batch: e(batch) * 1.01)
+    monkeypatch.setitem(padded.plain_forms, SASRec, lambda e, batch: e(batch) * 1.01)
     with pytest.raises(RuntimeError, match='SASRec: .*e-03 from the plain form'):
         encoders.pass_rows(s, {'SASRec': Config(max_length=n, dim=8, ffn=8)}, 1, 1, 16)
 
@@ -108,7 +108,7 @@ def test_a_position_counts_once_and_the_ratio_is_of_rates(s):
     rows = encoders.pass_rows(
         s, {'BERT4Rec': Config(encoder='bert4rec', max_length=n, batch_size=10, dim=8, ffn=8)}, 1, 2, 16
     )
-    batches = [b for b, _ in zip(packed.PackedBatches(s.train, 10).epoch(0), range(2))]
+    batches = [b for b, _ in zip(PackedBatches(s.train, 10).epoch(0), range(2))]
     assert {r['positions'] for r in rows} == {sum(len(b.items) for b in batches)}
     assert rows[1]['ratio'] == pytest.approx(rows[1]['positions_per_s'] / rows[0]['positions_per_s'])
     assert rows[1]['verdict'] == ('met' if rows[1]['ratio'] >= 2 else 'missed')

@@ -4,12 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
-from molrec.bench import growth
-from molrec.bench import peers
-from molrec.bench import searches
-from molrec.bench import stage1
-from molrec.bench import stage1_grid
 from molrec.base.errors import ConfigError
+from molrec.bench import growth, peers, stage1_grid
+from molrec.bench import searches as bench_searches
+from molrec.bench import stage1 as bench_stage1
 
 fast = ('faiss-flat', 'faiss-ivf', 'faiss-refine', 'torch-bf16', 'stage1-int8')
 elsewhere = "not at the bar's size"
@@ -18,13 +16,13 @@ elsewhere = "not at the bar's size"
 @pytest.fixture(scope='module')
 def stage1(tmp_path_factory):
     out = tmp_path_factory.mktemp('stage1')
-    return out, stage1.stage1(out, True, items=3_000, width=16, n_queries=4, rounds=1, methods=fast)
+    return out, bench_stage1.stage1(out, True, items=3_000, width=16, n_queries=4, rounds=1, methods=fast)
 
 
 @pytest.fixture(scope='module')
 def taught():
-    corpus = searches.Mixture(rows=2**13)
-    return searches.teach(corpus, steps=3), corpus
+    corpus = bench_searches.Mixture(rows=2**13)
+    return bench_searches.teach(corpus, steps=3), corpus
 
 
 @pytest.fixture(scope='module')
@@ -90,16 +88,17 @@ def test_every_stage1_method_has_its_overlap(stage1):
 def test_another_size_is_never_just_met(stage1):
     out, table = stage1
     assert (
-        stage1.stage1_bars(table).verdict.str.endswith(elsewhere).all() and elsewhere in (out / 'stage1.md').read_text()
+        bench_stage1.stage1_bars(table).verdict.str.endswith(elsewhere).all()
+        and elsewhere in (out / 'stage1.md').read_text()
     )
 
 
 def test_bars_follow_the_numbers(stage1):
     "The same table at the bar's size, ours once fast and once slow."
-    table = stage1[1].assign(**stage1.bar_size, k_prime=lambda t: t.k_prime.map({30: 10_000, 300: 100_000}))
+    table = stage1[1].assign(**bench_stage1.bar_size, k_prime=lambda t: t.k_prime.map({30: 10_000, 300: 100_000}))
     ours = table.method == 'stage1-int8'
     for p50, ratio, word in ((1e-6, 1e6, 'met'), (1e6, 1e-6, 'missed')):
-        bars = stage1.stage1_bars(
+        bars = bench_stage1.stage1_bars(
             table.assign(p50=table.p50.mask(ours, p50), ratio=table.ratio.mask(ours, ratio), overlap=1.0)
         )
         speed = bars[~bars['asked for'].str.startswith('overlap')]
@@ -108,7 +107,7 @@ def test_bars_follow_the_numbers(stage1):
 
 def test_a_low_overlap_misses_its_bar(stage1):
     table = stage1[1].assign(overlap=lambda t: t.overlap.mask(t.method == 'stage1-int8', 0.97))
-    bars = stage1.stage1_bars(table)
+    bars = bench_stage1.stage1_bars(table)
     assert bars[bars['asked for'].str.startswith('overlap')].verdict.str.startswith('missed').all()
 
 
@@ -116,7 +115,7 @@ def test_a_missing_library_is_named_with_the_command(monkeypatch):
     def absent(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(growth.importlib, 'import_module', absent)
+    monkeypatch.setattr(peers.importlib, 'import_module', absent)
     with pytest.raises(ConfigError, match='pip install faiss-cpu'):
         peers.build('faiss-flat', peers.clustered(100, 16))
 
@@ -140,13 +139,13 @@ def test_search_writes_a_table_a_figure_and_markdown(searches):
     assert files(out, 'search') == ['.csv', '.md', '.png', '.svg']
     assert set(table.part) == {'scoring', 'search', 'growth', 'memory'} and set(table.method) == {
         'mol',
-        *searches.families,
+        *bench_searches.families,
     }
 
 
 def test_scores_agree_before_they_are_timed(searches):
     scoring = searches[1][searches[1].part == 'scoring'].set_index('what')
-    for form, (*_, tolerance) in searches.scoring_forms.items():
+    for form, (*_, tolerance) in bench_searches.scoring_forms.items():
         if form in scoring.index:
             assert scoring.score_gap[form] < tolerance
 
@@ -223,13 +222,13 @@ def test_a_missed_goal_of_the_grid_is_not_met():
 
 
 def test_one_query_stands_beside_the_sum_of_its_bounds(tmp_path, taught):
-    table = searches.one_query(
+    table = bench_searches.one_query(
         tmp_path, True, items=9_000, n_queries=3, k_prime=200, rounds=2, model=taught[0], corpus=taught[1]
     )
     assert files(tmp_path, 'one-query') == ['.csv', '.md', '.png', '.svg'] and table.n.tolist() == [2, 2, 2, 6]
     whole = table.set_index('what').loc['whole search']
     assert whole.bound == pytest.approx(table[table.method == 'bound'].p50.sum()) and whole.p99 >= whole.p50
     assert (
-        searches.one_query_bars(table).verdict.str.endswith(elsewhere).all()
+        bench_searches.one_query_bars(table).verdict.str.endswith(elsewhere).all()
         and elsewhere in (tmp_path / 'one-query.md').read_text()
     )

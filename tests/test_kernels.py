@@ -10,7 +10,7 @@ import torch
 ON_GPU = torch.cuda.is_available()
 pytest.importorskip('triton', reason='Triton exists for Linux only')
 with patch.dict(os.environ):
-    from molrec.bench.kernels import pages
+    from molrec.bench.kernel_bounds import pages
     from molrec.base.errors import ConfigError
     from molrec.kernels.backend import Tuned, interpret
     from molrec.kernels.resources import resources

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from molrec.cli import report as cli
+from molrec.cli.rows import report_rows
 from molrec.settings.config import load_config, read_row
 from molrec.data.readers import check_interactions, read_amazon_ratings, read_ml20m
 from molrec.similarities.mol import MoL
@@ -128,7 +128,7 @@ def test_there_are_four_rows_for_each_of_the_two():
 def test_without_a_gpu_the_report_leaves_them_out_and_says_so(monkeypatch, capsys):
     def rows(there, scale='paper', **more):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: there)
-        return {f for f, _ in cli.report_rows(ROOT, scale, **more)}
+        return {f for f, _ in report_rows(ROOT, scale, **more)}
 
     assert rows(True) - rows(False) == set(ROWS)
     said = capsys.readouterr().out

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from molrec import Recommender
-from molrec.cli import lists as cli_lists
 from molrec.cli import main as cli_main
 from molrec.cli.plan import plan
+from molrec.cli.runs import find_run
 from molrec.search import asked
 from molrec.search import titles
 from molrec.tasks import loading
@@ -398,7 +398,7 @@ def test_the_list_on_the_first_page_is_what_its_code_gives(capsys):
     shown, code = ''.join(cell['outputs'][0]['text']), ''.join(cell['source'])
     assert len(shown.splitlines()) > 10 and 'skip-execution' in cell['metadata']['tags']
     name = ast.literal_eval(re.search(r"find_run\(('[^']+')\)", code)[1])
-    if not (cli_lists.find_run(name) / 'model.safetensors').exists():
+    if not (find_run(name) / 'model.safetensors').exists():
         pytest.skip('the run of the first page has no weights here')
     exec(code, {})
     printed = capsys.readouterr().out

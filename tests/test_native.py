@@ -276,7 +276,7 @@ def test_doctor_says_what_runs_and_what_cannot_be_written_in_bounded_time(tmp_pa
     (tmp_path / 'reports').touch()
     began = time.monotonic()
     said = subprocess.run(
-        [sys.executable, '-c', 'import sys; from molrec.cli.main import main; sys.exit(main(["doctor"]))'],
+        [sys.executable, '-m', 'molrec', 'doctor'],
         cwd=tmp_path,
         timeout=100,
         env=os.environ | dict(PYTHONPATH=str(ROOT), MOLREC_CACHE=f'{tmp_path}/reports/cache'),

@@ -224,7 +224,7 @@ def test_a_part_asks_for_an_item_once(tmp_path):
 
 def molrec(*words, cwd, **env):
     return subprocess.run(
-        [sys.executable, '-c', 'import sys; from molrec.cli.main import main; sys.exit(main())', *map(str, words)],
+        [sys.executable, '-m', 'molrec', *map(str, words)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -332,7 +332,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(home, words):
 def test_a_full_disk_a_closed_pipe_and_an_ascii_terminal(home):
     if not Path('/dev/full').exists():
         pytest.skip('no /dev/full on this system')
-    command = f'"{sys.executable}" -c "import sys; from molrec.cli.main import main; sys.exit(main())" data'
+    command = f'"{sys.executable}" -m molrec data'
     shell = lambda text, **env: subprocess.run(
         ['bash', '-c', text],
         cwd=home[0],

@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from molrec.cli.execute import execute
-from molrec.cli import place
-from molrec.cli import report as cli_report
+from molrec.cli import retrieval as cli_retrieval
 from molrec.bench import retrieval_pages as retrieval
 from molrec.base.errors import ConfigError
 from molrec.settings.config import Config
@@ -37,7 +36,7 @@ def trained(tmp_path_factory):
 def executed(notebook, out, trained, **parameters):
     "Run an experiment notebook; what it wrote."
     runs, run_id = trained
-    execute.execute(
+    execute(
         ROOT / 'nbs' / 'experiments' / f'{notebook}.ipynb',
         out / f'{notebook}.ipynb',
         dict(run=run_id, runs=str(runs), out=str(out)) | parameters,
@@ -134,8 +133,8 @@ def test_a_run_without_a_head_is_refused(trained, tmp_path):
 def test_measurements_that_are_recorded_are_not_made_again(trained, tmp_path, monkeypatch, capsys):
     "And one whose weights are gone is passed over with a sentence."
     calls = []
-    monkeypatch.setattr(place, 'project_root', lambda: tmp_path)
-    monkeypatch.setattr(execute, 'execute', lambda notebook, copy, parameters: calls.append(notebook.stem))
+    monkeypatch.setattr(cli_retrieval, 'project_root', lambda: tmp_path)
+    monkeypatch.setattr(cli_retrieval, 'execute', lambda notebook, copy, parameters: calls.append(notebook.stem))
     out = tmp_path / 'reports'
     (out / 'runs' / 'there').mkdir(parents=True)
     (out / 'runs' / 'there' / 'model.safetensors').touch()
@@ -146,8 +145,8 @@ def test_measurements_that_are_recorded_are_not_made_again(trained, tmp_path, mo
         ('recall', 'recall-new', dict(run='there')),
         ('throughput', 'pools', dict(run='gone')),
     ]
-    monkeypatch.setattr(cli_report, 'measurements', lambda *args: jobs)
+    monkeypatch.setattr(cli_retrieval, 'measurements', lambda *args: jobs)
     monkeypatch.setattr(retrieval, 'build_pages', lambda folder: calls.append('pages'))
-    cli_report.retrieval('quick')
+    cli_retrieval.retrieval('quick')
     assert calls == ['recall', 'pages']
     assert 'skipped: pools, for the weights of gone are not here' in capsys.readouterr().out

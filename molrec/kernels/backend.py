@@ -50,11 +50,17 @@ def use_triton(
     there = importlib.util.find_spec('triton') is not None
     if impl == 'triton' and not there:
         raise ConfigError(
-            "impl: got 'triton', but Triton is not installed here; it exists for Linux only: pip install triton, or take impl='auto'"
+            (
+                "impl: got 'triton', but Triton is not installed here; it exists for Linux only: pip install "
+                "triton, or take impl='auto'"
+            )
         )
     if impl == 'triton' and not (on_gpu or interpreted()):
         raise ConfigError(
-            "impl: got 'triton' for tensors on the CPU; move them to a GPU, take impl='auto', or set TRITON_INTERPRET=1 before Python starts to run kernels in Triton's slow interpreter"
+            (
+                "impl: got 'triton' for tensors on the CPU; move them to a GPU, take impl='auto', or set "
+                "TRITON_INTERPRET=1 before Python starts to run kernels in Triton's slow interpreter"
+            )
         )
     return there
 
