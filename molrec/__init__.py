@@ -7,18 +7,7 @@ __version__ = "0.1.0"
 __all__ = ['FlatIndex', 'Recommender']
 
 # %% ../nbs/60_search/28_molrec.ipynb #e21bb09c
-_public = {'FlatIndex': 'flat_index', 'Recommender': 'recommender'}  # name -> module of this package
+from .base.lazy import lazy
+
+__getattr__, __dir__ = lazy(__name__, {'search.flat_index': 'FlatIndex', 'search.recommender': 'Recommender'})
 _all_ = ['FlatIndex', 'Recommender']
-
-
-def __getattr__(name):
-    "A name of `_public`, imported when it is first asked for."
-    if name not in _public:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from importlib import import_module
-
-    return getattr(import_module(f'{__name__}.{_public[name]}'), name)
-
-
-def __dir__():
-    return sorted([*globals(), *_public])

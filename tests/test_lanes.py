@@ -9,7 +9,8 @@ import torch
 from molrec.base import native as candidates
 from molrec.search.candidates import score_range, score_rows
 from molrec.search.item_table import ItemTable
-from molrec.search.mol_loops import given, mol_library, mol_source
+from molrec.search.mol_loops import given, mol_library
+from molrec.search.mol_source import mol_source
 from molrec.similarities.mol import MoL
 from molrec.base.native import build
 

@@ -12,7 +12,8 @@ from molrec.search import scan_loops
 from molrec.base.errors import ConfigError
 from molrec.search.exact_threshold import exact_rows
 from molrec.search.scan import block_scores
-from molrec.search.scan_loops import dense_native, forms, kinds, scan_library, scan_source
+from molrec.search.scan_lists import scan_source
+from molrec.search.scan_loops import dense_native, forms, kinds, scan_library
 from molrec.search.stage1 import Stage1
 from molrec.base.native import compiler
 from molrec.embeddings.quantize import Rows, quantize

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['option', 'check_option', 'IndexSettings', 'changed', 'snapshot', 'plain_numbers', 'item_columns', 'rows_in',
-           'query_side_of', 'State', 'state_of', 'Search', 'Answer', 'allowed_rows', 'bans', 'request_of',
-           'decides_alone', 'decided', 'left_open']
+           'query_side_of', 'State', 'state_of', 'Search', 'Answer', 'allowed_rows', 'bans', 'request_of', 'block_of',
+           'blocks_of', 'new_ids', 'known_rows', 'decides_alone', 'decided', 'left_open']
 
 # %% ../../nbs/60_search/14_asking.ipynb #2e47c832
 import contextlib
@@ -238,6 +238,60 @@ def request_of(
     ban_query, ban_row = bans(items, exclusions(exclude, len(queries)), mask)
     available = (items.n if mask is None else int(mask.sum())) - torch.bincount(ban_query, minlength=len(queries))
     return Request(queries, users, side, mask, ban_query, ban_row, available)
+
+# %% ../../nbs/60_search/14_asking.ipynb #b7ea19a9
+def block_of(
+    index: Any,  # of any kind
+    ids: Tensor,  # (n,), int64
+    items: Tensor,  # (n, D)
+) -> dict[str, Tensor]:  # name to (n, ...)
+    "Columns of some items."
+    try:
+        return dict(ids=ids.to(items.device)) | index.columns_of(items.double())
+    except DataError:
+        raise DataError(
+            f'items: the item side of one of the ids {ids[0]} to {ids[-1]} is not finite; its embedding is too large for this model'
+        ) from None
+
+
+def blocks_of(
+    index: Any,  # of any kind
+    ids: Tensor,  # (n,), int64
+    items: Tensor,  # (n, D)
+) -> Iterator[dict[str, Tensor]]:
+    "Items in blocks whose fp64 side stays in a CPU's cache, or fills a GPU."
+    step = 512 if items.device.type == 'cpu' else 2**16
+    for lo in range(0, len(ids), step):
+        yield block_of(index, ids[lo : lo + step], items[lo : lo + step])
+
+
+def new_ids(
+    ids: Any,  # (n,)
+    n: int,  # items
+) -> Tensor:  # (n,), int64
+    "Distinct ids from 0 on; that they ascend, the usual case, is seen without sorting."
+    ids = as_ids('ids', ids)
+    if len(ids) != n:
+        raise DataError(f'ids: got {len(ids)}, wanted one for each of {n} items')
+    if n and ids.min() < 0:
+        raise DataError(f'ids: got {int(ids.min())}, wanted none below 0')
+    ordered = ids if (ids.diff() > 0).all() else ids.sort().values
+    if (twice := ordered[1:][ordered.diff() == 0]).numel():
+        raise DataError(f'ids: {int(twice[0])} occurs twice')
+    return ids
+
+
+def known_rows(
+    items: Items,
+    ids: Any,  # (n,), each once, all in the index
+) -> Tensor:  # (n,), int64
+    "Rows of ids that must be there."
+    ids = as_ids('ids', ids)
+    ids = new_ids(ids, len(ids))
+    rows = rows_of(items, ids)
+    if (rows < 0).any():
+        raise DataError(f'ids: {int(ids[(rows < 0).cpu()][0])} is not in the index')
+    return rows
 
 # %% ../../nbs/60_search/14_asking.ipynb #19256abb
 def decides_alone(search: Search) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..base.errors import DataError
 from .scan_loops import in_c, share
 from .stage1 import Stage1
-from .index import new_ids
+from .asking import new_ids
 from ..base.native import build
 from ..embeddings.quantize import Rows, quantize
 from .requests import as_count, as_table
