@@ -6,9 +6,4 @@ __all__ = []
 # %% ../../nbs/25_embeddings/00_embeddings.ipynb #57db4eec
 from ..base.lazy import lazy
 
-__getattr__, __dir__ = lazy(
-    __name__,
-    dict(
-        quantize='Rows',
-    ),
-)
+__getattr__, __dir__ = lazy(__name__, dict(quantize='Rows'))

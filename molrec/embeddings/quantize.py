@@ -61,7 +61,7 @@ class Rows:
 
 # %% ../../nbs/25_embeddings/01_quantize.ipynb #26975a7c
 def is_finite(x: Tensor) -> bool:
-    "Is there neither NaN nor infinity? Then the sum is finite too, unless it is beyond the type: then all are looked at."
+    "Neither NaN nor infinity? Then the sum is finite too, unless it is beyond the type: then all are looked at."
     return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 # %% ../../nbs/25_embeddings/01_quantize.ipynb #67aa15b9
@@ -75,7 +75,8 @@ def quantize(
         raise ConfigError(f'storage: got {storage!r}, wanted one of {", ".join(storages)}')
     if not is_finite(x):
         raise DataError(
-            f'x: row {int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])} has NaN or infinity, wanted finite numbers'
+            f'x: row {int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])} has NaN or infinity,'
+            ' wanted finite numbers'
         )
     x = x.detach().float()
     if storage not in largest:

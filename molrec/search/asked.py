@@ -172,7 +172,8 @@ def events_of(
         return history, None
     if not all(timed):
         raise DataError(
-            f'histories: event {history[timed.index(False)]!r} has no time and others have; wanted (item, time) for all or for none'
+            f'histories: event {history[timed.index(False)]!r} has no time and others have;'
+            ' wanted (item, time) for all or for none'
         )
     dated = sorted(((item, moment(time)) for item, time in history), key=lambda event: event[1])
     return [item for item, _ in dated], [time for _, time in dated]

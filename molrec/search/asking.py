@@ -250,7 +250,8 @@ def block_of(
         return dict(ids=ids.to(items.device)) | index.columns_of(items.double())
     except DataError:
         raise DataError(
-            f'items: the item side of one of the ids {ids[0]} to {ids[-1]} is not finite; its embedding is too large for this model'
+            f'items: the item side of one of the ids {ids[0]} to {ids[-1]} is not finite;'
+            ' its embedding is too large for this model'
         ) from None
 
 

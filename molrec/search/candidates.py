@@ -75,7 +75,8 @@ def chosen(similarity, table, arithmetic, impl):
     library, arithmetic = (None, arithmetic) if impl in ('torch', 'triton') else loop_of(similarity, table, arithmetic)
     if impl in ('native', 'triton') and library is None:
         raise ConfigError(
-            f'impl: no {impl} loop for {type(similarity).__name__} and {table.storage} items here; molrec doctor says why'
+            f'impl: no {impl} loop for {type(similarity).__name__} and {table.storage} items here;'
+            ' molrec doctor says why'
         )
     return ('torch' if library is None else 'native'), library, arithmetic
 
@@ -87,10 +88,10 @@ def score_rows(
     table: ItemTable,
     rows: Tensor,  # candidates, (B, C), int32; -1: nothing, also beyond `count`
     count: Tensor,  # (B,), int64
-    impl: str = 'auto',  # 'torch', 'native' (compiled C), 'triton', or 'auto': the fastest there is for where the table is
-    arithmetic: str = 'fp32',  # 'fp32', or 'bf16': an error of about 0.01 at tau = 0.05, twice as fast where the processor multiplies it (else fp32)
+    impl: str = 'auto',  # 'torch', 'native' (compiled C), 'triton', or 'auto': the fastest where the table is
+    arithmetic: str = 'fp32',  # 'fp32', or 'bf16': twice as fast where the processor multiplies it, else fp32
 ) -> Tensor:  # (B, C), float32, -inf beyond `count`
-    "Scores of each query's own candidates."
+    "Scores of each query's own candidates; bf16 is off by about 0.01 at a temperature of 0.05."
     way, library, arithmetic = chosen(similarity, table, arithmetic, impl)
     check_rows(rows, count, len(table))
     if way == 'torch':

@@ -49,13 +49,15 @@ def extremes(
 rescore_source = r"""
 #include <math.h>
 #include <stdint.h>
-// queries lo..hi: rows (B, n), true (B, n), worst (B); vectors (N, w), bytes (N, padded), both of the items and of the queries
-int rescore(const float *vectors, const int8_t *bytes, const float *scale, const float *q, const int8_t *codes, int64_t w, int64_t padded,
+// queries lo..hi: rows (B, n), true (B, n), worst (B); vectors (N, w), bytes (N, padded), of items and of queries
+int rescore(const float *vectors, const int8_t *bytes, const float *scale, const float *q, const int8_t *codes,
+            int64_t w, int64_t padded,
             int64_t lo, int64_t hi, const int32_t *rows, int64_t n, double *true, double *worst) {
     for (int64_t b = lo; b < hi; b++) {
         worst[b] = INFINITY;
         for (int64_t i = 0; i < n; i++) {
-            const float *x = vectors + rows[b*n + i]*w, *y = q + b*w; const int8_t *c = bytes + rows[b*n + i]*padded, *d = codes + b*padded;
+            const float *x = vectors + rows[b*n + i]*w, *y = q + b*w;
+            const int8_t *c = bytes + rows[b*n + i]*padded, *d = codes + b*padded;
             double part[8] = {0}, sum = 0; int32_t product = 0; int64_t j = 0;
             for (; j + 8 <= w; j += 8) for (int l = 0; l < 8; l++) part[l] += (double)x[j + l]*y[j + l];
             for (int l = 0; j + l < w; l++) part[l] += (double)x[j + l]*y[j + l];
@@ -126,7 +128,8 @@ def as_vectors(
         raise DataError(f'{name}: got shape {tuple(x.shape)}, wanted at least one number a row')
     if len(x) and (longest := float(x.double().norm(dim=1).max())) > longest_vector:
         raise DataError(
-            f'{name}: a vector has length {longest:.3g}, wanted at most {longest_vector:g}: products would overflow fp32'
+            f'{name}: a vector has length {longest:.3g}, wanted at most {longest_vector:g};'
+            ' products would overflow fp32'
         )
     return x
 

@@ -44,7 +44,7 @@ from .stored import Items, Living, appended, copied, read_tensors, removed, rows
 
 # %% ../../nbs/60_search/16_index.ipynb #abca1a40
 class Index:
-    "Top k of a similarity over a set of items, shared by any number of threads. By itself, its candidates are everything."
+    "Top k of a similarity over items, shared by any number of threads; by itself, its candidates are everything."
 
     Settings: ClassVar[type] = IndexSettings
     n_block: ClassVar[int] = 64  # queries that are searched together
@@ -79,7 +79,7 @@ class Index:
         return Candidates(rows.int().repeat(n, 1), torch.full((n,), len(rows), device=rows.device))
 
     def picked(self, search: Search, k: int, width: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        "The best `width` >= k by the arithmetic of the settings: scores (b, <=width), rows, and items scored for each pass."
+        "The best `width` >= k by the arithmetic set: scores (b, <=width), rows, and items scored for each pass."
         found, s = self.candidates(search, k), search.settings
         table, request = search.state.table, search.request
         scores = score_rows(self.similarity, request.side, table, found.rows, found.count, s.impl, s.arithmetic)
@@ -317,9 +317,8 @@ def answered(
         scores[place], rows[place] = values, found
         all_costs.append(costs)
     if (scores == torch.inf).any():
-        raise DataError(
-            f'queries: row {int((scores == torch.inf).any(1).nonzero()[0])} scores beyond single precision with this model'
-        )
+        row = int((scores == torch.inf).any(1).nonzero()[0])
+        raise DataError(f'queries: row {row} scores beyond single precision with this model')
     found = ids[rows].masked_fill_(scores == -torch.inf, -1) if len(search.state) else rows
     names = all_costs[0] if all_costs else ('scored',)
     return Answer(

@@ -81,7 +81,8 @@ def users_of_run(
     found = prepare(c, df).fingerprint
     if found != then:
         raise DataError(
-            f'{name}: the data of this run are not what they were: their split is {found[:12]}, it was {then[:12]}; other data, or in another order'
+            f'{name}: the data of this run are not what they were: their split is {found[:12]}, it was {then[:12]};'
+            ' other data, or in another order'
         )
     return full_histories(c, df)
 

@@ -53,22 +53,24 @@ INLINE lanes bounded(lanes y) { return y; }                                     
 INLINE lanes reciprocal(lanes x) {
     lanes r = _mm512_rcp14_ps(x);
     if (KS == 2) return r;
-    lanes better = _mm512_mul_ps(r, _mm512_fnmadd_ps(x, r, _mm512_set1_ps(2.f)));      // Newton's step; of infinity it would be NaN
+    lanes better = _mm512_mul_ps(r, _mm512_fnmadd_ps(x, r, _mm512_set1_ps(2.f)));   // Newton's step; NaN of infinity
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(1e38f), _CMP_LT_OQ), r, better);
 }
 INLINE void put(float *out, lanes v, int n) { _mm512_mask_storeu_ps(out, n >= 16 ? 0xffff : (1u << n) - 1, v); }
 INLINE lanes where_rows(lanes v, const int32_t *at, int n) {                         // -inf where there is no row
-    __mmask16 none = _mm512_cmplt_epi32_mask(_mm512_maskz_loadu_epi32(n >= 16 ? 0xffff : (1u << n) - 1, at), _mm512_setzero_si512());
+    __m512i rows = _mm512_maskz_loadu_epi32(n >= 16 ? 0xffff : (1u << n) - 1, at);
+    __mmask16 none = _mm512_cmplt_epi32_mask(rows, _mm512_setzero_si512());
     return _mm512_mask_mov_ps(v, none, _mm512_set1_ps(-INFINITY));
 }
 #if KS == 1
 #define MULTIPLY_ADD(acc, x, w) _mm512_fmadd_ps((lanes)(x), _mm512_set1_ps(*(const float *)(w)), acc)
-INLINE words pack(lanes first, lanes second) { return (words)first; }                // to words: the first alone, or bf16 pairs
+INLINE words pack(lanes first, lanes second) { return (words)first; }       // to words: the first alone, or bf16 pairs
 INLINE lanes number(const words *w, int l) { return (lanes)w[l]; }                   // number l of the items
 #else
 #define MULTIPLY_ADD(acc, x, w) _mm512_dpbf16_ps(acc, (__m512bh)(x), (__m512bh)_mm512_set1_epi32(*(const int32_t *)(w)))
 INLINE words pack(lanes first, lanes second) {
-    const __m512i pairs = _mm512_set_epi16(31,15,30,14,29,13,28,12,27,11,26,10,25,9,24,8,23,7,22,6,21,5,20,4,19,3,18,2,17,1,16,0);
+    const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(second, first));
 }
 INLINE lanes number(const words *w, int l) {
@@ -86,7 +88,8 @@ typedef float vf __attribute__((vector_size(4*LANES), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(4*LANES), aligned(4), may_alias));
 typedef struct { vf v[REGISTERS]; } __attribute__((aligned(4*LANES))) lanes;
 typedef lanes words;
-#define EACH(value) ({ lanes made; _Pragma("GCC unroll 4") for (int i = 0; i < REGISTERS; i++) made.v[i] = value; made; })
+#define EACH(value) \
+    ({ lanes made; _Pragma("GCC unroll 4") for (int i = 0; i < REGISTERS; i++) made.v[i] = value; made; })
 #define CHOOSE(condition, a, b) (vf)(((condition) & (vi)(a)) | (~(condition) & (vi)(b)))
 INLINE lanes all(float x) { return EACH((vf){0} + x); }
 INLINE lanes add(lanes a, lanes b) { return EACH(a.v[i] + b.v[i]); }
@@ -102,8 +105,10 @@ INLINE vf within(vf y) {
     return CHOOSE(y > high, high, y);
 }
 INLINE lanes bounded(lanes y) { return EACH(within(y.v[i])); }
-INLINE lanes whole(lanes y) { return EACH((y.v[i] + 12582912.f) - 12582912.f); }     // 1.5 * 2^23: no place for a fraction
-INLINE lanes scale_by_2(lanes p, lanes r) { return EACH(p.v[i]*(vf)((__builtin_convertvector(r.v[i], vi) + 127) << 23)); }
+INLINE lanes whole(lanes y) { return EACH((y.v[i] + 12582912.f) - 12582912.f); }    // 1.5 * 2^23: no fraction
+INLINE lanes scale_by_2(lanes p, lanes r) {
+    return EACH(p.v[i]*(vf)((__builtin_convertvector(r.v[i], vi) + 127) << 23));
+}
 #define MULTIPLY_ADD(acc, x, w) multiply_add(x, all(*(const float *)(w)), acc)
 INLINE words pack(lanes first, lanes second) { return first; }
 INLINE lanes number(const words *w, int l) { return w[l]; }
@@ -121,7 +126,8 @@ INLINE lanes where_rows(lanes v, const int32_t *at, int n) {
 # %% ../../nbs/60_search/09_mol_source.ipynb #473aa0a8
 mol_source += r"""
 INLINE lanes power_of_2(lanes y) {
-    static const float c[7] = {1.535336188e-4f, 1.339887440e-3f, 9.618437358e-3f, 5.550332471e-2f, 2.402264791e-1f, 6.931472029e-1f, 1.f};
+    static const float c[7] = {1.535336188e-4f, 1.339887440e-3f, 9.618437358e-3f, 5.550332471e-2f,
+                               2.402264791e-1f, 6.931472029e-1f, 1.f};
     y = bounded(y);
     lanes r = whole(y), f = subtract(y, r), p = all(c[KS == 1 ? 0 : 2]);
     for (int i = KS == 1 ? 1 : 3; i < 7; i++) p = multiply_add(p, f, all(c[i]));
@@ -141,7 +147,8 @@ INLINE lanes sixteen(const void *row, int first, int n) {     // numbers first..
 #if STORE == 0
     return _mm512_maskz_loadu_ps(m, (const float *)row + first);
 #elif STORE == 1
-    return (lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, (const int16_t *)row + first)), 16);
+    __m256i halves = _mm256_maskz_loadu_epi16(m, (const int16_t *)row + first);
+    return (lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
 #else
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(m, (const int8_t *)row + first)));
 #endif
@@ -158,7 +165,10 @@ INLINE words some(const void *row, int at, int n) {           // words at..at+15
 }
 INLINE void transpose(words *r) {
     words t[16];
-    for (int i = 0; i < 8; i++) { t[2*i] = _mm512_unpacklo_epi32(r[2*i], r[2*i+1]); t[2*i+1] = _mm512_unpackhi_epi32(r[2*i], r[2*i+1]); }
+    for (int i = 0; i < 8; i++) {
+        t[2*i] = _mm512_unpacklo_epi32(r[2*i], r[2*i+1]);
+        t[2*i+1] = _mm512_unpackhi_epi32(r[2*i], r[2*i+1]);
+    }
     for (int i = 0; i < 4; i++) {
         r[4*i] = _mm512_unpacklo_epi64(t[4*i], t[4*i+2]); r[4*i+1] = _mm512_unpackhi_epi64(t[4*i], t[4*i+2]);
         r[4*i+2] = _mm512_unpacklo_epi64(t[4*i+1], t[4*i+3]); r[4*i+3] = _mm512_unpackhi_epi64(t[4*i+1], t[4*i+3]);
@@ -167,7 +177,10 @@ INLINE void transpose(words *r) {
         t[i] = _mm512_shuffle_i32x4(r[i], r[i+4], 0x88); t[i+4] = _mm512_shuffle_i32x4(r[i], r[i+4], 0xdd);
         t[i+8] = _mm512_shuffle_i32x4(r[i+8], r[i+12], 0x88); t[i+12] = _mm512_shuffle_i32x4(r[i+8], r[i+12], 0xdd);
     }
-    for (int i = 0; i < 8; i++) { r[i] = _mm512_shuffle_i32x4(t[i], t[i+8], 0x88); r[i+8] = _mm512_shuffle_i32x4(t[i], t[i+8], 0xdd); }
+    for (int i = 0; i < 8; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i+8], 0x88);
+        r[i+8] = _mm512_shuffle_i32x4(t[i], t[i+8], 0xdd);
+    }
 }
 #endif
 """
@@ -255,10 +268,19 @@ static void load(tile *t, const table from, const int32_t *rows, int64_t first, 
     for (int i = 0; i < 16; i++) {
         int64_t row = i >= n ? -1 : rows ? rows[i] : first + i;      // -1: nothing
         g[i] = row < 0 ? nothing : from.g + row*ITEM*BYTES; b[i] = row < 0 ? nothing : from.b + row*G*BYTES;
-        if (STORE == 2) { for (int m = 0; m < P_X; m++) ((float *)&t->g_scale[m])[i] = row < 0 ? 0 : from.g_scale[row*P_X + m]; ((float *)&t->b_scale)[i] = row < 0 ? 0 : from.b_scale[row]; }
+        if (STORE == 2) {
+            for (int m = 0; m < P_X; m++) ((float *)&t->g_scale[m])[i] = row < 0 ? 0 : from.g_scale[row*P_X + m];
+            ((float *)&t->b_scale)[i] = row < 0 ? 0 : from.b_scale[row];
+        }
     }
-    for (int w = 0; w < WORDS(ITEM); w += 16) { for (int i = 0; i < 16; i++) t->g[w + i] = some(g[i], w, ITEM); transpose(t->g + w); }
-    for (int w = 0; w < WORDS(G); w += 16) { for (int i = 0; i < 16; i++) t->b[w + i] = some(b[i], w, G); transpose(t->b + w); }
+    for (int w = 0; w < WORDS(ITEM); w += 16) {
+        for (int i = 0; i < 16; i++) t->g[w + i] = some(g[i], w, ITEM);
+        transpose(t->g + w);
+    }
+    for (int w = 0; w < WORDS(G); w += 16) {
+        for (int i = 0; i < 16; i++) t->b[w + i] = some(b[i], w, G);
+        transpose(t->b + w);
+    }
 }
 INLINE lanes gate_item(const tile *t, int l) {
     lanes v = number(t->b, l);
@@ -271,7 +293,8 @@ mol_source += r"""
 #define OUT 16                                       // outputs of a layer that lie together
 enum { FEW = AT_ONCE < 8 ? AT_ONCE : 8 };            // query components that accumulate together
 typedef struct { const uint32_t *f; const float *a; } query;              // f (P_Q, WORDS(D)) over tau, a (G,)
-typedef struct { const uint32_t *w1; const float *b1; const uint32_t *w2; const float *b2; } gate;  // weights (out/16, WORDS(in), 16)
+// weights (out/16, WORDS(in), 16)
+typedef struct { const uint32_t *w1; const float *b1; const uint32_t *w2; const float *b2; } gate;
 
 INLINE void logits(const tile *t, const query q, lanes *x) {
     for (int m = 0; m < P_X; m++) for (int n0 = 0; n0 < P_Q; n0 += FEW) {
@@ -279,8 +302,10 @@ INLINE void logits(const tile *t, const query q, lanes *x) {
         for (int n = 0; n < FEW; n++) acc[n] = all(0);
         for (int k = 0; k < WORDS(D); k++)
 _Pragma("GCC unroll 8")
-            for (int n = 0; n < FEW; n++) if (n0 + n < P_Q) acc[n] = MULTIPLY_ADD(acc[n], t->g[m*WORDS(D) + k], q.f + (n0 + n)*WORDS(D) + k);
-        for (int n = 0; n < FEW; n++) if (n0 + n < P_Q) x[(n0 + n)*P_X + m] = STORE == 2 ? multiply(acc[n], t->g_scale[m]) : acc[n];
+            for (int n = 0; n < FEW; n++)
+                if (n0 + n < P_Q) acc[n] = MULTIPLY_ADD(acc[n], t->g[m*WORDS(D) + k], q.f + (n0 + n)*WORDS(D) + k);
+        for (int n = 0; n < FEW; n++)
+            if (n0 + n < P_Q) x[(n0 + n)*P_X + m] = STORE == 2 ? multiply(acc[n], t->g_scale[m]) : acc[n];
     }
 }
 INLINE void layer(const words *in, const int n, const uint32_t *weights, const float *bias, lanes *out) {
@@ -325,12 +350,14 @@ __attribute__((noinline)) static lanes score(const tile *t, const query q, const
 
 # %% ../../nbs/60_search/09_mol_source.ipynb #1f66104a
 mol_source += r"""
-#define GIVEN const char *g, const float *g_scale, const char *b, const float *b_scale, const uint32_t *f, const float *a, const uint32_t *w1, const float *b1, const uint32_t *w2, const float *b2
+#define GIVEN const char *g, const float *g_scale, const char *b, const float *b_scale, \
+    const uint32_t *f, const float *a, const uint32_t *w1, const float *b1, const uint32_t *w2, const float *b2
 #define MODEL const table from = {g, g_scale, b, b_scale}; const gate c = {w1, b1, w2, b2}; tile t
 INLINE query of(const uint32_t *f, const float *a, int64_t i) { return (query){f + i*P_Q*WORDS(D), a + i*G}; }
 
 // part `part` of `parts` of every query's list; rows (B, row_stride), out (B, stride)
-void score_rows(GIVEN, const int32_t *rows, int64_t row_stride, const int64_t *count, int64_t n_queries, int64_t stride, int64_t part, int64_t parts, float *out) {
+void score_rows(GIVEN, const int32_t *rows, int64_t row_stride, const int64_t *count, int64_t n_queries,
+                int64_t stride, int64_t part, int64_t parts, float *out) {
     MODEL;
     for (int64_t i = 0; i < n_queries; i++) {
         int64_t hi = count[i]*(part + 1)/parts;

@@ -114,7 +114,8 @@ def ask_by_hand(
     check_choice('cold', cold, 'error', 'popular')
     if empty and cold == 'error':
         raise DataError(
-            f"histories: nothing is left of {', '.join(empty)}, wanted at least one item; cold='popular' shows what is popular"
+            f'histories: nothing is left of {", ".join(empty)}, wanted at least one item;'
+            " cold='popular' shows what is popular"
         )
     return Asked(one_type([name for name, *_ in named]), query, place)
 
@@ -140,7 +141,8 @@ def item_directions(
     "The item side of the similarity as one vector for each item."
     if model.encoder.dim == 1:
         raise ConfigError(
-            'similar: this model has one number for an item, so that all are alike; wanted an encoder with dim of at least 2'
+            'similar: this model has one number for an item, so that all are alike;'
+            ' wanted an encoder with dim of at least 2'
         )
     return F.normalize(model.similarity.item_side(model.encoder.items)[0].flatten(1), dim=1)
 
@@ -272,7 +274,7 @@ class Recommender:
     def recommend(
         self,
         users=None,  # ids, one or many; None, and no histories: everybody
-        histories=None,  # of somebody new: a list of titles, ids or (item, time), oldest first; a list or dict of lists; a frame
+        histories=None,  # of somebody new: titles, ids or (item, time), oldest first; a list or dict of such; a frame
         k: int = 10,  # length of a list, at most
         at=None,  # when it is asked: seconds since 1970 or a date; None: a usual gap after the last event
         filter_seen: bool = True,  # leave out what is in the history, unless the run was made with repeats: allow

@@ -63,8 +63,8 @@ class Stage1:
         rows: Rows,  # (N, w)
         ids: Tensor | None = None,  # of the rows, (N,), int64, for the sample and for ties; None: their positions
         seed: int = 0,  # of the sample
-        impl: str = 'auto',  # 'torch', 'native' (compiled C), 'triton', or 'auto': the fastest there is for where the rows are
-        threshold: str = 'auto',  # 'exact': exactly k_prime come back; 'sampled': a few more, the paper's way; 'auto': exact on a CPU
+        impl: str = 'auto',  # 'torch', 'native' (compiled C), 'triton', or 'auto': the fastest where the rows are
+        threshold: str = 'auto',  # 'exact': k_prime come back; 'sampled': a few more, as published; 'auto': by device
     ):
         self.ids, self.seed, self.rows, self.impl = ids, seed, rows, impl
         self.way, self.library = way_to_scan(rows, impl)
@@ -139,7 +139,8 @@ def check_queries(queries, width, k_prime):
         raise DataError(f'queries: got shape {tuple(queries.shape)}, wanted (B, {width})')
     if not is_finite(queries):
         raise DataError(
-            f'queries: row {int((~torch.isfinite(queries)).any(1).nonzero()[0])} has NaN or infinity, wanted finite numbers'
+            f'queries: row {int((~torch.isfinite(queries)).any(1).nonzero()[0])} has NaN or infinity,'
+            ' wanted finite numbers'
         )
     if k_prime < 1:
         raise ConfigError(f'k_prime: got {k_prime}, wanted at least 1')

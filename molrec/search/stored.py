@@ -312,7 +312,8 @@ class OpenFile:
         "Refuse a file that was written to since."
         if self.look() != self.opened:
             raise DataError(
-                f'{self.path}: was written to while it was mapped; load it again, and replace a file by renaming another over it'
+                f'{self.path}: was written to while it was mapped; load it again,'
+                ' and replace a file by renaming another over it'
             )
 
 
@@ -370,7 +371,8 @@ def laid_out(
         out[name], end = (dtype, said['shape'], start + lo), hi
     if start + end != opened.opened[0]:
         raise DataError(
-            f'{opened.path}: truncated, altered or no safetensors file ({opened.opened[0]:,} bytes, wanted {start + end:,})'
+            f'{opened.path}: truncated, altered or no safetensors file'
+            f' ({opened.opened[0]:,} bytes, wanted {start + end:,})'
         )
     return out
 
