@@ -68,7 +68,7 @@ def is_finite(x: Tensor) -> bool:
 def quantize(
     x: Tensor,  # (N, ..., w), finite
     storage: str = 'int8',  # a key of `storages`
-    impl: str = 'auto',  # 'torch', or 'triton': the kernel of page 23; 'auto': that on a GPU
+    impl: str = 'auto',  # 'torch', or 'triton': the row-wise kernel; 'auto': that on a GPU
 ) -> Rows:
     "Vectors in the storage asked for, a scale per row."
     if storage not in storages:

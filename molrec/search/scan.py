@@ -84,7 +84,7 @@ def block_scores(
 def thresholds(
     scores: Tensor,  # of the sample, (B, n), float32
     rank: int,  # from 1; beyond n: nothing is refused
-    impl: str = 'auto',  # 'triton', 'torch', or 'auto': the kernel of page 24 on a GPU
+    impl: str = 'auto',  # 'triton', 'torch', or 'auto': the Triton kernel on a GPU
 ) -> Tensor:  # (B,), float32
     "Score of each query's `rank`-th best in the sample."
     if rank > scores.shape[1]:
