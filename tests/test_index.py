@@ -650,7 +650,7 @@ def test_a_head_that_was_given_is_asked_for_again(tmp_path):
 
 killed = """
 import os, sys, time, torch
-from molrec import index, stored
+from molrec.search import index, stored
 from molrec.similarities.dot import Dot
 torch.set_num_threads(1)
 it = index.BruteForce.build(Dot(), torch.ones(200_000, 32))
