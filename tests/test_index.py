@@ -8,9 +8,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
-from molrec.search import item_table as candidates
-from molrec.search import candidates as indexes
-from molrec.search.item_table import ItemTable
+from molrec.search import index as indexes
+from molrec.search.item_table import ItemTable, item_storages
 from molrec.search.mol_loops import mol_library
 from molrec.search.component_mean import Combined, ComponentMean
 from molrec.base.errors import ConfigError, DataError
@@ -292,7 +291,7 @@ def trained():
 
 
 @impls
-@pytest.mark.parametrize('storage', candidates.item_storages)
+@pytest.mark.parametrize('storage', item_storages)
 def test_exact_equals_brute_force_on_a_trained_model(trained, impl, storage):
     model, items, queries = trained
     for k in (1, 10, 100):
@@ -436,7 +435,7 @@ def test_brute_force_never_holds_more_scores_than_it_may(trained, monkeypatch):
     assert max(sizes) <= 10_000 and sum(sizes) == 600_000
 
 
-@pytest.mark.parametrize('storage', candidates.item_storages)
+@pytest.mark.parametrize('storage', item_storages)
 @every
 def test_plan_is_what_an_index_holds(trained, kind, storage):
     model, items, _ = trained
@@ -652,7 +651,7 @@ def test_a_head_that_was_given_is_asked_for_again(tmp_path):
 
 killed = """
 import os, sys, time, torch
-from molrec import index, stored
+from molrec.search import index, stored
 from molrec.similarities.dot import Dot
 torch.set_num_threads(1)
 it = index.BruteForce.build(Dot(), torch.ones(200_000, 32))

@@ -10,7 +10,8 @@ from molrec.base.native import build
 from molrec.search import mol_loops
 from molrec.search.candidates import score_range, score_rows
 from molrec.search.item_table import ItemTable
-from molrec.search.mol_loops import given, mol_library, mol_source
+from molrec.search.mol_loops import given, mol_library
+from molrec.search.mol_source import mol_source
 from molrec.similarities.mol import MoL
 
 D, N, B = 10, 75, 3

@@ -12,8 +12,8 @@ from molrec import Recommender
 from molrec.cli import main as cli_main
 from molrec.cli.plan import plan
 from molrec.cli.runs import find_run
-from molrec.search import asked
-from molrec.search import titles
+from molrec.search import asked, titles
+from molrec.search.examples import ring_folder, small_mol
 from molrec.tasks import loading
 from molrec.base.errors import DataError
 from molrec.settings.config import Config
@@ -41,39 +41,14 @@ TITLES = [
     'Thelma & Louise (1991)',
     'Mad Max 2 (a.k.a. The Road Warrior) (1981)',
 ] + [f'Film {i} ({1950 + i})' for i in range(13)]
-SMALL = dict(
-    dim=16,
-    max_length=12,
-    ffn=16,
-    batch_size=16,
-    epochs=2,
-    n_negatives=8,
-    share=32,
-    n_query=2,
-    n_item=2,
-    width=8,
-    query_hidden=16,
-    gate_hidden=8,
-    lr=1e-2,
-    warmup_steps=5,
-)
+SMALL = {name: value for name, value in small_mol.items() if name not in ('similarity', 'dropout')} | dict(epochs=2)
 ITEMS = pd.DataFrame(dict(item_id=np.arange(30) + 101, title=TITLES, count=np.arange(30)))
 
 
 def write_world(folder, name, titles=True, genres=False):
     "60 users who walk around 30 items, as a folder of MOLREC_DATA."
-    rng = np.random.default_rng(0)
-    walk = (rng.integers(30, size=(60, 1)) + rng.integers(1, 3, (60, 14)).cumsum(1)) % 30
-    (folder / name).mkdir()
-    rows = pd.DataFrame(
-        dict(user_id=np.repeat(np.arange(60) + 1, 14), item_id=walk.ravel() + 101, timestamp=np.tile(np.arange(14), 60))
-    )
-    rows.drop_duplicates(['user_id', 'item_id']).to_parquet(folder / name / 'interactions.parquet')
-    known = pd.DataFrame(dict(item_id=np.arange(30) + 101, title=TITLES))
-    if genres:
-        known['genres'] = 'Comedy|Drama'
-    if titles:
-        known.to_parquet(folder / name / 'items.parquet')
+    known = dict(genres='Comedy|Drama') if genres else {}
+    ring_folder(folder, TITLES if titles else None, name, **known)
 
 
 @pytest.fixture(scope='module')

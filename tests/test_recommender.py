@@ -7,40 +7,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import molrec.lists as lists
+from molrec.search import lists
 from molrec import Recommender
 from molrec.cli import main as cli
 from molrec.base.errors import ConfigError, DataError
+from molrec.search.examples import ring_walk, small_mol
 from molrec.search.list_files import request_key
 from molrec.tasks.evaluation import evaluate
 from molrec.tasks.loading import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = dict(
-    dim=16,
-    max_length=12,
-    ffn=16,
-    batch_size=16,
-    epochs=2,
-    n_negatives=8,
-    share=32,
-    n_query=2,
-    n_item=2,
-    width=8,
-    query_hidden=16,
-    gate_hidden=8,
-    head_dim=8,
-    lr=1e-2,
-    warmup_steps=5,
-)
+SMALL = {name: value for name, value in small_mol.items() if name not in ('similarity', 'dropout')}
+SMALL |= dict(head_dim=8, epochs=2)
 START = 1_600_000_000
 
 
 def walk(text: bool, users=60) -> pd.DataFrame:
     "People who walk around thirty films, an hour between two of them."
-    rng = np.random.default_rng(0)
-    steps = (rng.integers(30, size=(users, 1)) + rng.integers(1, 3, (users, 14)).cumsum(1)) % 30
-    who, what = np.repeat(np.arange(users) + 1, 14), steps.ravel() + 101
+    who, what = np.repeat(np.arange(users) + 1, 14), ring_walk(users).ravel() + 101
     if text:
         who, what = [f'00{u}' for u in who], [f'B{i}' for i in what]
     return pd.DataFrame(dict(user_id=who, item_id=what, timestamp=np.tile(START + 3600 * np.arange(14), users)))
@@ -422,7 +406,12 @@ def test_fit_says_what_it_does_not_know(home):
 def molrec(*words, code='', cwd, **more):
     "The command in a process of its own, after some lines of code."
     return subprocess.Popen(
-        [sys.executable, '-c', f'import sys\n{code}\nfrom molrec.cli.main import main; sys.exit(main())', *map(str, words)],
+        [
+            sys.executable,
+            '-c',
+            f'import sys\n{code}\nfrom molrec.cli.main import main; sys.exit(main())',
+            *map(str, words),
+        ],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -465,7 +454,13 @@ def test_lists_of_some_and_of_people_who_are_not_known(numbers, tmp_path, capsys
 
 def test_killed_half_way_it_goes_on_where_it_was(home, numbers, tmp_path):
     run, out = numbers.trained.folder, tmp_path / 'lists.parquet'
-    slow = 'import time, molrec.lists as l, molrec.recommender as r\nl.n_block = r.n_block = 8\nb = l.lists_of\ndef lists_of(*a): time.sleep({}); return b(*a)\nl.lists_of = lists_of'
+    slow = (
+        'import time, molrec.search.lists as l, molrec.search.list_files as f\n'
+        'l.n_block = f.n_block = 8\n'
+        'b = l.lists_of\n'
+        'def lists_of(*a): time.sleep({}); return b(*a)\n'
+        'l.lists_of = lists_of'
+    )
     first = molrec('recommend', run, '--all', '--out', out, code=slow.format(0.5), cwd=home)
     folder, end = None, time.monotonic() + 60
     while time.monotonic() < end and not (folder and (folder / 'part-000001.parquet').exists()):
@@ -478,7 +473,13 @@ def test_killed_half_way_it_goes_on_where_it_was(home, numbers, tmp_path):
     other = molrec(
         'recommend', run, '--all', '-k', '3', '--out', tmp_path / 'other.parquet', code=slow.format(0), cwd=home
     )
-    kept = 'import os, molrec.recommender as r\nj = r.join_parts\ndef join(parts, out, schema):\n    parts = list(parts); print({p.name: p.stat().st_mtime_ns for p in parts}); return j(parts, out, schema)\nr.join_parts = join'
+    kept = (
+        'import os, molrec.search.list_files as f\n'
+        'j = f.join_parts\n'
+        'def join(parts, out, schema):\n'
+        '    parts = list(parts); print({p.name: p.stat().st_mtime_ns for p in parts}); return j(parts, out, schema)\n'
+        'f.join_parts = join'
+    )
     again = molrec('recommend', run, '--all', '--out', out, code=slow.format(0) + '\n' + kept, cwd=home)
     said, errors = again.communicate(timeout=120)
     assert again.returncode == 0 and other.wait(timeout=120) == 0, errors

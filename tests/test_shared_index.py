@@ -582,7 +582,8 @@ def test_a_file_is_known_by_its_kind_where_nobody_read_its_page(kind, tmp_path):
     asked = (
         'import sys, torch; from molrec.search.index import Index; from molrec.similarities.mol import MoL; torch.manual_seed(0)\n'
         'model = MoL(6, 3, 2, 4, query_hidden=8, gate_hidden=8).eval()\n'
-        f"print('molrec.lists' in sys.modules, type(Index.load(sys.argv[1], model)).__name__); from molrec.index import {kind.__name__}"
+        "print('molrec.search.lists' in sys.modules, type(Index.load(sys.argv[1], model)).__name__)\n"
+        f'from molrec.search import {kind.__name__}'
     )
     said = subprocess.run([sys.executable, '-c', asked, tmp_path / 'it'], capture_output=True, text=True)
     assert said.stdout.split() == ['False', kind.__name__] and not said.stderr

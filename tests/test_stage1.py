@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from molrec.search import exact_threshold
-from molrec.search import scan_loops
+from molrec.search import exact_threshold, stage1
 from molrec.base.errors import ConfigError
 from molrec.search.exact_threshold import exact_rows
 from molrec.search.scan import block_scores
-from molrec.search.scan_loops import dense_native, forms, kinds, scan_library, scan_source
+from molrec.search.scan_lists import scan_source
+from molrec.search.scan_loops import dense_native, forms, kinds, scan_library
 from molrec.search.stage1 import Stage1
 from molrec.base.native import compiler
 from molrec.embeddings.quantize import Rows, quantize
@@ -246,7 +246,7 @@ def test_forms_for_other_processors_run_with_their_instructions_spelled_out(name
     assert not done.returncode, done.stderr[:800]
     library = ctypes.CDLL(str(tmp_path / 'loop.so'))
     assert library.form() == form
-    monkeypatch.setattr(scan_loops, 'scan_library', lambda rows, form=None: library)
+    monkeypatch.setattr(stage1, 'scan_library', lambda rows, form=None: library)
     for B in (1, 2, 5, 9, 70):
         q = codes(B, 20, storage, seed=1)
         got, true = dense_native(library, q, rows.select(slice(0, 777))), block_scores(q, rows.select(slice(0, 777)))
@@ -311,7 +311,7 @@ def test_a_bound_that_is_too_high_only_costs_time(impl, monkeypatch):
     query, tables = orders()
     queries = torch.cat([query, -query])
     true = Stage1(tables['chance'], impl=impl).candidates(queries, 500)
-    monkeypatch.setattr(exact_threshold, 'hint_rank', lambda most, rate: 1)
+    monkeypatch.setattr(stage1, 'hint_rank', lambda most, rate: 1)
     found = Stage1(tables['chance'], impl=impl).candidates(queries, 500)
     assert found.again == 2 and torch.equal(found.rows, true.rows) and torch.equal(found.count, true.count)
 

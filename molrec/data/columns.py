@@ -106,11 +106,13 @@ def float32_rounded(
     values: np.ndarray,  # whole numbers, (rows,), int64
 ) -> bool:
     "Have these numbers lost their last bits to a 32-bit float?"
+    if not (values.astype(np.float32) == values).all():
+        return False  # told without sorting
     distinct = np.unique(values)
     if len(distinct) < 8 or distinct[0] < 2**24:
         return False
     step = int(np.gcd.reduce(np.diff(distinct)))
-    return step == np.spacing(np.float32(distinct[0])) and bool((distinct.astype(np.float32) == distinct).all())
+    return bool(step == np.spacing(np.float32(distinct[0])))
 
 
 def written_dates(

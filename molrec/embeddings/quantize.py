@@ -61,21 +61,22 @@ class Rows:
 
 # %% ../../nbs/25_embeddings/01_quantize.ipynb #26975a7c
 def is_finite(x: Tensor) -> bool:
-    "Is there neither NaN nor infinity? Then the sum is finite too, unless it is beyond the type: then all are looked at."
+    "Neither NaN nor infinity? Then the sum is finite too, unless it is beyond the type: then all are looked at."
     return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 # %% ../../nbs/25_embeddings/01_quantize.ipynb #67aa15b9
 def quantize(
     x: Tensor,  # (N, ..., w), finite
     storage: str = 'int8',  # a key of `storages`
-    impl: str = 'auto',  # 'torch', or 'triton': the kernel of page 23; 'auto': that on a GPU
+    impl: str = 'auto',  # 'torch', or 'triton': the row-wise kernel; 'auto': that on a GPU
 ) -> Rows:
     "Vectors in the storage asked for, a scale per row."
     if storage not in storages:
         raise ConfigError(f'storage: got {storage!r}, wanted one of {", ".join(storages)}')
     if not is_finite(x):
         raise DataError(
-            f'x: row {int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])} has NaN or infinity, wanted finite numbers'
+            f'x: row {int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])} has NaN or infinity,'
+            ' wanted finite numbers'
         )
     x = x.detach().float()
     if storage not in largest:

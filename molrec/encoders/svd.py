@@ -7,9 +7,7 @@ __all__ = ['item_factors', 'SVD']
 
 # %% ../../nbs/30_encoders/07_svd.ipynb #dc48c17c
 import numpy as np
-import scipy.sparse as sp
 import torch
-from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from ..base.errors import ConfigError
@@ -26,6 +24,9 @@ def item_factors(
     seed: int = 0,  # of the start vector
 ) -> Tensor:  # right singular vectors times sqrt(N), (N, D), float32, largest value first
     "Truncated SVD of the 0/1 training matrix."
+    import scipy.sparse as sp  # late: it takes a third of a second to import
+    from scipy.sparse.linalg import svds
+
     if not 0 < dim < min(len(train), n_items):
         raise ConfigError(f'dim: got {dim}, wanted 1 to {min(len(train), n_items) - 1} for SVD')
     rows = np.repeat(np.arange(len(train)), train.lengths)

@@ -367,18 +367,18 @@ class SVDSettings(Wide):
 class PopularitySettings(Settings):
     pass
 
-# %% ../../nbs/60_search/12_index.ipynb #28b412a0
+# %% ../../nbs/60_search/16_index.ipynb #28b412a0
 part('index', 'brute-force', '.search.index:BruteForce', look=('black', 'o'))(Settings)
 
-# %% ../../nbs/60_search/13_per_component.ipynb #061c6bfc
+# %% ../../nbs/60_search/17_per_component.ipynb #061c6bfc
 part('index', 'per-component', '.search.per_component:PerComponent', look=('sky', '<'))(Settings)
 
-# %% ../../nbs/60_search/14_component_mean.ipynb #c311c389
+# %% ../../nbs/60_search/18_component_mean.ipynb #c311c389
 part('index', 'component-mean', '.search.component_mean:ComponentMean', look=('orange', '>'))(Settings)
 part('index', 'combined', '.search.component_mean:Combined', look=('green', 'p'))(Settings)
 
-# %% ../../nbs/60_search/15_h_indexer.ipynb #75b1f336
+# %% ../../nbs/60_search/19_h_indexer.ipynb #75b1f336
 part('index', 'h-indexer', '.search.h_indexer:HIndexer', look=('vermillion', 'P'))(Settings)
 
-# %% ../../nbs/60_search/16_exact.ipynb #60591706
+# %% ../../nbs/60_search/20_exact.ipynb #60591706
 part('index', 'exact', '.search.exact:Exact', look=('purple', 'h'))(Settings)
