@@ -61,7 +61,7 @@ class Retrieval(Task):
         self.batches = PackedBatches(s.train, c.batch_size, c.seed, s.ask)
 
     def stage(self, name, part, losses, **more):
-        "A stage whose losses come from [the objective](03_objective.ipynb)."
+        "A stage of this task, with losses of the objective."
         return Stage(
             name, part, lambda model, batch: losses(model, batch, self.settings, self.log_q), self.batches, **more
         )
