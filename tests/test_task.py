@@ -94,7 +94,7 @@ def a_run(folder=None, **more):
 def test_it_learns():
     history = a_run().book['history']
     assert list(history[0]) == ['stage', 'epoch', 'loss', 'time_s', 'ratings_per_s', 'valid_auc']
-    assert max(entry['valid_auc'] for entry in history) > 0.75
+    assert max(entry['valid_auc'] for entry in history) > 0.65  # chance is .5, with an error of .03
     assert history[-1]['loss'] < history[0]['loss']
 
 
