@@ -138,7 +138,8 @@ def load_run(
     s, then = prepare(c), record['split']['fingerprint']
     if s.fingerprint != then:
         raise DataError(
-            f'{name}: the data of this run are not what they were: the split of {c.dataset} is {s.fingerprint[:12]}, it was {then[:12]}; other data, or in another order'
+            f'{name}: the data of this run are not what they were: the split of {c.dataset} is {s.fingerprint[:12]}, '
+            f'it was {then[:12]}; other data, or in another order'
         )
     return c, model, s
 

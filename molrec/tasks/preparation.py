@@ -65,15 +65,21 @@ def cuts_text(c) -> str:
 def parts_text(s: Split) -> str:
     "How much each part of a split holds."
     pairs = int(np.maximum(s.train.lengths - 1, 0).sum())
-    return f'training holds {pairs:,} next-item pairs of {len(s.train):,} users, validation {len(s.valid):,} users, the test {len(s.test):,}'
+    return (
+        f'training holds {pairs:,} next-item pairs of {len(s.train):,} users, '
+        f'validation {len(s.valid):,} users, the test {len(s.test):,}'
+    )
 
 
 needs = {
-    'leave-last-one-out': 'leave-last-one-out takes the last event of each user with three or more for the test and the one before for validation, '
+    'leave-last-one-out': 'leave-last-one-out takes the last event of each user with three or more for the test '
+    'and the one before for validation, '
     'so that training sees a pair only of users with four or more',
-    'global-time': 'global-time cuts all events at 70 and 90 % of the time, and asks in the later parts for users and items that training knows '
+    'global-time': 'global-time cuts all events at 70 and 90 % of the time, and asks in the later parts for users '
+    'and items that training knows '
     'and that have five events there',
-    'report-2024': 'report-2024 cuts all events at 70 and 90 % of the time, keeps later events of users that training knows where items and users have five, '
+    'report-2024': 'report-2024 cuts all events at 70 and 90 % of the time, keeps later events of users '
+    'that training knows where items and users have five, '
     'and asks those who keep five events of training among their latest 200',
 }
 
@@ -89,7 +95,8 @@ def check_parts(
     ]
     if empty:
         raise DataError(
-            f'{c.dataset}: nothing to use in {" and ".join(empty)}: {parts_text(s)}, after {cuts_text(c)}; {needs[c.protocol]}'
+            f'{c.dataset}: nothing to use in {" and ".join(empty)}: {parts_text(s)}, '
+            f'after {cuts_text(c)}; {needs[c.protocol]}'
         )
     if is_learned(c) and s.n_items < 2:
         raise DataError(f'{c.dataset}: a catalogue of 1 item; {c.loss} compares an item with others, wanted at least 2')
@@ -116,7 +123,8 @@ def identified(
     found = '' if c.dataset in catalogue else content_sha256(df)
     if c.content not in ('', found):
         raise DataError(
-            f'{c.dataset}: not the data of this run any more: their sha256 is {found[:12] or "that of a set of the catalogue"}, the run was made with {c.content[:12]}'
+            f'{c.dataset}: not the data of this run any more: '
+            f'their sha256 is {found[:12] or "that of a set of the catalogue"}, the run was made with {c.content[:12]}'
         )
     return dataclasses.replace(c, content=found)
 

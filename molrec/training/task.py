@@ -50,7 +50,7 @@ class Notes:
 class Task:
     "What is learned, how it is judged, and by which metric: a base class."
 
-    watch: str  # metric of `evaluate` that chooses the epoch; more is better
+    watch: str = 'nothing'  # metric of `evaluate` that chooses the epoch, more is better
     unit: str = 'examples'  # what a batch holds, in words
     batches: Batches  # of the plan below
     epochs: int  # of the plan below
