@@ -7,7 +7,10 @@ __all__ = ['breaks', 'unseen', 'interval', 'meaning', 'opening', 'environment', 
            'markdown_text', 'relative', 'shown', 'template']
 
 # %% ../../nbs/80_report/01_markup.ipynb #7e382b48
-import itertools, re, textwrap, unicodedata
+import itertools
+import re
+import textwrap
+import unicodedata
 from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined
