@@ -67,7 +67,11 @@ def anchor(heading):
 def anchors(page):
     "All that a link may name on a page."
     markdown, html = texts(page)
-    headings = {anchor(h) for text in markdown for h in HEADING.findall(CODE.sub(lambda m: m[0] if '\n' not in m[0] else '', text))}
+    headings = {
+        anchor(h)
+        for text in markdown
+        for h in HEADING.findall(CODE.sub(lambda m: m[0] if '\n' not in m[0] else '', text))
+    }
     return headings | {name for text in html for name in Addresses(text).names}
 
 
