@@ -211,6 +211,7 @@ def ranks_of(
     n_items: int | None = None,  # N; None: not known
 ):  # `Ranks` of its users, in the order of the file
     "The ranks of a table of targets."
+    from molrec.metrics.ranks import Ranks  # late: torch takes seconds to import, and a list of records needs no metric
 
     starts = starts_of(pairs)
     try:

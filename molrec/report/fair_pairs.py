@@ -11,6 +11,7 @@ __all__ = ['widths', 'own_settings', 'setting_names', 'shared', 'Pair', 'config_
 # %% ../../nbs/80_report/20a_fair_pairs.ipynb #4480a637
 import bisect
 import functools
+import itertools
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
