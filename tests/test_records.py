@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_report import unsealed
 
-from molrec import Recommender
 from molrec.base.errors import ConfigError, DataError
 from molrec.base.files import file_sha256, write_json
 from molrec.records import listing, tables
@@ -40,6 +39,7 @@ from molrec.report import (
     variance,
 )
 from molrec.report.examples import make_run
+from molrec.search.recommender import Recommender
 from molrec.settings.config import Config
 from molrec.tasks.loading import load_model, load_run
 from molrec.tasks.loop import fit, read_state
