@@ -105,3 +105,38 @@ def broken(page):
 @pytest.mark.parametrize('page', pages(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page):
     assert broken(page) == []
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path):
+    page, other = tmp_path / 'page.md', tmp_path / 'other.md'
+    other.write_text('# A `name` with *signs*, and more\n\n```sh\n# no heading\n```\n')
+    lines = [
+        '[1](other.md)',
+        '[2](other.md#A-name-with-signs,-and-more)',
+        '[3](other.md#no-heading)',
+        '[4](nowhere.md)',
+        '![5](nowhere.png)',
+        '`[6](nowhere.md)`',
+        '[7](https://example.org/nowhere)',
+        '<a href="nowhere.html">8</a>',
+        '[9](#below)',
+        '## Below',
+    ]
+    page.write_text('\n\n'.join(lines))
+    assert broken(page) == [
+        'other.md#no-heading: no such heading',
+        'nowhere.md: no such file',
+        'nowhere.png: no such file',
+        'nowhere.html: no such file',
+    ]
+
+
+def test_a_notebook_is_read_with_its_outputs(tmp_path):
+    page = tmp_path / 'page.ipynb'
+    outputs = [dict(data={'text/markdown': ['[a](no', 'where.md)']}), dict(data={'text/html': '<img src="no.png">'})]
+    cells = [
+        dict(cell_type='markdown', source=['## A head', 'ing\n', '[b](#A-heading) [c](#Another)']),
+        dict(cell_type='code', source='[d](nowhere)', outputs=outputs),
+    ]
+    page.write_text(json.dumps(dict(cells=cells)))
+    assert broken(page) == ['#Another: no such heading', 'nowhere.md: no such file', 'no.png: no such file']
