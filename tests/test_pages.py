@@ -19,7 +19,7 @@ from molrec.bench import kernels as bench_kernels
 from molrec.bench import retrieval_pages as retrieval
 from molrec.bench import training as bench
 from molrec.records.run import seal, sealed
-from molrec.report import build, insights, page, plots, published, rows, tables
+from molrec.report import build, curves, insights, page, plots, published, rows, tables
 from molrec.report import protocol_page as protocol
 from molrec.report.examples import make_run
 from molrec.report.page import inline_svg
@@ -349,8 +349,8 @@ def test_figures_set_names_as_they_are_written(name):
     rows = pd.DataFrame(dict(row=[name], method='mol', published=0.3, ours=0.31, low=0.3, high=0.32))
     plots.hr_figure(rows).draw_without_rendering()
     of = dict(row=name, encoder='sasrec', similarity='mol', seed=0, warm=0, every=1)
-    curves = [of | dict(epoch=e, valid=0.1 * e, kept=e == 4) for e in range(1, 5)]
-    drawn = curves.curves_figure(pd.DataFrame(curves))
+    lines = [of | dict(epoch=e, valid=0.1 * e, kept=e == 4) for e in range(1, 5)]
+    drawn = curves.curves_figure(pd.DataFrame(lines))
     drawn.draw_without_rendering()
     assert len(drawn.legends[0].get_texts()) == 1
     retrieval.recall_figure(pd.DataFrame(recalls(name))).draw_without_rendering()

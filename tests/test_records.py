@@ -117,13 +117,13 @@ def readers(shop):
         tensors, *texts = read_state(state)
         return {k: v.tolist() for k, v in tensors.items()}, *texts
 
-    def tables():
+    def both_tables():
         return [t.to_dict() for t in (lambda r: (r.targets, r.items))(records_run.read_run(folder))]
 
     return {
         'record.json': (folder / 'record.json', lambda: tables.read_record(folder)),
-        'ranks.parquet': (folder / 'ranks.parquet', tables),
-        'items.parquet': (folder / 'items.parquet', tables),
+        'ranks.parquet': (folder / 'ranks.parquet', both_tables),
+        'items.parquet': (folder / 'items.parquet', both_tables),
         'state.safetensors': (state, saved),
         'model.safetensors': (
             folder / 'model.safetensors',
