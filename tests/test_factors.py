@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import make_run, unsealed
+from test_report import unsealed
 
-from molrec.report import factors
-from molrec.settings.config import Config, load_config
 from molrec.metrics.from_ranks import hr_at_k
 from molrec.records.listing import read_folder
 from molrec.records.run import seal
+from molrec.report import factors
+from molrec.report.examples import make_run
+from molrec.settings.config import Config, load_config
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'nbs' / 'configs'
 base = dict(tie_order='shuffled', epochs=101, n_negatives=128, share=128, deal=True, loss='sampled-softmax')

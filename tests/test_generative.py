@@ -4,16 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from test_report import make_run, unsealed
+from test_report import unsealed
 
-from molrec.report import generative
-from molrec.report import others
-from molrec.report.page import page
-from molrec.report import rows
-from molrec.report.anchors import anchors, sources
-from molrec.settings.config import load_config
 from molrec.records.listing import read_folder
 from molrec.records.run import seal
+from molrec.report import blocks, generative, others, page, rows
+from molrec.report.anchors import anchors, sources
+from molrec.report.examples import make_run
+from molrec.settings.config import load_config
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'nbs' / 'configs'
 
@@ -162,7 +160,7 @@ def test_the_block_shows_the_figures_of_others_and_their_findings(tmp_path):
         tie_order='shuffled',
         epochs=101,
     )
-    block = page.make_block(rows.read_runs(tmp_path), 'block')
+    block = blocks.make_block(rows.read_runs(tmp_path), 'block')
     for text in (page.block_markdown(block), page.block_html(block)):
         assert 'What others print' in text and 'HSTU-Tensorflow' in text and 'trained up to 30 times longer' in text
         assert 'Ours is SASRec, MoL, the row with the best HR@10 on validation, 0.310, of 2' in text

@@ -1,20 +1,23 @@
 "MoL against the dot product: what is a pair and what is none, the table from records, its words, and the widths that are fair."
 
-import dataclasses, json
+import dataclasses
+import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import make_run, unsealed
+from test_report import unsealed
 
-from molrec.report import mol_against_dot as page
 from molrec.base.errors import DataError
-from molrec.settings.config import Config, config_hash, run_id
 from molrec.metrics.from_ranks import hr_at_k
 from molrec.metrics.intervals import crossed_test
 from molrec.records.run import seal
+from molrec.report import fair_pairs
+from molrec.report import mol_against_dot as page
 from molrec.report.build import build_report
+from molrec.report.examples import make_run
 from molrec.report.rows import read_runs
+from molrec.settings.config import Config, config_hash, run_id
 from molrec.tasks.loading import Sizes
 
 every_part = dict(
@@ -103,24 +106,24 @@ def smoke(tmp_path_factory):
 )
 def test_what_differs_in_more_than_the_similarity_is_no_pair(other):
     dot, mol = dict(every_part, similarity='dot'), dict(every_part, similarity='mol', n_uid=1, glu='geglu')
-    assert page.shared(dot) == page.shared(mol) != page.shared(mol | other)
+    assert fair_pairs.shared(dot) == fair_pairs.shared(mol) != fair_pairs.shared(mol | other)
 
 
 def test_records_from_before_a_setting_existed_still_pair():
-    assert page.shared(dict(similarity='dot')) == page.shared(
+    assert fair_pairs.shared(dict(similarity='dot')) == fair_pairs.shared(
         dict(similarity='mol', train_fraction=1.0, final_norm=True, glu_init='xavier')
     )
 
 
 def test_a_pair_takes_seeds_of_one_recipe_and_the_plainest_of_several(smoke, tmp_path):
-    pairs = page.pairs_of(read_runs(smoke, 'smoke'))
+    pairs = fair_pairs.pairs_of(read_runs(smoke, 'smoke'))
     assert [(p.config.train_fraction, len(p.dot), len(p.mol), len(p.wider)) for p in pairs] == [
         (1.0, 3, 3, 1),
         (0.1, 3, 3, 0),
     ]
     put_pair(tmp_path, range(1))
     put(tmp_path, 'mol', skill=3.0, n_uid=1, glu_init='xavier')
-    (pair,) = page.pairs_of(read_runs(tmp_path))
+    (pair,) = fair_pairs.pairs_of(read_runs(tmp_path))
     assert pair.mol[0].config['glu_init'] == 'normal'
 
 
@@ -128,7 +131,7 @@ def test_a_pair_takes_seeds_of_one_recipe_and_the_plainest_of_several(smoke, tmp
 
 
 def test_the_table_is_the_test_over_users_and_seeds(smoke):
-    pairs = page.pairs_of(read_runs(smoke, 'smoke'))
+    pairs = fair_pairs.pairs_of(read_runs(smoke, 'smoke'))
     table = page.pairs_table(pairs)
     assert len(table) == 3 * 4 and table.metric.tolist()[:4] == ['hr@10', 'ndcg@10', 'mrr', 'hr@50']
     a, b = (np.stack([hr_at_k(r.ranks, 10) for r in row]) for row in (pairs[0].mol, pairs[0].dot))
@@ -139,10 +142,10 @@ def test_the_table_is_the_test_over_users_and_seeds(smoke):
 
 def test_one_seed_a_side_has_no_p_and_two_conclude_nothing(tmp_path):
     put_pair(tmp_path, range(1))
-    table = page.pairs_table(page.pairs_of(read_runs(tmp_path)))
+    table = page.pairs_table(fair_pairs.pairs_of(read_runs(tmp_path)))
     assert table.p.isna().all() and table.difference.gt(0).all()
     put_pair(tmp_path, range(1, 2))
-    pairs = page.pairs_of(read_runs(tmp_path))
+    pairs = fair_pairs.pairs_of(read_runs(tmp_path))
     assert page.pairs_table(pairs).p.notna().all()
     said = page.against_markdown(pairs)
     assert 'nothing is concluded' in said and '| SASRec\\* | HR@10 |' in said
@@ -152,7 +155,7 @@ def test_other_users_are_refused(tmp_path):
     put(tmp_path)
     put(tmp_path, 'mol', n_uid=1, users=500)
     with pytest.raises(DataError, match='were tested on different users'):
-        page.pairs_table(page.pairs_of(read_runs(tmp_path)))
+        page.pairs_table(fair_pairs.pairs_of(read_runs(tmp_path)))
 
 
 # -- the words --
@@ -163,7 +166,7 @@ def test_the_conclusion_follows_the_table(tmp_path):
     put_pair(tmp_path / 'down', better=-0.5)
     put_pair(tmp_path / 'level', better=0.0)
     said = {
-        name: ' '.join(page.conclusions(page.pairs_table(page.pairs_of(read_runs(tmp_path / name)))).values())
+        name: ' '.join(page.conclusions(page.pairs_table(fair_pairs.pairs_of(read_runs(tmp_path / name)))).values())
         for name in ('up', 'down', 'level')
     }
     assert said['up'].startswith('MoL is higher: SASRec (4 of 4') and said['up'].endswith(
@@ -178,12 +181,14 @@ def test_the_conclusion_follows_the_table(tmp_path):
 def test_widths_are_those_that_count():
     sizes, dot = Sizes(100, 200), Config(dim=20, ffn=20, n_heads=2)
     for wanted in (5_000, 20_000, 100_000):
-        D = page.width_of_parameters(dot, wanted, sizes)
-        gaps = [abs(page.n_parameters(page.widened(dot, d), sizes) - wanted) for d in (D - 2, D, D + 2) if d > 0]
-        assert D % 2 == 0 and min(gaps) == abs(page.n_parameters(page.widened(dot, D), sizes) - wanted)
+        D = fair_pairs.width_of_parameters(dot, wanted, sizes)
+        gaps = [
+            abs(fair_pairs.n_parameters(fair_pairs.widened(dot, d), sizes) - wanted) for d in (D - 2, D, D + 2) if d > 0
+        ]
+        assert D % 2 == 0 and min(gaps) == abs(fair_pairs.n_parameters(fair_pairs.widened(dot, D), sizes) - wanted)
     mol = Config(similarity='mol', n_query=4, n_item=3, width=16, gate_hidden=8)
-    assert page.item_numbers(mol) == 3 * 16 + 12 and page.pair_operations(mol) == 2 * 12 * 16 + 4 * 12 * 8
-    assert page.item_numbers(Config(similarity='mol', gates='query+pair')) == 256
+    assert fair_pairs.item_numbers(mol) == 3 * 16 + 12 and fair_pairs.pair_operations(mol) == 2 * 12 * 16 + 4 * 12 * 8
+    assert fair_pairs.item_numbers(Config(similarity='mol', gates='query+pair')) == 256
 
 
 # -- what is missing --
@@ -204,12 +209,12 @@ def test_what_has_no_record_is_a_command(tmp_path):
         (tmp_path / 'configs' / 'ml-1m' / f'{name}.yaml').write_text(
             (common if 'hstu' not in more else common.replace('encoder: sasrec\n', '')) + more
         )
-    rows = page.in_pairs(page.planned(tmp_path / 'configs'))
+    rows = fair_pairs.in_pairs(fair_pairs.planned(tmp_path / 'configs'))
     assert [f.stem for f, c in rows if c.seed == 0] == ['sasrec-dot-a', 'sasrec-dot-wide', 'sasrec-mol-a'] and len(
         rows
     ) == 6
     put_pair(tmp_path / 'runs', range(1))
-    assert page.missing(rows, read_runs(tmp_path / 'runs')) == [
+    assert fair_pairs.missing(rows, read_runs(tmp_path / 'runs')) == [
         'molrec run nbs/configs/ml-1m/sasrec-dot-a.yaml -p seed 1',
         'for s in 0 1; do molrec run nbs/configs/ml-1m/sasrec-dot-wide.yaml -p seed $s; done',
         'molrec run nbs/configs/ml-1m/sasrec-mol-a.yaml -p seed 1',

@@ -11,23 +11,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from nbconvert.filters import markdown2html
-from test_report import make_run
 
-from molrec.records.run import seal, sealed
-from molrec.bench import training as bench
 from molrec.bench import kernels as bench_kernels
-from molrec.report import curves
-from molrec.report import insights
-from molrec.report import plots
-from molrec.report import protocol_page as protocol
-from molrec.report import build
-from molrec.report.page import page
-from molrec.report.published import published
-from molrec.report import rows
-from molrec.report.page import tables
 from molrec.bench import retrieval_pages as retrieval
+from molrec.bench import training as bench
+from molrec.records.run import seal, sealed
+from molrec.report import build, curves, insights, page, plots, published, rows, tables
+from molrec.report import protocol_page as protocol
+from molrec.report.examples import make_run
+from molrec.report.page import inline_svg
 
 BITS = [
     '"',
@@ -237,14 +232,14 @@ def svg_alone(fig, stem, data):
     return files
 
 
-def build(made, folder, row, dataset):
+def build_from(made, folder, row, dataset):
     "Everything that is made from records: files by name, and what was written."
     runs, out = folder / 'a' / 'b' / made.name, folder / 'a' / 'b' / 'out'
     shutil.copytree(made, runs)
     rename(runs, row, dataset)
     before = set(folder.rglob('*'))
     quick = pytest.MonkeyPatch()
-    for module in (report, insights, protocol):
+    for module in (page, insights, protocol):
         quick.setattr(module, 'save_figure', svg_alone)
     told = protocol.build_protocol(runs, out)
     files, more = insights.build_insights(runs, out)
@@ -258,7 +253,7 @@ def build(made, folder, row, dataset):
 
 @pytest.fixture(scope='module')
 def plain(made, tmp_path_factory):
-    return build(made, tmp_path_factory.mktemp('plain'), 'Row', 'plain')
+    return build_from(made, tmp_path_factory.mktemp('plain'), 'Row', 'plain')
 
 
 @pytest.mark.filterwarnings('ignore:.*missing from font')
@@ -268,7 +263,7 @@ def plain(made, tmp_path_factory):
 @example(row=ODD[1], dataset=ODD[2])
 @example(row='_\\' + 'w' * 500, dataset='.\x00?')
 def test_names_are_text_wherever_they_come(made, plain, tmp_path_factory, row, dataset):
-    files = build(made, tmp_path_factory.mktemp('odd'), row, dataset)
+    files = build_from(made, tmp_path_factory.mktemp('odd'), row, dataset)
     page = Page(files['html'].read_text(encoding='utf-8'))
     check_page(page, Page(plain['html'].read_text(encoding='utf-8')))
     assert readable(row) in page.text and readable(f'molrec run {dataset}') in page.text
@@ -299,7 +294,7 @@ def test_a_table_holds_text(name):
 @many
 @given(name=names)
 def test_a_drawing_has_a_label_and_nothing_more(name):
-    page = Page(page.inline_svg('<svg id="a"><path id="b"/></svg>', name, name, 'wide'))
+    page = Page(inline_svg('<svg id="a"><path id="b"/></svg>', name, name, 'wide'))
     assert page.elements == Counter({('svg', ('aria-label', 'class', 'id', 'role')): 1})
     assert page.drawn == Counter({('path', ('id',)): 1})
     assert all(re.fullmatch(r'[A-Za-z][A-Za-z0-9-]*-[ab]', i) for i in page.ids)
@@ -354,8 +349,8 @@ def test_figures_set_names_as_they_are_written(name):
     rows = pd.DataFrame(dict(row=[name], method='mol', published=0.3, ours=0.31, low=0.3, high=0.32))
     plots.hr_figure(rows).draw_without_rendering()
     of = dict(row=name, encoder='sasrec', similarity='mol', seed=0, warm=0, every=1)
-    curves = [of | dict(epoch=e, valid=0.1 * e, kept=e == 4) for e in range(1, 5)]
-    drawn = curves.curves_figure(pd.DataFrame(curves))
+    lines = [of | dict(epoch=e, valid=0.1 * e, kept=e == 4) for e in range(1, 5)]
+    drawn = curves.curves_figure(pd.DataFrame(lines))
     drawn.draw_without_rendering()
     assert len(drawn.legends[0].get_texts()) == 1
     retrieval.recall_figure(pd.DataFrame(recalls(name))).draw_without_rendering()

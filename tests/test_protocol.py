@@ -6,14 +6,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import make_run, unsealed
+from test_report import unsealed
 
-from molrec.report import protocol
-from molrec.report import protocol_page
-from molrec.report import sampled
-from molrec.report import variance
 from molrec.base.errors import DataError
 from molrec.records.run import seal
+from molrec.report import protocol, protocol_page, sampled, variance
+from molrec.report.examples import make_run
 from molrec.report.rows import read_runs
 
 every_source = set(variance.budget_sources)
@@ -309,7 +307,9 @@ def test_the_files_hold_what_was_measured(reports, tmp_path):
 
 
 def test_without_second_runs_the_figure_says_so(reports, tmp_path):
-    said = protocol_page.build_protocol(reports / 'runs', tmp_path, again_dir=tmp_path / 'nothing')['markdown'].read_text()
+    said = protocol_page.build_protocol(reports / 'runs', tmp_path, again_dir=tmp_path / 'nothing')[
+        'markdown'
+    ].read_text()
     assert 'Not measured for want of records: same seed twice (' in said
 
 

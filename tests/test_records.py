@@ -1,6 +1,13 @@
 "Records: whatever is cut, changed or foreign is named, whatever is accepted can be shown, and a model needs nothing but its record."
 
-import dataclasses, json, os, random, shutil, subprocess, sys, warnings
+import dataclasses
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,28 +15,31 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_report import make_run, unsealed
+from test_report import unsealed
 
-from molrec import Recommender
-from molrec.report import curves
-from molrec.report import exposure
-from molrec.report import insights
-from molrec.report import pairs
-from molrec.report import protocol
-from molrec.report import protocol_page
-from molrec.report import sampled
-from molrec.report import variance
-from molrec.records import listing
-from molrec.records import run as records_run
-from molrec.records import tables
-from molrec.report import build
-from molrec.report import comparisons
-from molrec.report import last_out
-from molrec.report.page import page
-from molrec.report.published import published
-from molrec.report import rows
 from molrec.base.errors import ConfigError, DataError
 from molrec.base.files import file_sha256, write_json
+from molrec.records import listing, tables
+from molrec.records import run as records_run
+from molrec.report import (
+    blocks,
+    build,
+    comparisons,
+    curves,
+    exposure,
+    insights,
+    last_out,
+    page,
+    pairs,
+    protocol,
+    protocol_page,
+    published,
+    rows,
+    sampled,
+    variance,
+)
+from molrec.report.examples import make_run
+from molrec.search.recommender import Recommender
 from molrec.settings.config import Config
 from molrec.tasks.loading import load_model, load_run
 from molrec.tasks.retrieval import fit
@@ -108,13 +118,13 @@ def readers(shop):
         tensors, *texts = read_state(state)
         return {k: v.tolist() for k, v in tensors.items()}, *texts
 
-    def tables():
+    def both_tables():
         return [t.to_dict() for t in (lambda r: (r.targets, r.items))(records_run.read_run(folder))]
 
     return {
         'record.json': (folder / 'record.json', lambda: tables.read_record(folder)),
-        'ranks.parquet': (folder / 'ranks.parquet', tables),
-        'items.parquet': (folder / 'items.parquet', tables),
+        'ranks.parquet': (folder / 'ranks.parquet', both_tables),
+        'items.parquet': (folder / 'items.parquet', both_tables),
         'state.safetensors': (state, saved),
         'model.safetensors': (
             folder / 'model.safetensors',
@@ -268,14 +278,14 @@ def shown(run):
         published.published_metrics(c),
         rows.method_of(c),
         page.run_details(run),
-        page.section_title([run]),
+        blocks.section_title([run]),
     )
     (
         rows.settled([run]),
         last_out.read_their_way(run, 'ndcg@50'),
         last_out.negatives_text(c),
-        page.readings_remark([run]),
-        page.short_remark([run]),
+        blocks.readings_remark([run]),
+        blocks.short_remark([run]),
         comparisons.drawn_remark(run),
         build.trial_lines([run]),
     )
@@ -491,9 +501,9 @@ def test_only_bad_records_are_an_error(tmp_path):
 def test_a_protocol_without_a_report_does_not_block_the_others(tmp_path):
     three(tmp_path)
     reseal(tmp_path / 'fm', config=tables.read_record(tmp_path / 'fm')['config'] | dict(protocol='random'))
-    rows, trials, bad = rows.sort_records(tmp_path)
+    kept, trials, bad = rows.sort_records(tmp_path)
     assert (
-        [r.record['id'] for r in rows] == ['mol']
+        [r.record['id'] for r in kept] == ['mol']
         and set(bad) == {'mlp', 'fm'}
         and "no report for protocol 'random'" in bad['fm']
     )

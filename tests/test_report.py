@@ -3,25 +3,16 @@
 import json
 import re
 import shutil
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from molrec.report import build
-from molrec.report import comparisons
-from molrec.report import last_out
-from molrec.report.page import page
-from molrec.report.published import published
-from molrec.report import rows
 from molrec.base.errors import DataError
-from molrec.base.files import write_json
-from molrec.metrics.from_ranks import summary
-from molrec.metrics.ranks import Ranks
 from molrec.records.listing import run_command
-from molrec.records.run import read_run, seal
+from molrec.records.run import read_run
+from molrec.report import blocks, build, comparisons, last_out, page, published, rows
+from molrec.report.examples import make_rows, make_run
 
 # The table of the replication report, written down a second time: a slip of the hand in one of the two shows.
 reference = """
@@ -38,146 +29,9 @@ SVD, dot product | .0044 | .1933 | .5400 | .9088 | .0633
 """
 
 
-def make_run(
-    folder,
-    row,
-    encoder='sasrec',
-    similarity='mol',
-    loss='bce',
-    skill=0.0,
-    users=450,
-    seed=0,
-    dataset='ml-1m',
-    protocol='report-2024',
-    scale='quick',
-    name=None,
-    public=None,
-    **extra,
-):
-    "A made-up run: shared easiness of users and targets, own luck; `public`: (epoch, readings) of its ranks by the public rule, one place worse each."
-    shared, own = np.random.default_rng(1), np.random.default_rng(zlib.crc32(row.encode()) + seed)
-    several = protocol == 'report-2024'
-    counts = shared.integers(5, 30, users) if several else np.ones(users, dtype=int)
-    n = int(counts.sum())
-    log_rank = (
-        (6.5 if several else 4.6)
-        - skill
-        + np.repeat(shared.normal(0, 0.8, users), counts)
-        + shared.normal(0, 1.6, n)
-        + own.normal(0, 1, n)
-    )
-    ranks, user = np.clip(np.exp(log_rank), 1, 3_000).astype(np.int64), np.repeat(np.arange(users), counts)
-    order, first = np.lexsort((ranks, user)), np.repeat(np.r_[0, counts.cumsum()[:-1]], counts)
-    ranks[order] = np.maximum(ranks[order], np.arange(n) - first + 1)  # a user's i-th best target has rank i or more
-    pairs = pd.DataFrame(dict(user_id=np.repeat(np.arange(users), counts), item_id=np.arange(n) % 3_000, rank=ranks))
-    long = dict(tie_order='stable', epochs=5) if several else dict(tie_order='shuffled', epochs=101)
-    config = long | dict(
-        row=row,
-        dataset=dataset,
-        protocol=protocol,
-        encoder=encoder,
-        similarity=similarity,
-        n_blocks=2,
-        loss=loss,
-        schedule='joint',
-        scale=scale,
-        seed=seed,
-        max_length=200,
-        batch_size=64,
-        lr=1e-3,
-    )
-    name = name or f'{dataset}-{protocol}-{encoder}-{similarity}-{loss}-{scale}-{seed}'
-    record = (
-        dict(
-            id=name,
-            config=config,
-            config_hash='1f0e' * 4,
-            seed=seed,
-            split=dict(
-                fingerprint=f'{zlib.crc32((dataset + protocol).encode()):08x}' * 8,
-                protocol=protocol,
-                tie_order='stable',
-                n_users=6_040,
-                n_items=3_416,
-                n_interactions_train=700_000,
-                n_valid_users=600,
-                n_test_users=users,
-                n_test_targets=n,
-            ),
-            code=dict(version='0.1.0', commit='0000000', dirty=False),
-            environment=dict(
-                python='3.11.7',
-                torch='2.13.0',
-                numpy='2.4.6',
-                cpu='a processor',
-                cores=2,
-                memory_gib=8.0,
-                platform='Linux',
-            ),
-            started='2026-11-22T03:00:00+00:00',
-            wall_time_s=127.4,
-            peak_memory_mib=1_532.0,
-            n_parameters=312_345,
-            epochs=5,
-            best_epoch=4,
-            positions_per_s=51_234.0,
-            history=[],
-            metrics=dict(valid={}, test=summary(Ranks(np.arange(users), np.r_[0, counts.cumsum()], ranks))),
-            published_way=None,
-        )
-        | extra
-    )
-    write_json(Path(folder) / name / 'record.json', record)
-    pairs.to_parquet(Path(folder) / name / 'ranks.parquet', index=False)
-    if public:
-        add_public(Path(folder) / name, record, pairs.assign(rank=pairs['rank'] + 1), *public)
-    seal(Path(folder) / name)
-    return Path(folder) / name
-
-
-def add_public(where, record, pairs, epoch, readings):
-    "What a record says of the public rule."
-    found = summary(Ranks.single(pairs.user_id, pairs['rank']))
-    steps = dict(history=record['metrics']['test'], fed=found, depth=found, catalogue=[found, found])
-    write_json(
-        where / 'record.json',
-        record | dict(public_rule=dict(epoch=epoch, readings=readings, metrics=found, steps=steps)),
-    )
-    pairs.to_parquet(where / 'ranks-public.parquet', index=False)
-
-
-def make_all(folder):
-    "Every row of the quick report, made up."
-    for i, r in enumerate(published.published.itertuples()):
-        make_run(
-            folder,
-            r.row,
-            r.encoder,
-            r.similarity,
-            r.loss if isinstance(r.loss, str) else 'sampled-softmax',
-            0.25 - 0.07 * i,
-        )
-    make_run(folder, 'Popularity', 'popularity', 'dot', 'none', -1.0)
-    way = {
-        'epoch': 4,
-        'metrics': {
-            'hr@10': 0.202,
-            'ndcg@10': 0.110,
-            'hr@50': 0.461,
-            'ndcg@50': 0.168,
-            'hr@200': 0.710,
-            'ndcg@200': 0.206,
-        },
-    }
-    kinds = dict(loss='sampled-softmax', users=6_040, protocol='leave-last-one-out')
-    make_run(folder, 'SASRec, dot product', similarity='dot', skill=0.4, published_way=way, public=(4, 101), **kinds)
-    make_run(folder, 'SASRec, MoL + sampled softmax', skill=0.52, **kinds)
-    return folder
-
-
 @pytest.fixture(scope='module')
 def records(tmp_path_factory):
-    return make_all(tmp_path_factory.mktemp('runs'))
+    return make_rows(tmp_path_factory.mktemp('runs'))
 
 
 @pytest.fixture(scope='module')
@@ -455,7 +309,7 @@ def test_bold_only_where_the_paired_test_says_so(tmp_path):
     close = [read_run(make_run(tmp_path / 'close', f'row {i}', skill=0.01 * i, name=f'r{i}')) for i in range(2)]
     apart = [read_run(make_run(tmp_path / 'apart', f'row {i}', skill=2.0 * i, name=f'r{i}')) for i in range(2)]
     for runs, best in ((close, None), (apart, 'row 1')):
-        b = page.make_block(runs, 'report-2024')
+        b = blocks.make_block(runs, 'report-2024')
         assert comparisons.clear_best(b.hr10, b.tests) == best
         assert ('**row 1**' in page.block_markdown(b).split('<details>')[0]) == (best is not None)
 
@@ -481,7 +335,7 @@ def test_a_record_without_ranks_by_the_public_rule_is_not_judged(tmp_path):
     )
     table = last_out.last_out_table(rows.read_runs(tmp_path))
     assert set(table.verdict) == {'not re-ranked'} and table.published_way.isna().all()
-    said = page.headline(page.make_block(rows.read_runs(tmp_path), 'x'))
+    said = blocks.headline(blocks.make_block(rows.read_runs(tmp_path), 'x'))
     assert '1 is not re-ranked' in said and 'is reached' not in said
 
 
@@ -489,15 +343,15 @@ def test_seeds_without_it_are_said_and_left_out(tmp_path):
     kinds = dict(similarity='dot', users=80, protocol='leave-last-one-out')
     for seed in range(3):
         make_run(tmp_path, 'SASRec, dot product', seed=seed, name=f's{seed}', public=(7, 1) if seed else None, **kinds)
-    block = page.make_block(rows.read_runs(tmp_path), 'x')
+    block = blocks.make_block(rows.read_runs(tmp_path), 'x')
     line = block.hr10.iloc[0]
     ways = [r.record['public_rule']['metrics']['hr@10'] for r in block.runs[0].each if r.public is not None]
     assert (
         line.published_way == pytest.approx(np.mean(ways)) and line.reranked == '2 of 3 seeds' and line.epoch == '7, 7'
     )
-    assert '(2 of 3 seeds)' in page.block_markdown(
-        block
-    ) and 'ours are 1 (SASRec, dot product (3 seeds))' in ' '.join(block.remarks)
+    assert '(2 of 3 seeds)' in page.block_markdown(block) and 'ours are 1 (SASRec, dot product (3 seeds))' in ' '.join(
+        block.remarks
+    )
 
 
 # when a model is asked

@@ -2,17 +2,17 @@
 
 import json
 
-import numpy as np, pandas as pd, pytest
+import numpy as np
+import pandas as pd
+import pytest
 
-from molrec.report.published import published
-from molrec.report import rows
-from molrec.report import ten_rows
 from molrec.base.errors import DataError
 from molrec.data.sets import load, own_folder
 from molrec.data.splits import split
 from molrec.metrics.from_ranks import mrr
 from molrec.records.run import seal
-from test_report import make_run
+from molrec.report import published, rows, ten_rows
+from molrec.report.examples import make_run
 
 
 def with_second_reading(folder, shift):
@@ -72,6 +72,8 @@ def test_figures_of_another_rule_are_shown_and_not_judged(tmp_path):
     make_run(tmp_path, 'SASRec, MoL + BCE', users=60, protocol='global-time')
     table = rows.results_table(rows.read_runs(tmp_path))
     assert (
-        set(table.verdict) == {published.another_rule} and table.published.notna().all() and table.difference.isna().all()
+        set(table.verdict) == {published.another_rule}
+        and table.published.notna().all()
+        and table.difference.isna().all()
     )
     assert not rows_of(tmp_path)

@@ -8,9 +8,5 @@ from ..base.lazy import lazy
 
 __getattr__, __dir__ = lazy(
     __name__,
-    dict(
-        tables='read_record read_ranks read_items',
-        run='Run read_run seal',
-        listing='read_folder list_runs show_run',
-    ),
+    dict(tables='read_record read_ranks read_items', run='Run read_run seal', listing='read_folder list_runs show_run'),
 )

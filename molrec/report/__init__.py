@@ -6,10 +6,4 @@ __all__ = []
 # %% ../../nbs/80_report/00_report.ipynb #bd439822
 from ..base.lazy import lazy
 
-__getattr__, __dir__ = lazy(
-    __name__,
-    dict(
-        build='build_report',
-        rows='read_runs results_table verdict',
-    ),
-)
+__getattr__, __dir__ = lazy(__name__, dict(build='build_report', rows='read_runs results_table verdict'))

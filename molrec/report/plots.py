@@ -109,7 +109,7 @@ def off_scale(
 
 
 def hr_figure(
-    table: pd.DataFrame,  # columns row, method (a key of `methods`), published, ours, low, high, and maybe published_way; NaN where there is none
+    table: pd.DataFrame,  # row, method, published, ours, low, high, and maybe published_way; NaN: none
     label: str = 'HR@10',  # of the axis
     width: float = 7.2,  # inches; below 5 the letters shrink a little, for telephones
 ) -> Figure:

@@ -67,7 +67,7 @@ def epoch_rules(run: Run) -> dict:  # rule: HR@10; those the record knows
 
 def epoch_table(
     runs: list[Run],  # of one data set and protocol
-) -> pd.DataFrame:  # row, ties, seed, epochs, then HR@10: validated, last, averaged, published_way (NaN: not recorded); best_epoch, published_epoch; gain, points
+) -> pd.DataFrame:  # row, ties, seed, epochs; HR@10 by each rule (NaN: not recorded); the epochs read; gain, points
     "Every run that was read at several epochs, under every rule; the longest on top."
     lines = []
     for run in (r for r in every(runs) if r.record.get('published_way')):
@@ -121,9 +121,9 @@ def epoch_remark(
     if not len(known):
         return said + ' None of these records knows its last epoch or averaged weights.'
     last, averaged = ((known[rule] - known.validated).mean() for rule in ('last', 'averaged'))
-    return (
-        said
-        + f' The last epoch in place of the validated one is worth {points(last)} points and averaged weights {points(averaged)} ({len(known)} of {len(table)} records know them).'
+    return said + (
+        f' The last epoch in place of the validated one is worth {points(last)} points and averaged weights '
+        f'{points(averaged)} ({len(known)} of {len(table)} records know them).'
     )
 
 # %% ../../nbs/80_report/12_protocol.ipynb #85d72274
@@ -198,8 +198,10 @@ def rule_remark(
     left, places = known.untrained - known.fed, int(known.in_top_ten.sum())
     counts = ' or '.join(str(n) for n in sorted({int(x) for x in known.never_trained}))
     return (
-        f'{said} Unrated films whose rows are as an encoder begins with them would move HR@10 by {points(left.min())} to {points(left.max())} points. '
-        f'But the {counts} films of our catalogue that are trained as theirs are, as negatives alone, stand in {places:,} top tens '
+        f'{said} Unrated films whose rows are as an encoder begins with them would move HR@10 by '
+        f'{points(left.min())} to {points(left.max())} points. '
+        f'But the {counts} films of our catalogue that are trained as theirs are, as negatives alone, stand in '
+        f'{places:,} top tens '
         f'of all users and {len(known)} runs together'
         + (': so they are worth nothing, and are left out.' if places == 0 else '.')
     )
@@ -277,5 +279,6 @@ def asked_markdown(
     spread = ' to '.join(dict.fromkeys(f'{x:.1f}' for x in (known.worth.min(), known.worth.max())))
     return (
         f"{markdown_table(text)}\n\nKnowing the test item's time is worth {spread} points of HR@10 to these models, "
-        'against the better of the two honest times by validation: that much of a row marked ᵗ in the tables nobody can serve.'
+        'against the better of the two honest times by validation: that much of a row marked ᵗ in the tables '
+        'nobody can serve.'
     )
