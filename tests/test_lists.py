@@ -1,24 +1,25 @@
 "From a model to a list: titles as people type them, `molrec search` and `molrec plan` as they are typed, on a small world that is trained once."
 
-import ast, json, os, re
+import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from molrec import Recommender
-from molrec.cli import lists as cli_lists
+from molrec.base.errors import DataError
 from molrec.cli import main as cli_main
 from molrec.cli.plan import plan
-from molrec.search import asked
-from molrec.search import titles
-from molrec.tasks import loading
-from molrec.base.errors import DataError
-from molrec.settings.config import Config
+from molrec.search import asked, titles
 from molrec.search.index_costs import plan as index_plan
+from molrec.settings.config import Config
 from molrec.similarities.mol import MoL
+from molrec.tasks import loading
 from molrec.tasks.record import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -383,24 +384,3 @@ def test_plan_says_whether_it_fits(said):
 def test_a_plan_that_cannot_be_is_one_line(said, words, part):
     status, _, err = said('plan', *words)
     assert status == 1 and len(err) == 1 and part in err[0]
-
-
-# -- the page that shows a list --
-
-
-def test_the_list_on_the_first_page_is_what_its_code_gives(capsys):
-    "Where the weights of its run are; elsewhere only that it is there."
-    cell = next(
-        c
-        for c in json.loads((ROOT / 'nbs' / 'index.ipynb').read_text())['cells']
-        if c['cell_type'] == 'code' and 'find_run(' in ''.join(c['source'])
-    )
-    shown, code = ''.join(cell['outputs'][0]['text']), ''.join(cell['source'])
-    assert len(shown.splitlines()) > 10 and 'skip-execution' in cell['metadata']['tags']
-    name = ast.literal_eval(re.search(r"find_run\(('[^']+')\)", code)[1])
-    if not (cli_lists.find_run(name) / 'model.safetensors').exists():
-        pytest.skip('the run of the first page has no weights here')
-    exec(code, {})
-    printed = capsys.readouterr().out
-    drop_scores = lambda text: [re.sub(r'-?\d+\.\d+\s*$', '', line).split() for line in text.splitlines()]
-    assert drop_scores(printed) == drop_scores(shown)

@@ -14,6 +14,7 @@ nb_mime_priority_overrides = [
     ('html', 'image/svg+xml', 10),
     ('html', 'image/png', 20),
 ]
+nb_render_markdown_format = 'myst'
 myst_enable_extensions = ['dollarmath', 'amsmath']
 myst_dmath_double_inline = True
 myst_heading_anchors = 6
@@ -27,6 +28,10 @@ html_theme_options = dict(
     repository_url='https://github.com/molrec/molrec',
     use_repository_button=True,
     use_download_button=False,
+    navbar_persistent=[],
+    navbar_start=[],
+    navbar_center=[],
+    navbar_end=[],
     show_navbar_depth=1,
     home_page_in_toc=True,
     collapse_navigation=True,

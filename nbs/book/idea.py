@@ -51,7 +51,9 @@ def draw(logits, weights, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.5), layout='constrained')
     panel(left, logits, r'logits $\delta_{nm}$: dot products', '.1f', 'RdBu_r')
     panel(right, weights, r'weights $\pi_{nm}$: they sum to 1', '.2f', 'Oranges')
-    figure.supxlabel(rf'score $\phi = \sum_{{n,m}} \pi_{{nm}}\,\delta_{{nm}} = {(logits * weights).sum():.2f}$', fontsize=11)
+    figure.supxlabel(
+        rf'score $\phi = \sum_{{n,m}} \pi_{{nm}}\,\delta_{{nm}} = {(logits * weights).sum():.2f}$', fontsize=11
+    )
     figure.savefig(path, metadata={'Date': None}, facecolor='white')
 
 

@@ -16,10 +16,14 @@ from urllib.parse import unquote
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 GUIDES = 'own_data serve scale_out add_a_part differences costs reading cite'.split()
-TABLES = 'reports/tables/results.md reports/tables/factors.md reports/tables/ten-rows.md reports/tables/mol-against-dot.md'
+TABLES = (
+    'reports/tables/results.md reports/tables/factors.md reports/tables/ten-rows.md reports/tables/mol-against-dot.md'
+)
 TABLES = f'{TABLES} reports/tables/protocol.md reports/retrieval/README.md'.split()
 PICTURES = '.png', '.svg'
-fence = re.compile(r'(^ *(?P<f>```+|~~~+).*?^ *(?P=f)\s*?$|(?P<t>`+)[^`\n]+(?P=t)|\$\$.*?\$\$)', re.M | re.S)  # left as it is
+fence = re.compile(
+    r'(^ *(?P<f>```+|~~~+).*?^ *(?P=f)\s*?$|(?P<t>`+)[^`\n]+(?P=t)|\$\$.*?\$\$)', re.M | re.S
+)  # left as it is
 link = re.compile(r'(\]\(|\b(?:src|href)=")([^)"\s]+)')  # the address of a Markdown or HTML link
 directive = re.compile(r'^#\|\s*(.*)\n?', re.M)  # nbdev's lines
 said = []  # links that lead nowhere
@@ -102,7 +106,9 @@ def staged_notebook(page: str, contents: list[str] = ()) -> dict:
     if contents:
         nb['cells'].append(dict(cell_type='markdown', id='contents', metadata={}, source=toctree(contents)))
     python = dict(name='python', pygments_lexer='python', file_extension='.py')
-    nb['metadata'] = dict(kernelspec=dict(name='python3', display_name='Python', language='python'), language_info=python)
+    nb['metadata'] = dict(
+        kernelspec=dict(name='python3', display_name='Python', language='python'), language_info=python
+    )
     return nb
 
 
@@ -135,8 +141,9 @@ def headed(text: str, page: str) -> str:
     "A page with a heading: the report's tables have none of their own."
     if text.lstrip().startswith('# '):
         return text
+    kind = 'measured' if page.startswith('reports/bench') else 'tables'
     name = posixpath.basename(page).removesuffix('.md').replace('-', ' ').capitalize()
-    return f'# {name}\n\n{text}'
+    return f'# {name}, {kind}\n\n{text}'
 
 
 # -- a page per module --
