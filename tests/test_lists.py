@@ -1,25 +1,23 @@
 "From a model to a list: titles as people type them, `molrec search` and `molrec plan` as they are typed, on a small world that is trained once."
 
-import os
-import re
+import os, re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
+from hypothesis import given, settings, strategies as st
 from molrec import Recommender
-from molrec.base.errors import DataError
 from molrec.cli import main as cli_main
 from molrec.cli.plan import plan
-from molrec.search import asked, titles
-from molrec.search.index_costs import plan as index_plan
-from molrec.settings.config import Config
-from molrec.similarities.mol import MoL
+from molrec.search import asked
+from molrec.search import titles
 from molrec.tasks import loading
+from molrec.base.errors import DataError
+from molrec.settings.config import Config
+from molrec.search.index_costs import plan as index_plan
+from molrec.similarities.mol import MoL
 from molrec.tasks.record import run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,6 +10,7 @@ import posixpath
 import re
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -55,6 +56,20 @@ def anchor(part: str) -> str:
     return re.sub(r'[^\w-]', '', unquote(part).lower())
 
 
+@cache
+def headings(page: str) -> set[str]:
+    "Anchors of a notebook's headings."
+    cells = json.loads((ROOT / page).read_text(encoding='utf-8'))['cells']
+    text = '\n\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    return {f'#{anchor(h.strip().replace(" ", "-"))}' for h in re.findall(r'^#+ +(.*)$', text, re.M)}
+
+
+def check_part(page: str, found: str, part: str) -> None:
+    "Is there such a heading?"
+    if page.endswith('.ipynb') and part not in headings(page):
+        said.append(f'{found if ":" in found else f"{page}: {found}"} names no heading of its page')
+
+
 def address(found: str, page: str, *others: str) -> str:  # others: folders from which a link may lead too
     "An address on `page`, a path of the repository, as the book needs it."
     if re.match(r'[a-z][a-z+.-]*:|/', found):
@@ -62,6 +77,7 @@ def address(found: str, page: str, *others: str) -> str:  # others: folders from
     path, _, part = found.partition('#')
     part = part and f'#{anchor(part)}'
     if not path:
+        check_part(page, found, part)
         return part
     seen = [posixpath.normpath(posixpath.join(d, path)) for d in (posixpath.dirname(page), *others)]
     path = next((p for p in seen if (ROOT / p).exists()), seen[0])
@@ -69,6 +85,8 @@ def address(found: str, page: str, *others: str) -> str:  # others: folders from
         said.append(f'{page}: {found} leads nowhere')
     if not (place := page_of(path)):
         return f'{host()}/{path}'
+    if part and path.endswith('.ipynb'):
+        check_part(path, f'{page}: {found}', part)
     shown = posixpath.relpath(place, posixpath.dirname(page_of(page)) or '.')
     return shown + part
 
