@@ -2,6 +2,7 @@
 SHELL  := /bin/sh
 VENV   := .venv
 BIN    := $(VENV)/bin
+DOCS   := .venv-docs
 PYTHON ?= python3
 SCALE  ?= quick
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -11,7 +12,7 @@ $(error SCALE is smoke, quick or paper, not '$(SCALE)')
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lab readme setup clean
+.PHONY: help report test lab readme book setup clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -32,10 +33,15 @@ readme: $(VENV)/.ready ## README.md from nbs/index.ipynb, with the results table
 	@$(BIN)/nbdev_clean --fname nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --config nbs/readme_config.py --to markdown --output-dir . --output README nbs/index.ipynb
 
+book: $(DOCS)/.packages ## the notebooks, guides and tables as a book, in _docs/book/index.html
+	@$(DOCS)/bin/python nbs/book/stage.py _docs/source
+	@$(DOCS)/bin/python -m sphinx -q -W --keep-going -j auto -d _docs/.doctrees _docs/source _docs/book
+	@echo "_docs/book/index.html"
+
 setup: $(VENV)/.ready ## the environment alone, in .venv (about 2 GB)
 
 clean: ## remove caches, checkpoints and executed notebooks; records, reports and .venv stay
-	@rm -rf work .cache .pytest_cache .hypothesis .ruff_cache .ipynb_checkpoints nbs/.ipynb_checkpoints build dist *.egg-info
+	@rm -rf work _docs .cache .pytest_cache .hypothesis .ruff_cache .ipynb_checkpoints nbs/.ipynb_checkpoints build dist *.egg-info
 	@find molrec nbs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. Each stamp is written last, so a set-up that was cut off is never taken for a finished one.
@@ -69,3 +75,12 @@ $(VENV)/.ready: $(VENV)/.packages setup.py settings.ini
 	    sed 's|driver = nbdev_merge|driver = $(BIN)/nbdev_merge|' .gitconfig > $(VENV)/.gitconfig; mv $(VENV)/.gitconfig .gitconfig; \
 	else echo "            skipped: this folder is not a git checkout of its own"; fi; \
 	touch $@
+
+# The book's tools, apart: they pin what the two commands do not need.
+$(DOCS)/.packages: requirements-docs.txt
+	@set -e; \
+	if cmp -s requirements-docs.txt $@; then touch $@; exit 0; fi; \
+	echo "set-up      the packages of requirements-docs.txt, in $(DOCS)"; \
+	$(PYTHON) -m venv --clear $(DOCS); \
+	$(DOCS)/bin/pip install -qq -r requirements-docs.txt; \
+	cp requirements-docs.txt $@

@@ -1,12 +1,17 @@
 "Is what is made from the notebooks what they make now? `python tests/sync.py export|clean|readme` prints what is not, and exits 1 if anything is."
 
-import json, os, shutil, subprocess, sys, tempfile
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-TABLES = Path('reports/tables/results-summary.md'), Path('reports/tables/mol-against-dot.md')
 
 
 @contextmanager
@@ -102,27 +107,49 @@ def readme(root: Path = ROOT) -> str:
         return (Path(folder) / 'README.md').read_text(encoding='utf-8')
 
 
-def shown_markdown(notebook: Path) -> str:
-    "Every Markdown text that the notebook's stored outputs show."
-    outputs = [o for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', [])]
-    return '\n'.join(''.join(o['data']['text/markdown']) for o in outputs if 'text/markdown' in o.get('data', {}))
+@contextmanager
+def inside(folder: Path):
+    "The current folder is another one."
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
-def relinked(text: str) -> str:
-    "A table of the report as nbs/index.ipynb shows it."
-    return text.replace('](../runs/', '](../reports/runs/').replace('](results.md', '](../reports/tables/results.md')
+def value_of(source: str, names: dict) -> str:
+    "Run a cell; the text that its last line shows."
+    *lines, last = ast.parse(source).body
+    exec(compile(ast.Module(lines, []), 'index.ipynb', 'exec'), names)
+    return eval(compile(ast.Expression(last.value), 'index.ipynb', 'eval'), names).data
+
+
+def computed(notebook: Path) -> dict[str, tuple[str, str]]:  # cell id: what is stored, what is given now
+    "Cells without visible code, which show what the reports say."
+    names, found = {}, {}
+    with inside(notebook.parent):
+        for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
+            source = ''.join(cell['source'])
+            if source.startswith('#| hide'):
+                exec(source, names)
+            if source.startswith('#| echo: false'):
+                stored = ''.join(''.join(o.get('data', {}).get('text/markdown', '')) for o in cell['outputs'])
+                found[cell['id']] = stored, value_of(source, names)
+    return found
 
 
 def check_readme(root: Path = ROOT) -> list[str]:
-    "README.md behind its notebook, or the notebook behind the tables of the report."
+    "README.md behind its notebook, or the notebook behind the files of the report."
     said = []
     if (root / 'README.md').read_text(encoding='utf-8') != readme(root):
         said.append('README.md is not what nbs/index.ipynb gives: run make readme')
-    shown = shown_markdown(root / 'nbs' / 'index.ipynb') if any((root / table).exists() for table in TABLES) else ''
-    for table in (t for t in TABLES if (root / t).exists()):
-        if relinked((root / table).read_text(encoding='utf-8').strip()) not in shown:
-            said.append(f'nbs/index.ipynb shows another table than {table}: run make readme')
-    return said
+    cells = computed(root / 'nbs' / 'index.ipynb') if (root / 'reports').exists() else {}
+    return said + [
+        f'nbs/index.ipynb, cell {name} shows other figures than reports/ has: run make readme'
+        for name, (stored, now) in cells.items()
+        if stored != now
+    ]
 
 
 if __name__ == '__main__':

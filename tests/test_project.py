@@ -75,6 +75,14 @@ def test_environment_yml_takes_its_versions_from_requirements_txt():
     assert conda == [f'python={settings()["min_python"]}', 'pip', {'pip': ['-r requirements.txt', '-e .']}]
 
 
+def test_every_requirement_of_the_book_is_an_exact_pin():
+    assert [
+        r
+        for r in pins((ROOT / 'requirements-docs.txt').read_text().splitlines())
+        if not re.fullmatch(r'[\w.-]+==[\w.]+', r)
+    ] == []
+
+
 @pytest.mark.parametrize('pin', required())
 def test_the_environment_has_the_version_that_is_required(pin):
     package, version = pin.split(';')[0].split('==')
@@ -279,7 +287,7 @@ def test_continuous_integration_runs_readmes_test_command():
     assert os.access(run, os.X_OK) and run.read_text().splitlines()[-1] == commands()[-1]
 
 
-@pytest.mark.parametrize('target', 'report test lab readme setup clean help'.split())
+@pytest.mark.parametrize('target', 'report test lab readme book setup clean help'.split())
 def test_make_lists_its_commands(target):
     said = subprocess.run(['make', '-s'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert re.search(rf'^  make {target}\b', said, re.M)

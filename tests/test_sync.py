@@ -67,16 +67,35 @@ def test_execution_counts_are_found_and_parameters_tags_are_kept(project):
     assert said.startswith(f'nbs/{PAGE} is not clean')
 
 
-def test_a_readme_or_a_table_left_behind_is_found(project):
+@pytest.fixture
+def reported(project):
+    "The same with the files that the first page is made from."
+    for name in (
+        'tables/results-summary.md',
+        'tables/mol-against-dot.csv',
+        'bench/*.csv',
+        'bench/*.json',
+        'kernels/gpu*',
+    ):
+        for file in (ROOT / 'reports').glob(name):
+            (project / 'reports' / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, project / file.relative_to(ROOT))
+    return project
+
+
+def test_a_readme_left_behind_is_found(project):
     assert sync.check_readme(project) == []
-    for table in sync.TABLES:
-        (project / table).parent.mkdir(parents=True, exist_ok=True)
-        (project / table).write_text(f'| {table.stem} |\n|:--|\n| .999 |\n')
     (project / 'README.md').write_text('# By hand')
-    assert [s.split(':')[0].split(' is ')[0] for s in sync.check_readme(project)] == [
-        'README.md',
-        *(f'nbs/index.ipynb shows another table than {t}' for t in sync.TABLES),
-    ]
+    assert sync.check_readme(project) == ['README.md is not what nbs/index.ipynb gives: run make readme']
+
+
+@pytest.mark.parametrize('name', ['tables/results-summary.md', 'bench/hundred-million.json', 'kernels/gpu.csv'])
+def test_a_figure_left_behind_is_found(reported, name):
+    assert sync.check_readme(reported) == []
+    file = reported / 'reports' / name
+    file.write_text(file.read_text().replace('0.2', '0.9').replace('1.9', '4.9').replace('137.6', '150'))
+    (said,) = sync.check_readme(reported)
+    assert said.startswith('nbs/index.ipynb, cell ') and said.endswith('make readme')
 
 
 def test_the_command_says_what_is_wrong_and_exits_1():
