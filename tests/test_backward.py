@@ -30,7 +30,6 @@ if importlib.util.find_spec('triton') and not ON_GPU:
         from molrec.kernels.backend import interpret
 
         interpret()
-        import molrec.kernels.mol_loss
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 "One conformance test for all indexes, on small corpora and models made to be difficult; then filters, files and faults."
 
-import json, os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 
 import numpy as np
 import pytest
@@ -20,7 +20,6 @@ from molrec.search.index import BruteForce, Index, relative_recall
 from molrec.search.index_costs import plan
 from molrec.training.losses import draw_negatives, sampled_loss
 from molrec.similarities.mol import MoL
-from molrec.base.native import compiler
 from molrec.search.per_component import PerComponent
 from molrec.similarities.dot import Dot, Head
 from molrec.similarities.fm import FM

@@ -10,7 +10,6 @@ import torch
 from molrec.cli.rows import report_rows
 from molrec.settings.config import load_config, read_row
 from molrec.data.readers import check_interactions, read_amazon_ratings, read_ml20m
-from molrec.similarities.mol import MoL
 from molrec.tasks.model import make_similarity
 from molrec.tasks.record import run
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings, strategies as st
 from molrec import Recommender
 from molrec.cli import main as cli_main
 from molrec.cli.plan import plan
-from molrec.cli.runs import find_run
 from molrec.search import asked, titles
 from molrec.search.examples import ring_folder, small_mol
 from molrec.tasks import loading

@@ -1,6 +1,6 @@
 "A run that is killed with SIGKILL and resumed equals one that was not, bit for bit."
 
-import json, os, signal, subprocess, sys, time
+import json, signal, subprocess, sys, time
 
 import numpy as np
 import pandas as pd

@@ -1,6 +1,6 @@
 "An index that is shared, changed, copied, filed by strangers, and asked oddly: what holds for every kind."
 
-import copy, json, os, pickle, random, shutil, subprocess, sys, threading
+import copy, os, pickle, random, shutil, subprocess, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
