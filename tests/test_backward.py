@@ -15,7 +15,16 @@ from molrec.kernels import time_buckets
 from molrec.similarities import mol_step
 from molrec.base.errors import ConfigError
 from molrec.encoders.gru4rec import gru
-from molrec.training.losses import bce_criterion, calibrated_bce, draw_negatives, full_loss, in_batch_loss, sampled_loss, softmax_criterion
+from molrec.training import losses
+from molrec.training.losses import (
+    bce_criterion,
+    calibrated_bce,
+    draw_negatives,
+    full_loss,
+    in_batch_loss,
+    sampled_loss,
+    softmax_criterion,
+)
 from molrec.similarities.counted_dropout import new_seed, without_some
 from molrec.similarities.mol import MoL
 from molrec.base.native import build
@@ -30,6 +39,7 @@ if importlib.util.find_spec('triton') and not ON_GPU:
         from molrec.kernels.backend import interpret
 
         interpret()
+        importlib.import_module('molrec.kernels.mol_loss')
 
 
 @pytest.fixture(autouse=True)
@@ -429,7 +439,7 @@ def compiled(request):
     built = [build(name, source, **constants) for name, source in sources.items()]
     with (
         patch.object(encoders, 'softmax_library', lambda: built[0]),
-        patch.object(hstu, 'silu_library', lambda: built[1]),
+        patch.object(hstu_attention, 'silu_library', lambda: built[1]),
     ):
         yield None if None in built else built
 
@@ -497,7 +507,11 @@ def test_silu_attention(impl, kind, timed, scale, compiled):
         pytest.skip('no compiler, or none of the forms here')
     offsets, q, k, v = packed(kind, 2, 16, 8)
     T, q = len(q), q * scale
-    distance, elapsed, slopes = torch.randn(161), torch.randn(time_buckets.n_buckets) if timed else None, torch.randn(T, 2, 8)
+    distance, elapsed, slopes = (
+        torch.randn(161),
+        torch.randn(time_buckets.n_buckets) if timed else None,
+        torch.randn(T, 2, 8),
+    )
     times = torch.randint(10**8, (T,))
     asked = times + torch.randint(10**5, (T,))
 

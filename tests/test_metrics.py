@@ -12,6 +12,7 @@ from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNorm
 
 from molrec.base.errors import ConfigError, DataError
 from molrec.data.sequences import Sequences
+from molrec.metrics import from_ranks
 from molrec.metrics.from_ranks import (
     average_precision_at_k,
     hr_at_k,

@@ -14,7 +14,12 @@ NOTEBOOKS = sorted(
 )
 EXPERIMENTS = [p for p in NOTEBOOKS if p.parent.name == 'experiments']
 MODULES = sorted(p for p in (ROOT / 'molrec').rglob('*.py') if not p.name.startswith('_'))
-longest = {}  # modules that may be longer than 460 lines, and why
+longest = {  # in lines; reference, kernel and agreement of a Triton page are read side by side
+    'molrec.kernels.scan': 600,
+    'molrec.kernels.mol_score': 700,
+    'molrec.kernels.hstu_attention': 800,
+    'molrec.kernels.mol_loss': 1000,
+}
 MACHINE_PATH = re.compile(r'(?<![\w.~+/-])/(?:home|root|tmp|work|Users|var/folders)/\w')
 
 TRIED = (
@@ -196,9 +201,13 @@ def test_a_module_imports_only_what_comes_before_it(path):
 
 @every(MODULES)
 def test_a_module_is_short_enough_to_read(path):
-    lines = path.read_text(encoding='utf-8').splitlines()
-    assert len(lines) <= longest.get(dotted(path), 460)
-    assert [line for line in lines if len(line) > 120 and not re.match(r'# %%|# AUTO', line)] == []
+    said = path.read_text(encoding='utf-8')
+    written = re.sub(r'^__all__ = .*?\]$|^# (%%|AUTO).*?$', '', said, flags=re.S | re.M)  # the rest is made by nbdev
+    assert len(said.splitlines()) <= longest.get(dotted(path), 460)
+    for string in (n for n in ast.walk(ast.parse(said)) if isinstance(n, ast.Constant) and isinstance(n.value, str)):
+        if 'static ' in string.value or 'INLINE ' in string.value or ';\n' in string.value:  # C, laid out by hand
+            written = written.replace(ast.get_source_segment(said, string), '')
+    assert [line for line in written.splitlines() if len(line) > 120] == []
 
 
 PAGES = [p for p in NOTEBOOKS if p.parent.name[:2].isdigit()]

@@ -46,7 +46,7 @@ def shared(
     but: set = frozenset(),  # further settings that may differ
 ) -> tuple:  # (name, value), the same for runs that form a pair
     "All that two rows of a pair have in common."
-    c, own = canonical(make_config(config)), own_settings() | set(but)
+    c, own = canonical(make_config(config, recorded=True)), own_settings() | set(but)
     return tuple((name, getattr(c, name)) for name in setting_names() if name not in own)
 
 # %% ../../nbs/80_report/20a_fair_pairs.ipynb #4200f54e
@@ -67,7 +67,7 @@ class Pair:
 
 
 def config_of(row: list[Run]) -> Config:
-    return make_config(row[0].config)
+    return make_config(row[0].config, recorded=True)
 
 
 def encoder_name(c: Config) -> str:
@@ -78,7 +78,7 @@ def encoder_name(c: Config) -> str:
 
 def n_changed(config: dict) -> int:
     "How many of a similarity's own settings are not at their defaults."
-    c = canonical(make_config(config))
+    c = canonical(make_config(config, recorded=True))
     return sum(getattr(c, f.name) != f.default for f in fields(Config) if f.name in own_settings() - {'similarity'})
 
 
@@ -88,7 +88,7 @@ def recipes(
     "Runs of one recipe together."
     found = {}
     for run in sorted(every(runs), key=lambda r: (r.record['seed'], r.record['id'])):
-        c = canonical(make_config(run.config))
+        c = canonical(make_config(run.config, recorded=True))
         found.setdefault(tuple(getattr(c, name) for name in setting_names()), {}).setdefault(run.record['seed'], run)
     return [list(seeds.values()) for seeds in found.values()]
 
@@ -232,7 +232,7 @@ def missing(
     runs: list[Run],  # recorded
 ) -> list[str]:  # of a shell, one for each file of a row
     "What to type for the rows that have no record."
-    there, wanted = {run_id(make_config(r.config)) for r in every(runs)}, {}
+    there, wanted = {run_id(make_config(r.config, recorded=True)) for r in every(runs)}, {}
     for f, c in rows:
         command = f'molrec run nbs/configs/{f.parent.name}/{f.name}' + f' --scale {c.scale}' * (c.scale != 'quick')
         if run_id(c) not in there:

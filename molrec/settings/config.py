@@ -304,12 +304,14 @@ def check_owned(
 def make_config(
     settings: dict,  # key to value
     origin: str = '',  # where they came from, for the error
+    recorded: bool = False,  # of a record, which holds all settings, those of parts that were not chosen too
 ) -> Config:
-    "A configuration from settings; a key that nobody owns, or a part that was not chosen, is an error."
+    "A configuration from settings; a key that nobody owns, or that of a part that was not chosen, is an error."
     try:
         check_known(settings)
         made = Config(**settings)
-        check_owned(made, settings)
+        if not recorded:
+            check_owned(made, settings)
         if settings.get('normalise') and not made.normalise:
             why = f'wanted false for {made.encoder}, whose items all score the same at unit length'
             raise ConfigError(f'normalise: got true, {why}')

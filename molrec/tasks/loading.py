@@ -105,7 +105,7 @@ def load_weights(
     "A trained model, from its record and its weights alone."
     folder, record = Path(folder), read_record(folder)
     c, sizes, tensors = (
-        make_config(record['config'], f'{folder.name}/record.json'),
+        make_config(record['config'], f'{folder.name}/record.json', recorded=True),
         Sizes(record['split']['n_users'], record['split']['n_items']),
         weights_of(folder, record),
     )
