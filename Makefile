@@ -12,7 +12,7 @@ $(error SCALE is smoke, quick or paper, not '$(SCALE)')
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lab readme book setup clean
+.PHONY: help report check test lab readme book setup clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ help: ## this list
 report: $(VENV)/.ready ## the results table: train what has no record yet, then build reports/ [SCALE=smoke|quick|paper]
 	@$(BIN)/molrec report --scale $(SCALE)
 	@$(BIN)/python tests/sync.py readme >/dev/null || $(MAKE) -s readme
+
+check: $(VENV)/.ready ## under a minute: modules in sync, notebooks clean and formatted, the quickest tests
+	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/run.sh quick
 
 test: $(VENV)/.ready ## modules and notebooks in order, every notebook's lessons, then pytest
 	@tests/run.sh
