@@ -1,8 +1,10 @@
 "nbconvert's settings for README.md: nbs/index.ipynb without its hidden cells, with links that hold at the root of the project."
 
-import posixpath, re
-from nbformat.v4 import new_markdown_cell
+import posixpath
+import re
+
 from nbconvert.preprocessors import Preprocessor
+from nbformat.v4 import new_markdown_cell
 
 link = re.compile(r'(\]\(|\b(?:src|href)=")([^)"\s]+)')  # the address of a Markdown or HTML link
 fence = re.compile(r'(^```.*?^```)', re.M | re.S)  # code is left as it is

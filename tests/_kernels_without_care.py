@@ -1,6 +1,7 @@
 "Kernels with a mistake each, to see that the tests would find it."
 
-import triton, triton.language as tl
+import triton
+import triton.language as tl
 
 
 @triton.jit

@@ -1,6 +1,11 @@
 "Every backward pass that is written by hand against autograd of the plain form in fp64, where such formulas go wrong: floors, emptied groups, saturated values, absent parts."
 
-import copy, importlib, importlib.util, itertools, math, os
+import copy
+import importlib
+import importlib.util
+import itertools
+import math
+import os
 from unittest.mock import patch
 
 import pytest
@@ -9,12 +14,19 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from molrec.encoders import packed as encoders
+from molrec.base.errors import ConfigError
+from molrec.base.native import build
 from molrec.encoders import hstu_attention
+from molrec.encoders import packed as encoders
+from molrec.encoders.gru4rec import gru
 from molrec.kernels import time_buckets
 from molrec.similarities import mol_step
-from molrec.base.errors import ConfigError
-from molrec.encoders.gru4rec import gru
+from molrec.similarities.counted_dropout import new_seed, without_some
+from molrec.similarities.dot import Dot, Head
+from molrec.similarities.fm import FM
+from molrec.similarities.mlp import MLP
+from molrec.similarities.mol import MoL
+from molrec.similarities.neuralfm import NeuralFM
 from molrec.training import losses
 from molrec.training.losses import (
     bce_criterion,
@@ -25,13 +37,6 @@ from molrec.training.losses import (
     sampled_loss,
     softmax_criterion,
 )
-from molrec.similarities.counted_dropout import new_seed, without_some
-from molrec.similarities.mol import MoL
-from molrec.base.native import build
-from molrec.similarities.dot import Dot, Head
-from molrec.similarities.fm import FM
-from molrec.similarities.mlp import MLP
-from molrec.similarities.neuralfm import NeuralFM
 
 ON_GPU = torch.cuda.is_available()
 if importlib.util.find_spec('triton') and not ON_GPU:

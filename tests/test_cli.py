@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from molrec.cli import bench
 from molrec.cli.main import commands, main, parsed
 

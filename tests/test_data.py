@@ -1,10 +1,22 @@
 "The data door under every kind of bad input, the published data table, and splits against a slow reference."
 
-import functools, http.server, re, signal, subprocess, sys, textwrap, threading, time
+import functools
+import http.server
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
 from pathlib import Path
 
-import numpy as np, pandas as pd, pytest, torch
-from hypothesis import given, settings, strategies as st
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from molrec.base.errors import ConfigError, DataError
 from molrec.base.files import file_sha256

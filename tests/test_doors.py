@@ -1,10 +1,19 @@
 "The door of a user's own data: ids as written, times in seconds, and no row lost or moved in silence."
 
-import csv, datetime, io, random, tempfile, uuid
+import csv
+import datetime
+import io
+import random
+import tempfile
+import uuid
 from pathlib import Path
 
-import numpy as np, pandas as pd, pyarrow as pa, pytest
-from hypothesis import given, settings, strategies as st
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from molrec.base.errors import ConfigError, DataError
 from molrec.data.doors import content_sha256, read_columns, read_interactions, read_items

@@ -1,19 +1,28 @@
 "The experiment notebooks through papermill and the command line, as a user runs them: one small row is trained once and every test looks at what it left."
 
-import ast, dataclasses, json, os, re, shutil, subprocess, sys, time
+import ast
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from molrec.cli.execute import execute
-from molrec.cli import rows as cli_rows
+
 from molrec.base.errors import DataError
-from molrec.settings.config import Config, choices, config_hash, groups, load_config, make_config, read_row, run_id
+from molrec.cli import rows as cli_rows
+from molrec.cli.execute import execute
 from molrec.data.sets import load
 from molrec.records.tables import check_record, metric_values, read_ranks
 from molrec.report.build import build_report
 from molrec.report.rows import read_runs
+from molrec.settings.config import Config, choices, config_hash, groups, load_config, make_config, read_row, run_id
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'nbs' / 'configs'
@@ -287,13 +296,13 @@ def test_the_results_notebook_runs_with_and_without_leave_last_one_out(trained, 
     if not last_out:
         pytest.importorskip('test_report').make_run(tmp_path / 'runs', 'SASRec, MoL + BCE', scale='smoke', users=40)
         runs = tmp_path / 'runs'
-    execute.execute(RESULTS, tmp_path / 'results.ipynb', dict(runs=str(runs), out=str(tmp_path), scale='smoke'))
+    execute(RESULTS, tmp_path / 'results.ipynb', dict(runs=str(runs), out=str(tmp_path), scale='smoke'))
     assert (tmp_path / 'results-smoke.html').exists() and (tmp_path / 'results.ipynb').exists()
 
 
 def test_no_record_no_report(tmp_path):
     with pytest.raises(DataError, match='make report SCALE=smoke'):
-        execute.execute(RESULTS, tmp_path / 'results.ipynb', dict(runs=str(tmp_path), out=str(tmp_path), scale='smoke'))
+        execute(RESULTS, tmp_path / 'results.ipynb', dict(runs=str(tmp_path), out=str(tmp_path), scale='smoke'))
 
 
 def test_changed_rows_stand_under_their_own_name(trained, folder):
@@ -489,9 +498,9 @@ def test_a_checkpoint_gives_the_recorded_result(file, tmp_path):
 )
 def test_what_is_served_is_what_was_recorded(file):
     "The query of the recorded evaluation, put to an index: the place of each test item in the list is its recorded rank, ties against the model."
+    from molrec.records.tables import read_pairs
     from molrec.search.asked import make_index
     from molrec.search.lists import answered
-    from molrec.records.tables import read_pairs
     from molrec.tasks.loading import load_run
 
     run = ROOT / 'reports' / 'runs' / file.stem

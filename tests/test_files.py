@@ -1,6 +1,13 @@
 "Files written whole or not at all: what a killed writer leaves, who sweeps it, and what a user reads when a file cannot be written."
 
-import errno, os, re, signal, subprocess, sys, threading, time
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import nbformat

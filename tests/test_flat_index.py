@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from molrec.base.errors import ConfigError, DataError
-from molrec.search.flat_index import FlatIndex, extremes, slack_of
 from molrec.base.native import compiler
 from molrec.embeddings.quantize import quantize
+from molrec.search.flat_index import FlatIndex, extremes, slack_of
 
 ways = pytest.mark.parametrize(
     'impl',

@@ -1,32 +1,37 @@
 "One conformance test for all indexes, on small corpora and models made to be difficult; then filters, files and faults."
 
-import os, signal, subprocess, sys, time
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from molrec.search import index as indexes
-from molrec.search.item_table import ItemTable, item_storages
-from molrec.search.mol_loops import mol_library
-from molrec.search.component_mean import Combined, ComponentMean
 from molrec.base.errors import ConfigError, DataError
 from molrec.data.sequences import Sequences
-from molrec.search.exact import Exact
+from molrec.search import index as indexes
 from molrec.search.asking import snapshot
+from molrec.search.component_mean import Combined, ComponentMean
+from molrec.search.exact import Exact
+from molrec.search.h_indexer import HIndexer
 from molrec.search.index import BruteForce, Index, relative_recall
 from molrec.search.index_costs import plan
-from molrec.training.losses import draw_negatives, sampled_loss
-from molrec.similarities.mol import MoL
+from molrec.search.item_table import ItemTable, item_storages
+from molrec.search.mol_loops import mol_library
 from molrec.search.per_component import PerComponent
+from molrec.settings.parts import parts
 from molrec.similarities.dot import Dot, Head
 from molrec.similarities.fm import FM
 from molrec.similarities.mlp import MLP
+from molrec.similarities.mol import MoL
 from molrec.similarities.neuralfm import NeuralFM
-from molrec.search.h_indexer import HIndexer
-from molrec.settings.parts import parts
+from molrec.training.losses import draw_negatives, sampled_loss
 
 D = 6
 kinds = [p.load() for p in parts['index'].values()]  # every kind that is declared

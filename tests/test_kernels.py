@@ -1,6 +1,7 @@
 "Every Triton kernel in the interpreter: right, within its bounds, and the same whatever the order of its programs; and what the compilers make of it."
 
-import importlib, os
+import importlib
+import os
 from unittest.mock import patch
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 ON_GPU = torch.cuda.is_available()
 pytest.importorskip('triton', reason='Triton exists for Linux only')
 with patch.dict(os.environ):
-    from molrec.bench.kernel_bounds import pages
     from molrec.base.errors import ConfigError
+    from molrec.bench.kernel_bounds import pages
     from molrec.kernels.backend import Tuned, interpret
     from molrec.kernels.resources import resources
     from molrec.kernels.roofline import gpus
@@ -188,8 +189,9 @@ def test_every_page_has_builds_for_every_gpu(machine_code):
 
 def test_the_recorded_table_is_that_of_the_kernels(machine_code):
     "reports/kernels/resources.csv is made from the same machine code."
-    import pandas as pd
     from pathlib import Path
+
+    import pandas as pd
 
     recorded = pd.read_csv(
         Path(__file__).parent.parent / 'reports' / 'kernels' / 'resources.csv', keep_default_na=False
@@ -230,8 +232,8 @@ def small_mol(**more):
 @pytest.mark.parametrize('storage, most', [('int8', 0), ('fp8', 1), ('bf16', 1), ('fp32', 1)])
 def test_stage_1_keeps_the_same_rows(storage, most):
     "int8 is exact. Elsewhere sums are rounded in another order, and the row of the sample that is the threshold may fall on its other side."
-    from molrec.search.stage1 import Stage1
     from molrec.embeddings.quantize import quantize
+    from molrec.search.stage1 import Stage1
 
     torch.manual_seed(0)
     corpus = torch.nn.functional.normalize(torch.randn(3000, 32), dim=1).to(DEVICE)
@@ -245,8 +247,8 @@ def test_stage_1_keeps_the_same_rows(storage, most):
 
 @pytest.mark.parametrize('storage', ['fp32', 'int8', 'compact-int8'])
 def test_indexes_give_the_same_lists(storage):
-    from molrec.search.index import BruteForce
     from molrec.search.h_indexer import HIndexer
+    from molrec.search.index import BruteForce
 
     mol = small_mol().eval().requires_grad_(False)
     items, queries = torch.randn(300, 10, device=DEVICE), torch.randn(3, 10, device=DEVICE)
@@ -325,8 +327,8 @@ def test_hstu_takes_the_kernel_on_a_gpu_unasked(monkeypatch):
 
 
 def test_a_loss_without_a_kernel_is_refused():
-    from molrec.training.losses import draw_negatives, sampled_loss
     from molrec.similarities.dot import Dot
+    from molrec.training.losses import draw_negatives, sampled_loss
 
     x = torch.randn(9, 10)
     with pytest.raises(ConfigError, match='impl: no kernel for Dot'):

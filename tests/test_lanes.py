@@ -1,6 +1,7 @@
 "MoL's compiled loop with registers of 4 and 8 lanes: the torch form's scores, the same bits wherever a pair is scored; ARM's form in an emulator."
 
-import shutil, subprocess
+import shutil
+import subprocess
 
 import numpy as np
 import pytest

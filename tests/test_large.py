@@ -1,15 +1,19 @@
 "MovieLens 20M and all of Amazon Books need a GPU; everything but the size is tried here: the archives' formats, and one epoch of each published row's own model."
 
-import csv, io, math, zipfile
+import csv
+import io
+import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from molrec.cli.rows import report_rows
-from molrec.settings.config import load_config, read_row
 from molrec.data.readers import check_interactions, read_amazon_ratings, read_ml20m
+from molrec.settings.config import load_config, read_row
 from molrec.tasks.model import make_similarity
 from molrec.tasks.record import run
 

@@ -1,23 +1,26 @@
 "From a model to a list: titles as people type them, `molrec search` and `molrec plan` as they are typed, on a small world that is trained once."
 
-import os, re
+import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from molrec import Recommender
+from molrec.base.errors import DataError
 from molrec.cli import main as cli_main
-from molrec.cli.plan import plan
+from molrec.cli.plan import plan_table
 from molrec.search import asked, titles
 from molrec.search.examples import ring_folder, small_mol
-from molrec.tasks import loading
-from molrec.base.errors import DataError
-from molrec.settings.config import Config
 from molrec.search.index_costs import plan as index_plan
+from molrec.settings.config import Config
 from molrec.similarities.mol import MoL
+from molrec.tasks import loading
 from molrec.tasks.record import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -327,7 +330,7 @@ def test_plan_adds_up_to_what_the_index_says(said, storage, stage1, head_width):
         40,
     )
     parts = index_plan(n, MoL(40, 4, 2, 32), storage, None if stage1 == 'none' else stage1, head_width, 40)
-    table = plan.plan_table(n, parts)
+    table = plan_table(n, parts)
     assert (
         status == 0
         and table.bytes_per_item['in all'] == sum(parts.values())

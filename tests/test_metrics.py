@@ -1,6 +1,10 @@
 "Metrics against torchmetrics, intervals against scipy, and the edges of ranking."
 
-import json, subprocess, sys, tracemalloc, warnings
+import json
+import subprocess
+import sys
+import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np

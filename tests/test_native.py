@@ -1,6 +1,11 @@
 "Compiled libraries: whose they are, whether they are whole, and what becomes of a compiler that does not do its work."
 
-import os, shutil, signal, subprocess, sys, time
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest

@@ -17,7 +17,7 @@ from nbconvert.filters import markdown2html
 
 from molrec.bench import kernels as bench_kernels
 from molrec.bench import retrieval_pages as retrieval
-from molrec.bench import training as bench
+from molrec.bench.timing import markdown
 from molrec.records.run import seal, sealed
 from molrec.report import build, curves, insights, page, plots, published, rows, tables
 from molrec.report import protocol_page as protocol
@@ -321,7 +321,7 @@ def test_markdown_shows_a_name_as_it_is(name):
     said = Page(markdown2html(made(name)))
     assert said.elements == Page(markdown2html(made('a'))).elements
     assert readable(name) in said.text
-    check_markdown(bench.markdown(pd.DataFrame({'row': [name, 'b'], 'n': ['1', '2']})))
+    check_markdown(markdown(pd.DataFrame({'row': [name, 'b'], 'n': ['1', '2']})))
 
 
 def recalls(corpus):

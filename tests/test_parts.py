@@ -1,6 +1,11 @@
 "A part is named once: what follows from its declaration, for every part there is, and for two that a test adds."
 
-import dataclasses, json, os, subprocess, sys, shutil
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from nbdev.export import nb_export
+
 from molrec.base.errors import ConfigError
 from molrec.data.packed import PackedBatch
 from molrec.data.sequences import Sequences
@@ -20,7 +27,6 @@ from molrec.similarities.dot import Head
 from molrec.similarities.similarity import score_tiles
 from molrec.tasks.model import make_encoder, make_similarity
 from molrec.tasks.objective import row_loss
-from nbdev.export import nb_export
 
 ROOT = Path(__file__).resolve().parents[1]
 DECLARED = [p for kind in parts.values() for p in kind.values()]

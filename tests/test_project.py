@@ -1,6 +1,12 @@
 "What holds the project together and has no page of its own: pins, notebooks, the order of modules, README, continuous integration."
 
-import ast, configparser, json, os, re, subprocess, sys
+import ast
+import configparser
+import json
+import os
+import re
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 

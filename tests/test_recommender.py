@@ -1,24 +1,42 @@
 "One object for the everyday job: ids as they are in the data, one path to every list, and a file of lists that survives being killed."
 
-import os, signal, subprocess, sys, time
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from molrec.search import lists
+
 from molrec import Recommender
-from molrec.cli import main as cli
 from molrec.base.errors import ConfigError, DataError
+from molrec.cli import main as cli
+from molrec.search import lists
+from molrec.search.asked import kinds as asked_kinds
 from molrec.search.examples import ring_walk, small_mol
 from molrec.search.list_files import request_key
+from molrec.settings.config import Config
 from molrec.tasks.evaluation import evaluate
 from molrec.tasks.loading import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {name: value for name, value in small_mol.items() if name not in ('similarity', 'dropout')}
 SMALL |= dict(head_dim=8, epochs=2)
+
+
+def small(**said):
+    "Small settings, of those that the chosen parts have."
+    owners = {f.name: f.metadata['owners'] for f in dataclasses.fields(Config)}
+    said = SMALL | said
+    chosen = {(kind, getattr(Config(**said), kind)) for kind in ('encoder', 'similarity', 'loss')}
+    return {name: value for name, value in said.items() if not owners[name] or chosen & set(owners[name])}
+
+
 START = 1_600_000_000
 
 
@@ -51,7 +69,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def numbers(home):
-    return Recommender.fit(home / 'numbers.csv', home / 'runs', progress=False, similarity='mol', **SMALL)
+    return Recommender.fit(home / 'numbers.csv', home / 'runs', progress=False, **small(similarity='mol'))
 
 
 @pytest.fixture(scope='module')
@@ -61,14 +79,13 @@ def texts(home):
         home / 'runs',
         progress=False,
         items=str(home / 'titles.csv'),
-        similarity='mol',
-        **SMALL,
+        **small(similarity='mol'),
     )
 
 
 @pytest.fixture(scope='module')
 def timed(home):
-    return Recommender.fit(home / 'numbers.csv', home / 'runs', progress=False, encoder='hstu', **SMALL)
+    return Recommender.fit(home / 'numbers.csv', home / 'runs', progress=False, **small(encoder='hstu'))
 
 
 def same(one, other):
@@ -312,7 +329,7 @@ def test_search_shows_the_same_lists(home, texts, capsys):
     ] == made.score.map('{:.3f}'.format).tolist()
 
 
-@pytest.mark.parametrize('index', list(lists.kinds))
+@pytest.mark.parametrize('index', list(asked_kinds))
 def test_an_index_by_name_and_by_hand(numbers, index):
     rec = numbers
     by_name = rec.recommend([3, 5], k=5, index=index)
@@ -357,7 +374,7 @@ def test_items_that_came_later_are_shown_and_stand_in_histories(home, encoder):
         home / 'numbers.csv',
         home / 'runs',
         progress=False,
-        **SMALL | dict(encoder=encoder, epochs=1, similarity='dot', n_blocks=1),
+        **small(encoder=encoder, epochs=1, similarity='dot', n_blocks=1),
     )
     rec._say = lambda remark: None
     before, built = rec.recommend(3, k=30), rec.index()
@@ -514,6 +531,7 @@ def lists_asked(rec, **more):
 
 def test_two_processes_do_not_make_the_same_lists(numbers, tmp_path, capsys):
     from filelock import FileLock
+
     from molrec.search.list_files import rules_words
 
     out = tmp_path / 'lists.csv'

@@ -42,10 +42,10 @@ from molrec.report.examples import make_run
 from molrec.search.recommender import Recommender
 from molrec.settings.config import Config
 from molrec.tasks.loading import load_model, load_run
-from molrec.tasks.retrieval import fit
-from molrec.training.checkpoint import read_state
 from molrec.tasks.preparation import prepare
 from molrec.tasks.record import known_items, run
+from molrec.tasks.retrieval import fit
+from molrec.training.checkpoint import read_state
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = dict(

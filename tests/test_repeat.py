@@ -1,6 +1,12 @@
 "The same configuration on the same number of threads ends in the same weights, bit for bit, in another process, for every kind of model."
 
-import dataclasses, functools, json, os, subprocess, sys, tempfile
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +16,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from molrec.base.files import digest
-from molrec.settings.config import choices, make_config
 from molrec.data.splits import split
-from molrec.tasks.retrieval import fit
+from molrec.settings.config import Config, choices
 from molrec.tasks.preparation import some_users
+from molrec.tasks.retrieval import fit
 
 ROOT = Path(__file__).resolve().parents[1]
 few = dict(loss_share=0.2)  # of the positions, where every pair is dear
@@ -68,7 +74,7 @@ def world(n_users, n_items, longest):
 
 def trained(settings, s, batch_size):
     "sha256 of all weights after an epoch of each stage."
-    c = make_config(dict(dict(dim=32, ffn=32, max_length=s.max_length, epochs=1, batch_size=batch_size), **settings))
+    c = Config(**dict(dict(dim=32, ffn=32, max_length=s.max_length, epochs=1, batch_size=batch_size), **settings))
     with tempfile.TemporaryDirectory() as folder:
         weights = fit(c, s, folder, progress=False).model.state_dict()
     return digest(*(part for name, t in sorted(weights.items()) for part in (name, t.numpy())))
@@ -101,7 +107,7 @@ def test_two_processes_end_in_the_same_weights(threads):
 
 
 def test_every_value_of_a_setting_is_among_the_kinds():
-    used = [make_config(settings) for settings in kinds.values()]
+    used = [Config(**settings) for settings in kinds.values()]
     for name in ('encoder', 'similarity', 'loss', 'schedule', 'precision'):
         assert {getattr(c, name) for c in used} >= set(choices[name]) - {'popularity'}, name
     for name in ('deal', 'use_time'):

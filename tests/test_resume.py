@@ -1,6 +1,10 @@
 "A run that is killed with SIGKILL and resumed equals one that was not, bit for bit."
 
-import json, signal, subprocess, sys, time
+import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -10,7 +14,7 @@ from safetensors.numpy import load_file
 worker = """
 import functools, json, sys, time
 import torch
-from molrec.settings.config import make_config
+from molrec.settings.config import Config
 from molrec.tasks import record
 from molrec.training import loop
 torch.set_num_threads(1)
@@ -24,7 +28,7 @@ def counted(*args):
 loop.take_step = counted
 if slow:
     record.fit = functools.partial(record.fit, save_every_s=0)
-record.run(make_config(settings), runs, progress=False)
+record.run(Config(**settings), runs, progress=False)
 print(steps)
 """
 

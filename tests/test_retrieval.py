@@ -1,18 +1,19 @@
 "The recall and throughput notebooks through papermill, on a model that is trained here in a second."
 
-import json, os
+import json
+import os
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_lists import SMALL, write_world
 
-from molrec.cli.execute import execute
-from molrec.cli import retrieval as cli_retrieval
-from molrec.bench import retrieval_pages as retrieval
 from molrec.base.errors import ConfigError
+from molrec.bench import retrieval_pages as retrieval
+from molrec.cli import retrieval as cli_retrieval
+from molrec.cli.execute import execute
 from molrec.settings.config import Config
 from molrec.tasks.record import run
-from test_lists import SMALL, write_world
 
 ROOT = Path(__file__).resolve().parents[1]
 

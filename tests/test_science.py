@@ -1,6 +1,7 @@
 "What must hold of the models themselves: a dot product has a ceiling that MoL passes; any encoder trains with any similarity and any loss."
 
-import itertools, math
+import itertools
+import math
 
 import numpy as np
 import pandas as pd
@@ -9,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from molrec.settings.config import Config
 from molrec.data.splits import split
 from molrec.metrics.from_ranks import hr_at_k
-from molrec.similarities.mol import MoL
+from molrec.settings.config import Config
 from molrec.similarities.dot import Dot
+from molrec.similarities.mol import MoL
 from molrec.tasks.evaluation import evaluate
-from molrec.tasks.retrieval import fit
 from molrec.tasks.model import make_model
+from molrec.tasks.retrieval import fit
 
 
 def subsets(m):

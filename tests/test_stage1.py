@@ -1,21 +1,23 @@
 "Stage 1: every form of its loop against plain integers, exactly k' under any order of rows, and any number of threads at once."
 
-import ctypes, shutil, subprocess
+import ctypes
+import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from molrec.search import exact_threshold, stage1
 from molrec.base.errors import ConfigError
+from molrec.base.native import compiler
+from molrec.embeddings.quantize import Rows, quantize
+from molrec.search import exact_threshold, stage1
 from molrec.search.exact_threshold import exact_rows
 from molrec.search.scan import block_scores
 from molrec.search.scan_lists import scan_source
 from molrec.search.scan_loops import dense_native, forms, kinds, scan_library
 from molrec.search.stage1 import Stage1
-from molrec.base.native import compiler
-from molrec.embeddings.quantize import Rows, quantize
 
 needs_compiler = pytest.mark.skipif(not compiler(), reason='there is no C compiler on this machine')
 bytes_of = dict(fp32=4, bf16=2, int8=1)

@@ -1,6 +1,9 @@
 "The checks of `make test` find what they are for: each kind of fault is planted in a small copy of the project."
 
-import json, shutil, subprocess, sys
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest

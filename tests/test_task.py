@@ -126,7 +126,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
 
 
 def test_the_loop_knows_no_model_room():
-    import subprocess, sys
+    import subprocess
+    import sys
 
     rooms = 'encoders', 'similarities', 'tasks', 'search'
     ask = f'import sys, molrec.training.loop; print(*[m for m in sys.modules if m.startswith("molrec.") and m.split(".")[1] in {rooms}])'

@@ -10,7 +10,19 @@ __all__ = ['version_s', 'compile_s', 'most_printed', 'flags', 'stuck', 'loaded',
            'call_in_parts', 'torch_alone', 'large_pages']
 
 # %% ../../nbs/00_base/05_native.ipynb #5ab9b72f
-import contextlib, ctypes, functools, hashlib, itertools, os, shutil, signal, stat, subprocess, sys, tempfile, time
+import contextlib
+import ctypes
+import functools
+import hashlib
+import itertools
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 

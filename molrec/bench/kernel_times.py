@@ -53,10 +53,10 @@ def stage1_calls(
     device: str = 'cuda',
 ) -> tuple:  # name to call, and Work
     "Scan and compact, int8, width 64."
+    from molrec.embeddings.quantize import quantize
+    from molrec.kernels.scan import h_indexer_scan, work_scan
     from molrec.search.scan import buffer_size, sample_rank, scan_torch
     from molrec.search.stage1 import Stage1
-    from molrec.kernels.scan import h_indexer_scan, work_scan
-    from molrec.embeddings.quantize import quantize
 
     draw = torch.Generator(device).manual_seed(0)
     x = torch.nn.functional.normalize(torch.randn(n, 64, generator=draw, device=device), dim=1)
@@ -116,9 +116,9 @@ def stage2_calls(
     device: str = 'cuda',
 ) -> tuple:  # name to call, and Work
     "MoL 8x4x64 on gathered candidates, or on everything, bf16."
+    from molrec.kernels.mol_score import work_mol_score
     from molrec.search.candidates import score_range, score_rows
     from molrec.search.item_table import ItemTable
-    from molrec.kernels.mol_score import work_mol_score
 
     mol = mol_inputs(device)
     table, side = (
@@ -252,8 +252,8 @@ def search_calls(
 ) -> dict:  # (method, k'; 0: all items) to call
     "Searches of one batch: MoL over everything, both stages, and the first alone."
     from molrec.search.asking import request_of  # late: it needs no kernel
-    from molrec.search.index import BruteForce
     from molrec.search.h_indexer import stage_over
+    from molrec.search.index import BruteForce
 
     brute = BruteForce.over(index, arithmetic='bf16', max_scores=2**27)
     stage, asked = (

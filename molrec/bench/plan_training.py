@@ -10,8 +10,8 @@ __all__ = ['sizes', 'share', 'launch_s', 'reported', 'positions', 'layer_counts'
 import pandas as pd
 
 from .timing import position_flops
-from ..settings.config import Config
 from ..kernels.roofline import Work, bound, gpus
+from ..settings.config import Config
 from ..tasks.model import make_similarity
 
 # %% ../../nbs/85_bench/21_plan_training.ipynb #9ee90329

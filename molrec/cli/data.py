@@ -31,9 +31,10 @@ def data(
     own: dict = {},  # settings of data of one's own: columns, time_unit, duplicates
 ):  # DataFrame of sizes
     "`molrec data`: what data sets there are, or one of them, fetched if need be."
+    import pandas as pd
+
     from molrec.data.catalogue import catalogue
     from molrec.data.sets import dataset_table, load
-    import pandas as pd
 
     if name is None:
         rows = {n: (*e.counts, where_data(n) or 'not here yet') for n, e in catalogue.items()}

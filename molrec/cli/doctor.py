@@ -18,9 +18,9 @@ from pathlib import Path
 from ..base.environment import cpu_name, git, version_of
 from ..base.errors import ConfigError
 from ..base.files import cache_dir, unwritable
+from .data import where_data
 from .place import project_root
 from .plan import memory_gib
-from .data import where_data
 
 # %% ../../nbs/90_cli/17_doctor.ipynb #e2e5febb
 @dataclass(frozen=True)
@@ -155,12 +155,12 @@ def check_kept() -> Check:
 # %% ../../nbs/90_cli/17_doctor.ipynb #3ba4b4ee
 def check_compiled() -> list[Check]:
     "Whether the loops of the h-indexer, of attention and of MoL's training step are compiled here, or run in torch."
-    from molrec.search.stage1 import scan_worth
-    from molrec.encoders.packed import softmax_library
+    from molrec.base.native import problems
     from molrec.encoders.hstu_attention import silu_library
+    from molrec.encoders.packed import softmax_library
+    from molrec.search.stage1 import scan_worth
     from molrec.similarities.mol import MoL
     from molrec.similarities.mol_step import step_library
-    from molrec.base.native import problems
 
     try:
         form, worth = scan_worth()

@@ -41,8 +41,8 @@ def recommend(
 ) -> int:  # rows of the file
     "`molrec recommend`: lists of many users, in a file."
     from molrec.search.asked import moment  # late: torch takes seconds to import
-    from molrec.search.lists import Rules
     from molrec.search.list_files import list_writer, write_lists
+    from molrec.search.lists import Rules
     from molrec.search.recommender import Recommender, ask_users
     from molrec.search.requests import as_count
 

@@ -6,7 +6,10 @@
 __all__ = ['impls', 'interpreted', 'interpret', 'use_triton', 'nearest', 'arch', 'waves', 'Tuned', 'autotuned']
 
 # %% ../../nbs/70_kernels/02_backend.ipynb #d35455cb
-import functools, importlib.util, os, sys
+import functools
+import importlib.util
+import os
+import sys
 
 import torch
 from torch import Tensor

@@ -11,10 +11,13 @@ __all__ = ['by_query', 'by_key', 'along', 'forward_kernel', 'dkv_kernel', 'dq_ke
            'hstu_build']
 
 # %% ../../nbs/70_kernels/09_hstu_attention.ipynb #43f931fd
-import functools, math
+import functools
+import math
 
-import torch, triton, triton.language as tl
+import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from ..base.errors import ConfigError, DataError

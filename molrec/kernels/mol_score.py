@@ -12,8 +12,10 @@ __all__ = ['many', 'many_amd', 'few', 'few_amd', 'dense', 'gathered', 'precision
 # %% ../../nbs/70_kernels/06_mol_score.ipynb #aa4c1c27
 import math
 
-import torch, triton, triton.language as tl
+import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from ..base.errors import ConfigError, DataError

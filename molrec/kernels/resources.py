@@ -8,7 +8,13 @@ __all__ = ['launch_options', 'products', 'Build', 'compiled', 'nvidia_resources'
            'resources', 'main']
 
 # %% ../../nbs/70_kernels/03_resources.ipynb #8a8bb7eb
-import importlib, json, os, re, subprocess, sys, tempfile
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 

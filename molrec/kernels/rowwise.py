@@ -10,7 +10,9 @@ __all__ = ['largest', 'dtypes', 'settings', 'configs', 'quantizer', 'gatherer', 
            'work_gather']
 
 # %% ../../nbs/70_kernels/04_rowwise.ipynb #f9feba09
-import torch, triton, triton.language as tl
+import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from ..base.errors import ConfigError, DataError

@@ -11,7 +11,9 @@ __all__ = ['few', 'many', 'tiles', 'written', 'targets', 'slow', 'scanner', 'sco
            'work_dense', 'work_threshold', 'constants', 'scan_build']
 
 # %% ../../nbs/70_kernels/05_scan.ipynb #35434a00
-import torch, triton, triton.language as tl
+import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from ..base.errors import ConfigError, DataError

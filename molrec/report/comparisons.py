@@ -129,7 +129,7 @@ def our_remark(
             + " after Holm's correction at 5 %."
         )
         same = [r for r in ran.row.iloc[1:] if p_between(tests, 'hr@10', best.row, r) >= level]
-        text += f' ' + (
+        text += ' ' + (
             f'In HR@10, {listed(same)} cannot be told from the best.'
             if same
             else 'In HR@10, every other row can be told from the best.'

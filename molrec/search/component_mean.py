@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .scan import Candidates, block_scores
+from ..embeddings.quantize import Rows, quantize, storages
 from .asking import IndexSettings, Search, option
 from .index import Index
 from .per_component import PerComponent, PerComponentSettings, check_components, union
-from ..embeddings.quantize import Rows, quantize, storages
 from .requests import Best, Request
+from .scan import Candidates, block_scores
 
 # %% ../../nbs/60_search/18_component_mean.ipynb #71bcff46
 def filled(rows: Rows) -> Rows:

@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .candidates import score_rows
-from .scan import padded
 from .asking import Search, option
-from ..similarities.mol import MoL
+from .candidates import score_rows
 from .per_component import PerComponent, PerComponentSettings, products
 from .requests import Best, best
+from .scan import padded
+from ..similarities.mol import MoL
 
 # %% ../../nbs/60_search/20_exact.ipynb #8203a3a5
 def rounding_slack(

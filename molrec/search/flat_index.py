@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..base.errors import DataError
-from .scan_loops import in_c, share
-from .stage1 import Stage1
-from .asking import new_ids
 from ..base.native import build
 from ..embeddings.quantize import Rows, quantize
+from .asking import new_ids
 from .requests import as_count, as_table
+from .scan_loops import in_c, share
+from .stage1 import Stage1
 from .stored import content_sha256, read_tensors, write_tensors
 
 # %% ../../nbs/60_search/22_flat_index.ipynb #5049679a

@@ -11,17 +11,17 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .component_mean import ComponentMean, ComponentMeanSettings
 from ..base.errors import ConfigError
+from ..embeddings.quantize import storages
+from .asking import IndexSettings, Search, State, option, query_side_of, snapshot
+from .component_mean import ComponentMean, ComponentMeanSettings
+from .index import Index
+from .per_component import check_components
+from .requests import Request
 from .scan import Candidates
 from .stage1 import Stage1
-from .asking import IndexSettings, Search, State, option, query_side_of, snapshot
-from .index import Index
-from ..similarities.mol import MoL
-from .per_component import check_components
-from ..embeddings.quantize import storages
-from .requests import Request
 from ..similarities.dot import Dot
+from ..similarities.mol import MoL
 from ..similarities.similarity import Similarity
 
 # %% ../../nbs/60_search/19_h_indexer.ipynb #e9fee2d8

@@ -9,12 +9,12 @@ __all__ = ['input_width', 'plan', 'peaks']
 import torch
 from torch import nn
 
-from .item_table import ItemTable
 from ..base.errors import ConfigError
-from .stage1 import sample_size
-from .asking import snapshot
-from ..similarities.mol import MoL
 from ..embeddings.quantize import quantize
+from .asking import snapshot
+from .item_table import ItemTable
+from .stage1 import sample_size
+from ..similarities.mol import MoL
 from ..similarities.similarity import Similarity
 
 # %% ../../nbs/60_search/21_index_costs.ipynb #01224efa

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .item_table import ItemTable
 from ..base.errors import ConfigError
-from .scan import Candidates, padded
 from .asking import IndexSettings, Search, option
 from .index import Index
-from ..similarities.mol import MoL
+from .item_table import ItemTable
 from .requests import Best
+from .scan import Candidates, padded
+from ..similarities.mol import MoL
 from ..similarities.similarity import Similarity
 
 # %% ../../nbs/60_search/17_per_component.ipynb #d68d4792

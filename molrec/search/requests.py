@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..base.errors import ConfigError, DataError
-from .scan import padded
 from ..embeddings.quantize import is_finite
+from .scan import padded
 
 # %% ../../nbs/60_search/12_requests.ipynb #2d6f9e9a
 whole_numbers = 'wanted whole numbers: a list, set, range, array, Series or tensor of them'

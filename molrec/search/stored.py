@@ -8,7 +8,15 @@ __all__ = ['version', 'dtypes', 'longest_header', 'room_for', 'empty_rows', 'Buf
            'Living', 'OpenFile', 'header_of', 'laid_out', 'read_tensors', 'mapped']
 
 # %% ../../nbs/60_search/13_stored.ipynb #528072c4
-import contextlib, hashlib, json, math, mmap, os, stat, sys, threading
+import contextlib
+import hashlib
+import json
+import math
+import mmap
+import os
+import stat
+import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property

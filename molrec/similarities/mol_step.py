@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.errors import ConfigError
+from ..base.native import arguments, build, in_parts, large_pages
 from ..encoders.packed import byte_cut
 from .counted_dropout import new_seed
 from .mol import MoL
 from .mol_source import step_source
-from ..base.native import arguments, build, in_parts, large_pages
 from .similarity import Similarity
 
 # %% ../../nbs/40_similarities/07_mol_step.ipynb #4cd050f6

@@ -22,8 +22,8 @@ from ..similarities.dot import Head
 from ..similarities.mol_step import tiles_for
 from ..similarities.similarity import Similarity
 from .model import RetrievalModel, examples
-from ..training.losses import draw_negatives, sampled_loss
 from ..training.loop import train
+from ..training.losses import draw_negatives, sampled_loss
 from ..training.optimisers import Recipe
 from ..training.task import Stage, Task, place_of
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.errors import ConfigError
+from ..base.native import torch_alone
 from ..encoders.packed import look_up
 from ..kernels.backend import use_triton
 from ..similarities.mol_step import tiles_for
-from ..base.native import torch_alone
 from ..similarities.similarity import Similarity, Tiles
 
 # %% ../../nbs/50_training/01_losses.ipynb #1ba1f565
