@@ -6,25 +6,16 @@
 __all__ = ['sizes', 'pace', 'ring', 'ring_split', 'small']
 
 # %% ../../nbs/57_tasks/00a_examples.ipynb #2faa6cc2
-import numpy as np
 import pandas as pd
 
+from ..data.examples import ring as walks
 from ..data.splits import Split, split
 from ..settings.config import Config
 
 # %% ../../nbs/57_tasks/00a_examples.ipynb #d8939fd8
-def ring(
-    n_users: int = 60,
-    n_items: int = 30,
-    length: int = 14,  # steps of each user
-    seed: int = 0,  # of where they begin and how they step
-) -> pd.DataFrame:  # user_id, item_id, timestamp: no item twice for one user, ids from 1
-    "Interactions of users who walk around a ring."
-    rng = np.random.default_rng(seed)
-    walk = (rng.integers(n_items, size=(n_users, 1)) + rng.integers(1, 3, (n_users, length)).cumsum(1)) % n_items
-    users, times = np.repeat(np.arange(1, n_users + 1), length), np.tile(np.arange(length), n_users)
-    events = pd.DataFrame(dict(user_id=users, item_id=walk.ravel() + 1, timestamp=times))
-    return events.drop_duplicates(['user_id', 'item_id'])
+def ring() -> pd.DataFrame:  # user_id, item_id, timestamp: no item twice for one user, ids from 1
+    "Interactions of sixty users who walk around a ring of thirty items, once."
+    return walks().drop_duplicates(['user_id', 'item_id'])
 
 
 def ring_split() -> Split:
