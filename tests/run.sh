@@ -25,7 +25,7 @@ if [ "${1:-}" = quick ]; then
     stage 2 "notebooks hold no stray metadata"        "run nbdev_clean"                                           python tests/sync.py clean
     stage 3 "ruff"                                    "run ruff format nbs tests, then ruff check nbs tests"        ruff_agrees
     echo "test 4/4  pytest, the quickest files"
-    exec python -m pytest -q $side_by_side tests/test_project.py tests/test_links.py tests/test_list_metrics.py tests/test_cli.py
+    exec python -m pytest -q $side_by_side tests/test_project.py tests/test_links.py tests/metrics/test_list_metrics.py tests/cli/test_cli.py
 fi
 
 stage 1 "molrec/ is what the notebooks export"    "edit the notebook, not the module, then run nbdev_export"   python tests/sync.py export

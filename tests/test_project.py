@@ -311,3 +311,15 @@ def test_make_lists_its_commands(target):
 def test_make_refuses_an_unknown_scale():
     said = subprocess.run(['make', '-s', 'report', 'SCALE=huge'], cwd=ROOT, capture_output=True, text=True)
     assert said.returncode and 'smoke, quick or paper' in said.stderr
+
+
+def test_tests_lie_in_the_rooms_they_test():
+    "What concerns the whole project lies beside the rooms; a room whose own pages hold all its lessons has no folder."
+    folders = {p.parent.name for p in (ROOT / 'tests').glob('*/test_*.py')}
+    assert folders <= {*ROOMS, 'experiments'}
+    assert {p.stem for p in (ROOT / 'tests').glob('test_*.py')} == {
+        'test_front',
+        'test_links',
+        'test_project',
+        'test_sync',
+    }

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from film_world import SMALL, TITLES, write_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,41 +17,14 @@ from molrec.base.errors import DataError
 from molrec.cli import main as cli_main
 from molrec.cli.plan import plan_table
 from molrec.search import asked, titles
-from molrec.search.examples import ring_folder, small_mol
 from molrec.search.index_costs import plan as index_plan
 from molrec.settings.config import Config
 from molrec.similarities.mol import MoL
 from molrec.tasks import loading
 from molrec.tasks.record import run
 
-ROOT = Path(__file__).resolve().parents[1]
-TITLES = [
-    'Alien (1979)',
-    'Aliens (1986)',
-    'Matrix, The (1999)',
-    'Kid, The (1921)',
-    'Kid, The (2000)',
-    "Bug's Life, A (1998)",
-    'Misérables, Les (1995)',
-    'Postino, Il (The Postman) (1994)',
-    'Star Wars: Episode IV - A New Hope (1977)',
-    'Star Wars: Episode V - The Empire Strikes Back (1980)',
-    "Avventura, L' (1960)",
-    'Seven (Se7en) (1995)',
-    '2001: A Space Odyssey (1968)',
-    '1984',
-    'L.A. Confidential (1997)',
-    'Thelma & Louise (1991)',
-    'Mad Max 2 (a.k.a. The Road Warrior) (1981)',
-] + [f'Film {i} ({1950 + i})' for i in range(13)]
-SMALL = {name: value for name, value in small_mol.items() if name not in ('similarity', 'dropout')} | dict(epochs=2)
+ROOT = Path(__file__).resolve().parents[2]
 ITEMS = pd.DataFrame(dict(item_id=np.arange(30) + 101, title=TITLES, count=np.arange(30)))
-
-
-def write_world(folder, name, titles=True, genres=False):
-    "60 users who walk around 30 items, as a folder of MOLREC_DATA."
-    known = dict(genres='Comedy|Drama') if genres else {}
-    ring_folder(folder, TITLES if titles else None, name, **known)
 
 
 @pytest.fixture(scope='module')

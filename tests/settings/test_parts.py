@@ -28,7 +28,7 @@ from molrec.similarities.similarity import score_tiles
 from molrec.tasks.model import make_encoder, make_similarity
 from molrec.tasks.objective import row_loss
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DECLARED = [p for kind in parts.values() for p in kind.values()]
 each = pytest.mark.parametrize('p', DECLARED, ids=lambda p: f'{p.kind}-{p.name}')
 N, D = 12, 8

@@ -21,7 +21,7 @@ from molrec.settings.config import Config, choices
 from molrec.tasks.preparation import some_users
 from molrec.tasks.retrieval import fit
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 few = dict(loss_share=0.2)  # of the positions, where every pair is dear
 mol = dict(similarity='mol', n_query=4, n_item=2, width=32, query_hidden=64, gate_hidden=32, n_negatives=128, **few)
 own = dict(share=1, n_negatives=16)

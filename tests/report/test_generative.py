@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_report import unsealed
+from old_records import unsealed
 
 from molrec.records.listing import read_folder
 from molrec.records.run import seal
@@ -13,7 +13,7 @@ from molrec.report.anchors import anchors, sources
 from molrec.report.examples import make_run
 from molrec.settings.config import load_config
 
-CONFIGS = Path(__file__).resolve().parent.parent / 'nbs' / 'configs'
+CONFIGS = Path(__file__).resolve().parents[2] / 'nbs' / 'configs'
 
 # Printed on the three sets, written down a second time: recall and NDCG at 10.
 reference = """

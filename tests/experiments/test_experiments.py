@@ -24,7 +24,7 @@ from molrec.report.build import build_report
 from molrec.report.rows import read_runs
 from molrec.settings.config import Config, choices, config_hash, groups, load_config, make_config, read_row, run_id
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'nbs' / 'configs'
 ROWS = sorted(p for p in CONFIGS.glob('*/*.yaml'))
 TRAIN, RESULTS = (ROOT / 'nbs' / 'experiments' / f'{name}.ipynb' for name in ('train', 'results'))

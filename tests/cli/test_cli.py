@@ -13,7 +13,7 @@ import pytest
 from molrec.cli import bench
 from molrec.cli.main import commands, main, parsed
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ('torch', 'pandas', 'numpy', 'pyarrow', 'matplotlib', 'papermill')
 
 

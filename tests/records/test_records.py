@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from old_records import unsealed
 from safetensors.torch import load_file, save_file
-from test_report import unsealed
 
 from molrec.base.errors import ConfigError, DataError
 from molrec.base.files import file_sha256, write_json
@@ -47,7 +47,7 @@ from molrec.tasks.record import known_items, run
 from molrec.tasks.retrieval import fit
 from molrec.training.checkpoint import read_state
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = dict(
     dataset='shop',
     dim=4,

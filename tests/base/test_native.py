@@ -12,7 +12,7 @@ import pytest
 
 from molrec.base import native
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ADD = 'int add(int a) { return a + 1; }'
 needs_compiler = pytest.mark.skipif(not native.compiler(), reason='there is no C compiler on this machine')
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason='only root can give a file to another user')

@@ -292,7 +292,7 @@ def test_a_list_is_no_longer_than_the_catalogue():
     assert precision_at_k(ranks, 50).tolist() == [1 / 50, 0]
 
 
-RECORDS = sorted(Path(__file__).resolve().parents[1].glob('reports/**/ranks.parquet'))
+RECORDS = sorted(Path(__file__).resolve().parents[2].glob('reports/**/ranks.parquet'))
 
 
 def test_committed_records_are_valid_and_give_what_they_state():
@@ -357,7 +357,7 @@ def test_whoever_asks_by_name_need_import_no_page_of_metrics():
         'import sys; from molrec.metrics.ranks import Ranks, metrics, per_user_metric\n'
         'print(per_user_metric("hr@10", ranks=Ranks.single([1, 2], [3, 30])).tolist(), len(metrics()) > 10, "torch" in sys.modules)'
     )
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     said = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True)
     assert said.stdout == '[1.0, 0.0] True False\n', said.stderr
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import unsealed
+from old_records import unsealed
 
 from molrec.base.errors import DataError
 from molrec.metrics.from_ranks import hr_at_k

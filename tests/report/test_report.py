@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from old_records import unsealed
 
 from molrec.base.errors import DataError
 from molrec.records.listing import run_command
@@ -37,11 +38,6 @@ def records(tmp_path_factory):
 @pytest.fixture(scope='module')
 def built(records, tmp_path_factory):
     return build.build_report(records, tmp_path_factory.mktemp('reports'))
-
-
-def unsealed(folder):
-    "The record of a run without its seal, as an older version left it: what is wrong with it is then for the reader to find."
-    return {k: v for k, v in json.loads((folder / 'record.json').read_text()).items() if k not in ('files', 'seal')}
 
 
 def edit(folder, change):

@@ -17,7 +17,7 @@ from molrec.settings.config import load_config, read_row
 from molrec.tasks.model import make_similarity
 from molrec.tasks.record import run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = sorted(p for p in (ROOT / 'nbs' / 'configs').glob('*/*.yaml') if read_row(p)[3])
 SETS = ('ml-20m', 'amazon-books')
 PUBLISHED = {'ml-20m': 3_034_016, 'amazon-books': 264_128}  # parameters of MoL

@@ -16,7 +16,7 @@ from molrec.settings.config import Config, choices
 from molrec.tasks.preparation import check_data, prepare
 from molrec.tasks.record import run
 
-ROOT, DAY, START = Path(__file__).resolve().parent.parent, 86_400, 1_600_000_000
+ROOT, DAY, START = Path(__file__).resolve().parents[2], 86_400, 1_600_000_000
 SMALL = dict(
     dim=8,
     ffn=8,

@@ -24,7 +24,7 @@ from molrec.settings.config import Config
 from molrec.tasks.evaluation import evaluate
 from molrec.tasks.loading import load_run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {name: value for name, value in small_mol.items() if name not in ('similarity', 'dropout')}
 SMALL |= dict(head_dim=8, epochs=2)
 

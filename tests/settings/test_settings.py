@@ -26,7 +26,7 @@ from molrec.settings.config import (
 from molrec.settings.parts import outside
 from molrec.settings.yaml_file import read_yaml, yaml_value
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 NUMBERS = [n for n, f in FIELDS.items() if f.type in (int, float, 'int', 'float')]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_lists import SMALL, write_world
+from film_world import SMALL, write_world
 
 from molrec.base.errors import ConfigError
 from molrec.bench import retrieval_pages as retrieval
@@ -15,7 +15,7 @@ from molrec.cli.execute import execute
 from molrec.settings.config import Config
 from molrec.tasks.record import run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope='module')

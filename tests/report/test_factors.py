@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import unsealed
+from old_records import unsealed
 
 from molrec.metrics.from_ranks import hr_at_k
 from molrec.records.listing import read_folder
@@ -15,7 +15,7 @@ from molrec.report import factors
 from molrec.report.examples import make_run
 from molrec.settings.config import Config, load_config
 
-CONFIGS = Path(__file__).resolve().parent.parent / 'nbs' / 'configs'
+CONFIGS = Path(__file__).resolve().parents[2] / 'nbs' / 'configs'
 base = dict(tie_order='shuffled', epochs=101, n_negatives=128, share=128, deal=True, loss='sampled-softmax')
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from molrec.base.files import WriteError, atomic_path, neighbour, unwritable, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason='only root can become another user, or mount a small disk')
 
 
