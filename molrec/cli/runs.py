@@ -46,8 +46,8 @@ def runs_text(table) -> str:
     "Recorded runs to read, as `list_runs` gives them."
     if not len(table):
         return 'no run is recorded there yet; molrec run FILE makes one'
-    rate = table['hr@10'].map(lambda v: '' if v != v else f'{v:.4f}')
-    kept = table.assign(**{'hr@10': rate})[['when', 'row', 'data', 'protocol', 'hr@10', 'where', 'note']]
+    value = table['value'].map(lambda v: '' if v != v else f'{v:.4f}')
+    kept = table.assign(value=value)[['when', 'row', 'data', 'protocol', 'metric', 'value', 'where', 'note']]
     return kept.to_string(index=False, justify='left', max_colwidth=60)
 
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['kinds', 'kind_words', 'setting_kinds', 'settings_needed', 'record_fields', 'absent', 'Field', 'is_moment',
-           'setting_fields', 'metric_fields', 'public_fields', 'declared_fields', 'found', 'check_fields', 'shortened']
+           'setting_fields', 'metric_fields', 'public_fields', 'common_fields', 'retrieval_fields', 'task_of', 'found',
+           'check_fields', 'shortened']
 
 # %% ../../nbs/55_records/01_fields.ipynb #a7088ae5
 import math
@@ -105,8 +106,8 @@ def public_fields() -> dict:  # path: Field
     return fields
 
 
-def declared_fields() -> dict:  # path: Field; an object comes before what is in it
-    "All that some page reads of a record."
+def common_fields() -> dict:  # path: Field; an object comes before what is in it
+    "What every record has, whatever its task."
     text, maybe_text, part = Field('text'), Field('text', null=True), Field('part')
     some, count, amount = Field('whole', 1), Field('whole', 0), Field('number', 0)
     return {
@@ -118,10 +119,6 @@ def declared_fields() -> dict:  # path: Field; an object comes before what is in
         **setting_fields(),
         'split': part,
         'split.fingerprint': text,
-        'split.n_interactions_train': count,
-        'split.n_valid_users?': count,
-        'split.median_gap_s?': Field('number', 0, null=True),
-        **dict.fromkeys(('split.n_users', 'split.n_items', 'split.n_test_users', 'split.n_test_targets'), some),
         'code': part,
         'code.version?': maybe_text,
         'code.commit?': maybe_text,
@@ -137,15 +134,36 @@ def declared_fields() -> dict:  # path: Field; an object comes before what is in
         'n_parameters': count,
         'epochs': count,
         'best_epoch': count,
-        'positions_per_s': Field('number', 0, null=True),
+        'watch?': text,
         'history': Field('list'),
         'history.[]': part,
         'history.[].epoch': count,
+        'metrics': part,
+        'metrics.test': part,
+        'metrics.test.*': Field('number'),
+        'metrics.valid?': part,
+        'metrics.valid.*': Field('number'),
+        'notes?': Field('list'),
+        'notes.[]': text,
+        'n_threads?': some,
+        'files?': part,
+        'files.*': text,
+        'seal?': text,
+    }
+
+
+def retrieval_fields() -> dict:  # path: Field
+    "What a record of retrieval has besides."
+    some, count, amount, part = Field('whole', 1), Field('whole', 0), Field('number', 0), Field('part')
+    return {
+        'split.n_interactions_train': count,
+        'split.n_valid_users?': count,
+        'split.median_gap_s?': Field('number', 0, null=True),
+        **dict.fromkeys(('split.n_users', 'split.n_items', 'split.n_test_users', 'split.n_test_targets'), some),
+        'positions_per_s': Field('number', 0, null=True),
         'history.[].valid_hr@10?': Field('number', 0, 1, null=True),
         'test_hr10_by_epoch?': Field('list'),
-        'metrics': part,
         **metric_fields('metrics.test'),
-        'metrics.valid?': part,
         'metrics.valid.*': amount,
         'published_way': Field('part', null=True),
         'published_way.epoch': count,
@@ -157,17 +175,20 @@ def declared_fields() -> dict:  # path: Field; an object comes before what is in
         **metric_fields('asked.*.test'),
         'other_epochs?': Field('part', null=True),
         **metric_fields('other_epochs.*'),
-        'notes?': Field('list'),
-        'notes.[]': text,
-        'n_threads?': some,
-        'files?': part,
-        'files.*': text,
-        'seal?': text,
-        'ranks_sha256?': text,
+        'ranks_sha256?': Field('text'),
     }
 
 
-record_fields = declared_fields()
+record_fields = common_fields() | retrieval_fields()
+
+
+def task_of(
+    record,  # as read from JSON
+) -> str:  # 'retrieval' where nothing else is said
+    "What a run learned."
+    config = record.get('config') if isinstance(record, dict) else None
+    task = config.get('task', Config.task) if isinstance(config, dict) else Config.task
+    return task if isinstance(task, str) else Config.task
 
 # %% ../../nbs/55_records/01_fields.ipynb #56bf6ea4
 absent = object()  # stands for what is not there
@@ -201,12 +222,13 @@ def check_fields(
     file: str | Path,  # named in errors
 ) -> None:
     "Refuse a record that lacks a key of `record_fields` or holds something else under it."
-    lines = [(path, *at) for path in record_fields for at in found(record, path.rstrip('?'))]
+    wanted = record_fields if task_of(record) == Config.task else common_fields()
+    lines = [(path, *at) for path in wanted for at in found(record, path.rstrip('?'))]
     missing = [where for path, where, value in lines if value is absent and not path.endswith('?')]
     if missing:
         raise DataError(f'{file}: missing {", ".join(missing)}')
     for path, where, value in lines:
-        if value is not absent and not (field := record_fields[path]).holds(value):
+        if value is not absent and not (field := wanted[path]).holds(value):
             raise DataError(f'{file}: {where}: got {shortened(value)}, wanted {field.words}')
 
 

@@ -227,9 +227,9 @@ def page(
     more: str = '',  # further sections: `Markup`; a plain string is escaped
 ) -> Markup:
     "The whole report as one HTML file."
-    lead = [headline(b) for b, _ in parts if b.comparable] or [headline(parts[0][0])]
+    lead = [headline(b) for b, _ in parts if b.comparable] or [headline(b) for b, _ in parts[:1]]
     made = sorted(r.record['started'] for b, _ in parts for run in b.runs for r in run.each)
-    days = ' to '.join(sorted({made[0][:10], made[-1][:10]}))
+    days = ' to '.join(sorted({made[0][:10], made[-1][:10]})) if made else 'at no time'
     foot = (
         f'Built from {len(made)} run records, started {days}. '
         f'Published: {last_out_source}; under report-2024, {published_source}.'

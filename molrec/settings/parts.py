@@ -114,12 +114,13 @@ class Settings:
 class Part:
     "A part, as it was declared."
 
-    kind: str  # encoder, similarity, loss or index
+    kind: str  # task, encoder, similarity, loss or index
     name: str  # as files and command lines have it
     settings: type[Settings]  # frozen dataclass
     home: str  # of what implements it, module:object
     look: tuple[str, str] | None = None  # colour and marker in figures; None: the next free ones
     learned: bool = True  # does it have weights that training moves?
+    uses: tuple = ()  # of a task: the kinds of which it takes one part each
 
     def load(self) -> Any:
         "What implements it."
@@ -127,11 +128,11 @@ class Part:
         return getattr(importlib.import_module(module, __name__.partition('.')[0]), name)
 
 
-parts: dict[str, dict[str, Part]] = dict(encoder={}, similarity={}, loss={}, index={})
+parts: dict[str, dict[str, Part]] = dict(task={}, encoder={}, similarity={}, loss={}, index={})
 
 
 def part(
-    kind: str,  # encoder, similarity, loss or index
+    kind: str,  # task, encoder, similarity, loss or index
     name: str,  # as files and command lines have it
     home: str,  # of what implements it, module:object
     **more,  # see `Part`
@@ -162,7 +163,7 @@ def part_of(kind: str, name: str) -> Part:
 
 def settings_of(
     c,  # a configuration: flat, with an attribute for every setting
-    kind: str,  # encoder, similarity or loss
+    kind: str,  # task, encoder, similarity or loss
 ) -> Settings:  # those of the chosen part alone
     "What a configuration says to one of its parts."
     chosen = part_of(kind, getattr(c, kind)).settings
@@ -354,6 +355,9 @@ class MoLSettings(Tempered):
         if self.dot_start and min(self.width, self.query_hidden) < c.dim:
             got = f'width {self.width} and query_hidden {self.query_hidden}'
             raise ConfigError(f'dot_start: got mol with {got}, wanted both at least dim, {c.dim}')
+
+# %% ../../nbs/57_tasks/07_record.ipynb #69a6e1d8
+part('task', 'retrieval', '.tasks.record:RecordedRetrieval', uses=('encoder', 'similarity', 'loss'))(Settings)
 
 # %% ../../nbs/30_encoders/07_svd.ipynb #2ec7c83c
 @part('encoder', 'svd', '.encoders.svd:SVD', learned=False)

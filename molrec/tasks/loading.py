@@ -25,6 +25,7 @@ from ..base.files import file_sha256, write_json
 from ..data.sequences import Sequences
 from ..data.splits import Split
 from ..metrics.from_ranks import summary
+from ..records.fields import task_of
 from ..records.run import has_items, sealed, weights_file
 from ..records.tables import check_bytes, first_line, read_items, read_record, sha256_in
 from ..settings.config import Config, make_config
@@ -104,6 +105,8 @@ def load_weights(
 ) -> tuple[Config, RetrievalModel, dict]:  # the model in evaluation mode, and the record
     "A trained model, from its record and its weights alone."
     folder, record = Path(folder), read_record(folder)
+    if (task := task_of(record)) != Config.task:
+        raise ConfigError(f'{folder.name}: a run of task {task}, which makes no lists; wanted one of {Config.task}')
     c, sizes, tensors = (
         make_config(record['config'], f'{folder.name}/record.json', recorded=True),
         Sizes(record['split']['n_users'], record['split']['n_items']),

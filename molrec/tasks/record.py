@@ -5,39 +5,31 @@
 # %% auto #0
 __all__ = ['ranks_table', 'second_reading', 'items_table', 'described', 'known_items', 'read_by_epoch', 'published_way',
            'other_epochs', 'public_reading', 'unrated_items', 'untrained_rows', 'public_steps', 'step_metrics',
-           'public_record', 'write_public', 'asked_otherwise', 'cut_note', 'threads_note', 'record_in', 'run',
-           'a_folder', 'make_record', 'median_gap_s', 'describe']
+           'public_record', 'write_public', 'asked_otherwise', 'cut_note', 'median_gap_s', 'describe', 'write_tables',
+           'retrieval_found', 'RecordedRetrieval']
 
 # %% ../../nbs/57_tasks/07_record.ipynb #eb6f9a13
-import contextlib
 import dataclasses
-import json
-import time
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..base.environment import code_version, environment, peak_memory_mib
 from ..base.errors import DataError
-from ..base.files import atomic_path, write_json
+from ..base.files import atomic_path
 from ..data.catalogue import catalogue
-from ..data.sets import load, load_items, own_folder
+from ..data.sets import load_items, own_folder
 from ..data.splits import Split, ask_at
 from ..metrics.from_ranks import summary
 from ..metrics.ranks import Ranks
-from ..records.run import sealed
-from ..records.tables import read_record
-from ..settings.config import Config, config_hash, reads_asking, run_id
+from ..settings.config import Config, reads_asking
 from .evaluation import at_depth, evaluate, ranked
 from .model import RetrievalModel, make_encoder
-from .preparation import identified, interactions_of, prepare
-from .retrieval import fit
+from .preparation import prepare
+from .retrieval import Retrieval, fit
+from .run import RunTask
 from ..training.checkpoint import State
 from ..training.task import place_of
 
@@ -246,119 +238,7 @@ def cut_note(c: Config, n_items: int) -> list[str]:
         else []
     )
 
-
-def threads_note(threads: list[int]) -> list[str]:
-    "What a run that was resumed on another number of threads cannot promise."
-    if len(threads) == 1:
-        return []
-    return [f'trained on {" and ".join(map(str, threads))} threads in turn: another run may differ in the last bits']
-
-
-def record_in(
-    runs: Path | str,  # folder of all runs
-    c: Config,  # of a run
-) -> dict | None:  # its record; None: there is none yet
-    "The record of a run, if it is made."
-    folder = Path(runs) / run_id(c)
-    return read_record(folder) if (folder / 'record.json').exists() else None
-
-
-def run(
-    c: Config,  # the settings
-    runs: Path | str,  # folder of all runs
-    progress: bool = True,  # show a bar
-    command: str = '',  # what to type to get this run again
-    interactions=None,  # a data frame instead of what `dataset` names
-) -> dict:  # the record
-    "Train, test once, and write the record; a run already recorded is read back."
-    if c.dataset in catalogue and (record := record_in(runs, c)):
-        return record
-    notes = []
-    df = (
-        interactions_of(c, notes.append)
-        if interactions is None
-        else load(interactions, columns=c.columns, time_unit=c.time_unit, duplicates=c.duplicates, say=notes.append)
-    )
-    c = identified(c, df)
-    if record := record_in(runs, c):
-        return record
-    started, s = datetime.now(timezone.utc), prepare(c, df)
-    with a_folder(Path(runs) / run_id(c)) as folder:
-        if record := record_in(runs, c):
-            return record
-        state = fit(c, s, folder, progress)
-        record = make_record(c, s, state, folder, started, command) | dict(
-            notes=notes + cut_note(c, s.n_items) + threads_note(state.book['threads'])
-        )
-        record = sealed(record, folder)
-        write_json(folder / 'record.json', record)
-        (folder / 'state.safetensors').unlink(missing_ok=True)
-    return record
-
-
-@contextlib.contextmanager
-def a_folder(folder: Path):
-    "A run's folder, for one process at a time; a run that fails before it has left anything leaves no folder."
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / '.lock'
-    try:
-        with FileLock(lock):
-            yield folder
-    except BaseException:
-        if [p.name for p in folder.iterdir()] == ['.lock']:
-            lock.unlink()
-            folder.rmdir()
-        raise
-
 # %% ../../nbs/57_tasks/07_record.ipynb #b1425648
-def make_record(c, s, state, folder, started, command):
-    "Rank the test part and describe the run."
-    began = time.perf_counter()
-    shown = torch.zeros(s.n_items, dtype=torch.int64)
-    valid = evaluate(state.model, s.valid, c.max_length, repeats=c.repeats)
-    test = evaluate(state.model, s.test, c.max_length, shown=shown, repeats=c.repeats)
-    unseen = second_reading(state.model, s, c)
-    for name, table in dict(ranks=ranks_table(test, s, unseen), items=items_table(shown, s, known_items(c, s))).items():
-        with atomic_path(folder / f'{name}.parquet') as aside:
-            table.to_parquet(aside, index=False)
-    with atomic_path(folder / 'model.safetensors') as aside:
-        save_file(
-            {k: v.contiguous() for k, v in state.model.state_dict().items()},
-            aside,
-            dict(config=json.dumps(dataclasses.asdict(c))),
-        )
-    book, read = state.book, read_by_epoch(state)
-    seconds = sum(e['time_s'] for e in book['history'])
-    positions = sum(e['time_s'] * e['positions_per_s'] for e in book['history'])
-    return dict(
-        schema=1,
-        id=folder.name,
-        command=command,
-        config=dataclasses.asdict(c),
-        config_hash=config_hash(c),
-        seed=c.seed,
-        split=describe(s),
-        code=code_version(),
-        environment=environment(),
-        n_threads=torch.get_num_threads(),
-        started=started.isoformat(timespec='seconds'),
-        wall_time_s=round(book['time_s'] + time.perf_counter() - began, 2),
-        peak_memory_mib=round(peak_memory_mib(), 1),
-        n_parameters=sum(p.numel() for p in state.model.parameters()),
-        epochs=len(book['history']),
-        best_epoch=book['best_epoch'],
-        positions_per_s=round(positions / seconds) if seconds else None,
-        history=book['history'],
-        test_hr10_by_epoch=[[epoch, m['hr@10']] for epoch, m, _ in read],
-        metrics=dict(valid=summary(valid), test=summary(test))
-        | ({} if unseen is None else dict(unseen=summary(unseen))),
-        published_way=published_way(read),
-        public_rule=public_record(state, s, c, folder),
-        asked=asked_otherwise(state.model, s, c),
-        other_epochs=other_epochs(state, s, c),
-    )
-
-
 def median_gap_s(s: Split) -> float | None:  # seconds; None: no times, or no two events
     "How far apart two events of a training sequence are, in the middle."
     if s.train.times is None:
@@ -381,3 +261,65 @@ def describe(s):
         n_test_targets=len(s.test.targets.items),
         median_gap_s=median_gap_s(s),
     )
+
+# %% ../../nbs/57_tasks/07_record.ipynb #fda73b28
+def write_tables(
+    ranks: Ranks,  # of the test part
+    shown: Tensor,  # in how many lists an item is, (N,)
+    unseen: Ranks | None,  # as `second_reading` gives it
+    s: Split,
+    c: Config,  # the settings
+    folder: Path,  # of the run; gets ranks.parquet and items.parquet
+) -> None:
+    "Keep the rank of every target, and the items."
+    tables = dict(ranks=ranks_table(ranks, s, unseen), items=items_table(shown, s, known_items(c, s)))
+    for name, table in tables.items():
+        with atomic_path(folder / f'{name}.parquet') as aside:
+            table.to_parquet(aside, index=False)
+
+
+def retrieval_found(
+    state: State,  # of a finished run, its best weights in the model
+    s: Split,
+    c: Config,  # the settings
+    folder: Path,  # of the run
+) -> dict:
+    "Rank the test part, keep the ranks, and say what they give."
+    shown, read = torch.zeros(s.n_items, dtype=torch.int64), read_by_epoch(state)
+    valid = evaluate(state.model, s.valid, c.max_length, repeats=c.repeats)
+    test = evaluate(state.model, s.test, c.max_length, shown=shown, repeats=c.repeats)
+    unseen = second_reading(state.model, s, c)
+    write_tables(test, shown, unseen, s, c, folder)
+    parts = dict(valid=valid, test=test) | ({} if unseen is None else dict(unseen=unseen))
+    return dict(
+        test_hr10_by_epoch=[[epoch, m['hr@10']] for epoch, m, _ in read],
+        metrics={part: summary(ranks) for part, ranks in parts.items()},
+        published_way=published_way(read),
+        public_rule=public_record(state, s, c, folder),
+        asked=asked_otherwise(state.model, s, c),
+        other_epochs=other_epochs(state, s, c),
+    )
+
+
+class RecordedRetrieval(Retrieval, RunTask):
+    "Retrieval as `molrec run` runs it."
+
+    def __init__(self, c, s):
+        Retrieval.__init__(self, c, s)
+        self.data = s
+
+    @staticmethod
+    def prepare(c, interactions):
+        return prepare(c, interactions)
+
+    def fit(self, folder, progress=True):
+        return fit(self.settings, self.split, folder, progress)
+
+    def describe(self):
+        return describe(self.split)
+
+    def found(self, state, folder):
+        return retrieval_found(state, self.split, self.settings, folder)
+
+    def notes(self):
+        return cut_note(self.settings, self.split.n_items)

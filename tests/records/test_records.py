@@ -43,8 +43,9 @@ from molrec.search.recommender import Recommender
 from molrec.settings.config import Config
 from molrec.tasks.loading import load_model, load_run
 from molrec.tasks.preparation import prepare
-from molrec.tasks.record import known_items, run
+from molrec.tasks.record import known_items
 from molrec.tasks.retrieval import fit
+from molrec.tasks.run import run
 from molrec.training.checkpoint import read_state
 
 ROOT = Path(__file__).resolve().parents[2]

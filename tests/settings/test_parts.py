@@ -1,20 +1,12 @@
 "A part is named once: what follows from its declaration, for every part there is, and for two that a test adds."
 
 import dataclasses
-import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from nbdev.export import nb_export
 
 from molrec.base.errors import ConfigError
 from molrec.data.packed import PackedBatch
@@ -145,138 +137,3 @@ def test_an_index_is_one_and_finds_what_scoring_everything_finds(name):
     kind, model = parts['index'][name].load(), SimpleNamespace(similarity=similarity.eval(), head=Head(D, 4).eval())
     truth = parts['index']['brute-force'].load().build(model, items).search(queries, 5)[0]
     assert issubclass(kind, Index) and relative_recall(kind.build(model, items).search(queries, 5)[0], truth) == 1
-
-
-# -- two parts that a test adds: one notebook each, and a row --
-
-SIMILARITY = [
-    '#| default_exp similarities.bilinear',
-    '# Bilinear\n\n> One matrix between query and item.',
-    """#| export
-import torch
-from torch import nn
-
-from molrec.similarities.similarity import Similarity""",
-    """#| exporti settings.parts
-@part('similarity', 'bilinear', '.similarities.bilinear:Bilinear')
-@dataclass(frozen=True)
-class BilinearSettings(Settings):
-    spread: float = setting(0.1, 0, 10, help='standard deviation that the matrix starts with')""",
-    """#| export
-class Bilinear(Similarity):
-    "q W x."
-
-    def __init__(
-        self,
-        dim: int,  # D
-        spread: float = 0.1,  # standard deviation of W at the start
-    ):
-        super().__init__()
-        self.between = nn.Parameter(torch.randn(dim, dim) * spread)
-
-    def query_side(self, queries, users=None):
-        return (queries @ self.between,)
-
-    def scores(self, query_side, item_side):
-        (q,), (x,) = query_side, item_side
-        return q @ x.T if x.dim() == 2 else torch.einsum('bd,brd->br', q, x)""",
-]
-ENCODER = [
-    '#| default_exp encoders.latest',
-    '# The latest item\n\n> What somebody did last is all that is remembered.',
-    """#| export
-from torch import nn
-
-from molrec.encoders.packed import Encoder""",
-    """#| exporti settings.parts
-@part('encoder', 'latest', '.encoders.latest:Latest')
-@dataclass(frozen=True)
-class LatestSettings(Wide):
-    shift: bool = setting(True, help='add a learned vector')""",
-    """#| export
-class Latest(Encoder):
-    "The embedding of the item itself."
-
-    def __init__(self, n_items, dim=50, shift=True, max_length=200):
-        super().__init__()
-        self.dim, self.item_table = dim, nn.Embedding(n_items, dim)
-        self.shift = nn.Linear(1, dim, bias=False) if shift else None
-
-    @property
-    def items(self):
-        return self.item_table.weight
-
-    def forward(self, batch):
-        x = self.item_table(batch.items)
-        return x if self.shift is None else x + self.shift.weight[:, 0]""",
-]
-TRIED = """
-import json, sys
-from pathlib import Path
-from molrec.search.recommender import Recommender
-from molrec.base.errors import ConfigError
-from molrec.cli.main import main
-from molrec.report.plots import method_style
-from molrec.report.rows import read_runs, results_table
-from molrec.settings.config import Config, load_config, run_id
-
-row, runs = Path(sys.argv[1]), Path(sys.argv[2])
-said = {}
-try:
-    Config(similarity='bilinea')
-except ConfigError as e:
-    said['nearest'] = str(e)
-assert main(['run', str(row), '--runs', str(runs)]) in (0, None)
-done = read_runs(runs, 'quick', None)
-said['id'], said['config'] = done[0].record['id'], done[0].record['config']
-said['named'] = len({run_id(Config(similarity='bilinear', spread=s)) for s in (0.1, 0.2)})
-said['table'] = results_table(done).to_dict('records')
-said['look'] = method_style('bilinear')
-r = Recommender.load(runs / said['id'])
-said['lists'] = r.recommend(users=[1, 2], k=3, progress=False).to_dict('records')
-print('SAID', json.dumps(said, default=str))
-"""
-
-
-def add_page(package, folder, name, cells):
-    "Write a notebook and export it, as `nbdev_export` would."
-    nb = nbformat.v4.new_notebook()
-    nb.cells = [(nbformat.v4.new_markdown_cell if c.startswith('# ') else nbformat.v4.new_code_cell)(c) for c in cells]
-    page = folder / f'{name}.ipynb'
-    nbformat.write(nb, page)
-    nb_export(page, lib_path=package)
-
-
-def walkers(file, n_users=40, n_items=20, length=10):
-    "Interactions of users who walk around a ring."
-    rng = np.random.default_rng(0)
-    walk = (rng.integers(n_items, size=(n_users, 1)) + np.arange(length)) % n_items
-    table = dict(user_id=np.repeat(np.arange(n_users) + 1, length), item_id=walk.ravel() + 1)
-    pd.DataFrame(table | dict(timestamp=np.tile(np.arange(length) + 10**9, n_users))).to_csv(file, index=False)
-
-
-def test_a_similarity_and_an_encoder_are_a_notebook_each_and_a_row(tmp_path):
-    "They train, record, report and serve; nothing else was touched."
-    package = Path(shutil.copytree(ROOT / 'molrec', tmp_path / 'molrec', ignore=shutil.ignore_patterns('__pycache__')))
-    add_page(package, tmp_path, '09_bilinear', SIMILARITY)
-    add_page(package, tmp_path, '09_latest', ENCODER)
-    walkers(tmp_path / 'events.csv')
-    row = tmp_path / 'latest-bilinear.yaml'
-    row.write_text(
-        f'row: latest item, bilinear\ndataset: {tmp_path}/events.csv\nencoder: latest\nsimilarity: bilinear\n'
-        'spread: 0.3\ndim: 8\nshift: false\nepochs: 2\nn_negatives: 8\nshare: 64\nmax_length: 8\n'
-    )
-    done = subprocess.run(
-        [sys.executable, '-c', TRIED, row, tmp_path / 'runs'],
-        cwd=tmp_path,
-        env=os.environ | dict(PYTHONPATH=str(tmp_path)),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = json.loads(done.stdout.partition('SAID ')[2])
-    assert said['nearest'].startswith("similarity: got 'bilinea', nearest 'bilinear'")
-    assert '-latest-bilinear-' in said['id'] and said['named'] == 2
-    assert (said['config']['spread'], said['config']['shift']) == (0.3, False)
-    assert {line['method'] for line in said['table']} == {'bilinear'} and said['look']['marker']
-    assert len(said['lists']) == 6 and {line['user_id'] for line in said['lists']} == {1, 2}
