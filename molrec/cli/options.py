@@ -7,6 +7,8 @@ __all__ = ['scales', 'own_settings', 'indexes', 'add_scale', 'add_records', 'lis
 # %% ../../nbs/90_cli/05_options.ipynb #d315df92
 import argparse
 
+from ..settings.parts import names
+
 # %% ../../nbs/90_cli/05_options.ipynb #540cad5b
 scales = dict(
     smoke='minutes, on ML-100K', quick='at most 40 minutes', paper='every row, those that train for hours too'
@@ -67,7 +69,7 @@ def changed_settings(
     return [*((key, value) for key, value in named if value is not None), *a.parameter]
 
 # %% ../../nbs/90_cli/05_options.ipynb #bf648761
-indexes = 'auto, brute-force, per-component, component-mean, combined, exact or h-indexer'
+indexes = ', '.join(['auto', *names('index')])
 
 
 def add_lists(p) -> None:

@@ -31,7 +31,7 @@ def run_row(
 
     file = record_file(config, Path(runs).resolve())
     if not file.exists() and root is None:
-        from molrec.tasks.run import run as train  # late: torch takes seconds to import
+        from molrec.tasks.runs import run as train  # late: torch takes seconds to import
 
         return train(config, runs, command=command)
     if not file.exists():

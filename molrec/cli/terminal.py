@@ -35,5 +35,5 @@ def seconds_text(
 def result_text(record: dict) -> str:
     "A record in half a line, by the metric that chose its epoch."
     name = record.get('watch', 'hr@10')
-    value = record['metrics']['test'].get(name, record['metrics']['valid'][name])
+    value = record['metrics']['test'][name]
     return f'{"HR@10" if name == "hr@10" else name} {value:.4f}, {seconds_text(record["wall_time_s"])}'

@@ -52,7 +52,7 @@ from .requests import as_count
 from .titles import as_listed, check_choice, find_items, rows_of
 from ..settings.config import make_config
 from ..tasks.model import RetrievalModel
-from ..tasks.run import run
+from ..tasks.runs import run
 
 # %% ../../nbs/60_search/26_recommender.ipynb #86789e22
 def in_a_file(

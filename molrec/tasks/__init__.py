@@ -14,7 +14,7 @@ __getattr__, __dir__ = lazy(
         retrieval='Retrieval fit',
         heads='fit_head',
         preparation='prepare check_data',
-        run='run RunTask',
+        runs='run RunTask',
         loading='load_run load_model rank_again',
     ),
 )

@@ -29,7 +29,7 @@ from .evaluation import at_depth, evaluate, ranked
 from .model import RetrievalModel, make_encoder
 from .preparation import prepare
 from .retrieval import Retrieval, fit
-from .run import RunTask
+from .runs import RunTask
 from ..training.checkpoint import State
 from ..training.task import place_of
 

@@ -13,7 +13,7 @@ from molrec.bench import retrieval_pages as retrieval
 from molrec.cli import retrieval as cli_retrieval
 from molrec.cli.execute import execute
 from molrec.settings.config import Config
-from molrec.tasks.run import run
+from molrec.tasks.runs import run
 
 ROOT = Path(__file__).resolve().parents[2]
 

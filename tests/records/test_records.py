@@ -45,7 +45,7 @@ from molrec.tasks.loading import load_model, load_run
 from molrec.tasks.preparation import prepare
 from molrec.tasks.record import known_items
 from molrec.tasks.retrieval import fit
-from molrec.tasks.run import run
+from molrec.tasks.runs import run
 from molrec.training.checkpoint import read_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -542,7 +542,7 @@ def test_runs_are_listed_newest_first_and_bad_ones_named(tmp_path):
         and table.note[2].startswith('mlp/record.json: cannot be read')
         and table.note[:2].tolist() == ['', '']
     )
-    assert table['hr@10'].notna().tolist() == [True, True, False] and len(listing.list_runs(tmp_path / 'nothing')) == 0
+    assert table['value'].notna().tolist() == [True, True, False] and len(listing.list_runs(tmp_path / 'nothing')) == 0
     seen = 'import sys; from molrec.records.listing import list_runs; list_runs(sys.argv[1]); print("torch" in sys.modules)'
     assert (
         subprocess.run(

@@ -15,7 +15,7 @@ from molrec.cli.rows import report_rows
 from molrec.data.readers import check_interactions, read_amazon_ratings, read_ml20m
 from molrec.settings.config import load_config, read_row
 from molrec.tasks.model import make_similarity
-from molrec.tasks.run import run
+from molrec.tasks.runs import run
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = sorted(p for p in (ROOT / 'nbs' / 'configs').glob('*/*.yaml') if read_row(p)[3])

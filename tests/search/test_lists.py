@@ -21,7 +21,7 @@ from molrec.search.index_costs import plan as index_plan
 from molrec.settings.config import Config
 from molrec.similarities.mol import MoL
 from molrec.tasks import loading
-from molrec.tasks.run import run
+from molrec.tasks.runs import run
 
 ROOT = Path(__file__).resolve().parents[2]
 ITEMS = pd.DataFrame(dict(item_id=np.arange(30) + 101, title=TITLES, count=np.arange(30)))

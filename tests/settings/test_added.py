@@ -1,10 +1,13 @@
 "What a newcomer adds, each by one notebook and at most one file of settings: trained, recorded, reported, served, tested; nothing else is touched."
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
@@ -76,32 +79,30 @@ class Latest(Encoder):
         return x if self.shift is None else x + self.shift.weight[:, 0]""",
 ]
 INDEX = [
-    '#| default_exp search.first_component',
-    '# The first component\n\n> One dot product per item, that of the first component.',
+    '#| default_exp search.component_sum',
+    '# Component sum\n\n> One dot product per item, between sums.',
     """#| export
 from molrec.search.component_mean import ComponentMean""",
     """#| exporti settings.parts
-part('index', 'first-component', '.search.first_component:FirstComponent')(Settings)""",
+part('index', 'component-sum', '.search.component_sum:ComponentSum')(Settings)""",
     """#| export
-class FirstComponent(ComponentMean):
-    "Candidates: the best by the first component of each side."
-
-    def query_vectors(self, request):
-        return request.side[0][:, 0]
+class ComponentSum(ComponentMean):
+    "Candidates: the best by the sum of components."
 
     def item_vectors(self, items):
-        return self.precise.item_side(items)[0][:, 0]""",
+        return self.precise.item_side(items)[0].sum(1)""",
 ]
 METRIC = """#| export
 @metric('reached-after')
 def reached_after(ranks):
     "How far down the list the target stands, in the mean."
-    return means(ranks, ranks.ranks.astype(float))"""
+    return per_user(ranks.ranks, ranks) / ranks.counts"""
 DATA_SET = """#| export
 @data_set('walkers')
 def the_walkers():
     "Forty users who walk around a ring of twenty items."
-    return Entry(sources=(Source('file:EVENTS', read_walkers),), counts=(40, 20, 400), terms='made up', citation='none')"""
+    source = Source('http://127.0.0.1:PORT/events.csv', lambda file: (pd.read_csv(file), None))
+    return Entry((source,), (40, 20, 400), terms='made up', citation='nobody')"""
 TASK = [
     '#| default_exp tasks.known',
     '# Known items\n\n> Tell an item that a user knows from one drawn by chance.',
@@ -112,8 +113,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-from molrec.data.splits import fingerprint_of
-from molrec.tasks.run import RunTask""",
+from molrec.tasks.runs import RunTask""",
     """#| exporti settings.parts
 @part('task', 'known', '.tasks.known:Known')
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Known(RunTask):
 
     @torch.no_grad()
     def evaluate(self, model, part):
-        pairs = next(Pairs(self.data.users, self.data.items, self.data.n_items, 10**6).epoch(part == 'test'))
+        pairs = next(Pairs(self.data.users, self.data.items, self.data.n_items, 10**6).epoch(int(part == 'test')))
         won = model(pairs.users, pairs.targets) > model(pairs.users, pairs.others)
         return dict(auc=won.float().mean().item())""",
 ]
@@ -279,7 +279,7 @@ def test_a_similarity_and_an_encoder_are_a_notebook_each_and_a_row(copied, tmp_p
 def test_an_index_is_a_notebook(copied, tmp_path):
     "The command line serves from it, and the conformance tests run over it."
     package, python = copied
-    add_page(package, tmp_path, '09_first_component', INDEX)
+    add_page(package, tmp_path, '09_component_sum', INDEX)
     row = tmp_path / 'mol.yaml'
     row.write_text(
         f'row: MoL\ndataset: {tmp_path}/events.csv\nsimilarity: mol\nn_query: 2\nn_item: 2\nwidth: 4\n{SMALL}'
@@ -290,18 +290,20 @@ def test_an_index_is_a_notebook(copied, tmp_path):
         '-m',
         'molrec',
         'recommend',
-        'events' if False else next((tmp_path / 'runs').iterdir()),
+        next((tmp_path / 'runs').iterdir()),
         '--all',
         '--k',
         3,
         '--index',
-        'first-component',
+        'component-sum',
         '--out',
         out,
     )
     assert len(pd.read_csv(out)) == 40 * 3
-    tests = python('-m', 'pytest', '-q', ROOT / 'tests/search/test_index.py', '-k', 'FirstComponent')
+    tests = python('-m', 'pytest', '-q', ROOT / 'tests/settings/test_parts.py', '-k', 'component-sum')
     assert ' passed' in tests and 'failed' not in tests
+    found = python('-m', 'pytest', '-q', '--collect-only', ROOT / 'tests/search/test_index.py', '-k', 'ComponentSum')
+    assert found.count('[ComponentSum') > 5
 
 
 def test_a_metric_is_a_function(copied, tmp_path):
@@ -322,14 +324,14 @@ def test_a_task_is_a_notebook_and_a_row(copied, tmp_path):
     package, python = copied
     add_page(package, tmp_path, '09_known', TASK)
     row = tmp_path / 'known.yaml'
-    row.write_text(f'row: known items\ndataset: {tmp_path}/events.csv\ntask: known\ntaste: 6\nepochs: 5\nlr: 0.05\n')
+    row.write_text(f'row: known items\ndataset: {tmp_path}/events.csv\ntask: known\ntaste: 6\nepochs: 40\nlr: 0.05\n')
     said = python('-m', 'molrec', 'run', row, '--runs', tmp_path / 'runs')
     assert 'known items: auc 0.' in said
     record = json.loads(next((tmp_path / 'runs').glob('*/record.json')).read_text())
     assert '-known-' in record['id'] and record['config']['taste'] == 6 and record['metrics']['test']['auc'] > 0.7
     listed = python('-m', 'molrec', 'runs', '--runs', tmp_path / 'runs')
     assert 'auc' in listed and 'known items' in listed
-    assert 'taste' in python('-m', 'molrec', 'run', '--list-settings')
+    assert 'taste' in python('-m', 'molrec', 'run', '--help')
     code = (
         f'from molrec.report import build_report; build_report({str(tmp_path / "runs")!r}, {str(tmp_path / "out")!r})'
     )
@@ -343,3 +345,20 @@ def test_a_task_is_a_notebook_and_a_row(copied, tmp_path):
         'except ValueError as e: print(e)'
     )
     assert 'a run of task known, which makes no lists; wanted one of retrieval' in python('-c', code)
+
+
+def test_a_data_set_is_a_function(copied, tmp_path):
+    "Fetched when it is first needed, counted, run by name."
+    package, python = copied
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    add_cells(package, tmp_path, '10_data/05_catalogue.ipynb', DATA_SET.replace('PORT', str(server.server_port)))
+    row = tmp_path / 'walkers.yaml'
+    row.write_text(f'row: walkers\ndataset: walkers\n{SMALL}')
+    known = dict(MOLREC_DATA=str(tmp_path / 'none'), XDG_CACHE_HOME=str(tmp_path / 'cache'), HOME=str(tmp_path))
+    said = python('-m', 'molrec', 'run', row, '--runs', tmp_path / 'runs', **known)
+    server.shutdown()
+    assert 'walkers: HR@10' in said
+    record = json.loads(next((tmp_path / 'runs').glob('*/record.json')).read_text())
+    assert record['id'].startswith('walkers-') and record['split']['n_items'] == 20

@@ -14,7 +14,7 @@ from molrec.base.errors import ConfigError, DataError
 from molrec.data.splits import split
 from molrec.settings.config import Config, choices
 from molrec.tasks.preparation import check_data, prepare
-from molrec.tasks.run import run
+from molrec.tasks.runs import run
 
 ROOT, DAY, START = Path(__file__).resolve().parents[2], 86_400, 1_600_000_000
 SMALL = dict(
