@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['measured_words', 'hardware_words', 'write_record', 'read_record', 'reaching', 'pools_words', 'flops_words',
-           'ablation_words', 'pareto_words', 'recall_records', 'heads_text', 'build_pages', 'stage1_line',
+           'ablation_words', 'pareto_words', 'recall_records', 'heads_text', 'build_pages', 'on_what', 'stage1_line',
            'scoring_line', 'search_line', 'large_line', 'summary_lines']
 
 # %% ../../nbs/85_bench/17_retrieval_pages.ipynb #1f133433
@@ -162,6 +162,11 @@ def build_pages(
     return [folder / 'README.md']
 
 # %% ../../nbs/85_bench/17_retrieval_pages.ipynb #41a98370
+def on_what(t: pd.DataFrame) -> str:
+    "The instructions of the processor that was measured, where the file says it."
+    return f' ({t.cpu_capability.iloc[0]})' if 'cpu_capability' in t else ''
+
+
 def stage1_line(t: pd.DataFrame) -> str:
     "Ours against FAISS Flat, at each k'."
     ours = t[t.what == 'ours, int8']
@@ -172,16 +177,17 @@ def stage1_line(t: pd.DataFrame) -> str:
     return (
         f'**Stage 1**, {ours["items"].iloc[0]:,} vectors of {ours.width.iloc[0]}, {ours.queries.iloc[0]} queries: '
         + '; '.join(each)
-        + '.'
+        + f'{on_what(ours)}.'
     )
 
 
 def scoring_line(t: pd.DataFrame) -> str:
-    "Ours against the plain form."
-    r = t[t.what == 'ours, bf16'].iloc[0]
+    "The fastest of our forms that this processor has, against the plain form."
+    ours = t[(t.part == 'scoring') & t.what.str.startswith('ours')]
+    r = ours.loc[ours.pairs_per_s.idxmax()]
     return (
-        f'**MoL on candidates**, 8x4x64: {r.pairs_per_s / 1e6:.0f} million pairs a second in bf16, {r.ratio:.0f}x '
-        'the plain form.'
+        f'**MoL on candidates**, 8x4x64: {r.pairs_per_s / 1e6:.1f} million pairs a second in {r.what[6:]}, '
+        f'{r.ratio:.1f}x the plain form{on_what(ours)}.'
     )
 
 
@@ -190,7 +196,7 @@ def search_line(t: pd.DataFrame) -> str:
     r = t[(t.part == 'search') & (t.what == 'HIndexer')].iloc[0]
     return (
         f'**Both stages**, {int(r.corpus_items):,} items, {int(r.queries)} queries: {r.p50:.0f} ms, '
-        f'{r.ratio:.0f}x MoL over everything, relative recall@100 {r.recall:.4f} at {r.setting}.'
+        f'{r.ratio:.0f}x MoL over everything, relative recall@100 {r.recall:.4f} at {r.setting}{on_what(t)}.'
     )
 
 
