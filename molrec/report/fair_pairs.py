@@ -22,7 +22,8 @@ import torch
 from ..records.run import Run
 from .protocol import every
 from .published import published_name
-from ..settings.config import Config, canonical, choices, closed_form, load_config, make_config, read_row, run_id
+from ..settings.config import Config, canonical, choices, learned, load_config, make_config, read_row, run_id
+from ..settings.parts import told
 from ..tasks.loading import Sizes
 from ..tasks.model import make_model
 
@@ -34,8 +35,9 @@ def own_settings() -> frozenset[str]:
     read = {f.name: {bool(of(c)) for c in kinds} for f in fields(Config) if (of := f.metadata.get('of'))}
     return frozenset({'similarity'} | {name for name, answers in read.items() if len(answers) > 1} - {'precision'})
 
+told.append(own_settings.cache_clear)  # another similarity brings others
 
-@functools.cache
+
 def setting_names() -> tuple[str, ...]:
     "Settings that make a run what it is, without its seed."
     return tuple(f.name for f in fields(Config) if f.metadata.get('said') != 'never' and f.name != 'seed')
@@ -118,7 +120,7 @@ def reading_order(pair: Pair) -> tuple:
 
 def may_pair(c: Config) -> bool:
     "A trained encoder under leave-last-one-out."
-    return c.protocol == 'leave-last-one-out' and c.encoder not in closed_form
+    return c.protocol == 'leave-last-one-out' and learned('encoder', c.encoder)
 
 
 def pairs_of(
