@@ -28,6 +28,7 @@ from molrec.bench.timing import (
     in_turn,
     machine,
     matmul_rate,
+    measured_on,
     resident_mib,
     row,
     spent,
@@ -366,4 +367,5 @@ def write_encoders(
     out: Path,  # folder
 ) -> pd.DataFrame:  # `table`
     "The files of `molrec bench encoders`."
-    return write_bench(table, encoders_text(table), encoders_figure(table), Path(out) / 'encoders')
+    figure, texts = encoders_figure(table), [encoders_text(table)]
+    return write_bench('encoders', table, figure, texts, measured_on(table), Path(out))

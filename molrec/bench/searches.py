@@ -22,9 +22,9 @@ from torch import Tensor
 from ..base.errors import ConfigError
 from .corpus import cut
 from .peers import clustered
-from .stage1 import in_rounds, load_before, note, verdict, where, write_bench
+from .stage1 import in_rounds, load_before, note, verdict, where
 from .stage1_grid import reading
-from .timing import digits, in_turn, matmul_rate, pair_flops, row, spent
+from .timing import digits, in_turn, matmul_rate, pair_flops, row, spent, write_bench
 from ..report.plots import method_style, theme
 from ..search.candidates import score_rows
 from ..search.component_mean import Combined, ComponentMean

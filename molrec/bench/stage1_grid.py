@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .peers import Peer, build, exact_top, overlap, tune
-from .stage1 import in_rounds, load_before, note, where, write_bench
-from .timing import digits
+from .stage1 import in_rounds, load_before, note, where
+from .timing import digits, write_bench
 from ..embeddings.quantize import quantize
 from ..report.plots import nice_log, theme
 from ..search.scan_loops import in_c, share

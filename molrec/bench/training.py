@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from .timing import in_turn, machine, row, spent, text_table, write_bench
+from .timing import in_turn, machine, measured_on, row, spent, text_table, write_bench
 from .training_step import memory_rows, plain_loss, step_rows
 from ..data.packed import PackedBatch, PackedBatches
 from ..data.sets import load
@@ -257,4 +257,4 @@ def write_training(
     out: Path,  # folder
 ) -> pd.DataFrame:  # `table`
     "The files of `molrec bench training`."
-    return write_bench(table, text_table(table), training_figure(table), Path(out) / 'training')
+    return write_bench('training', table, training_figure(table), [text_table(table)], measured_on(table), Path(out))

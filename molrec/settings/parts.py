@@ -119,6 +119,7 @@ class Part:
     settings: type[Settings]  # frozen dataclass
     home: str  # of what implements it, module:object
     look: tuple[str, str] | None = None  # colour and marker in figures; None: the next free ones
+    dash: tuple[float, ...] = ()  # its lines in learning curves, on and off, in widths; (): drawn through
     learned: bool = True  # does it have weights that training moves?
 
     def load(self) -> Any:
@@ -279,7 +280,7 @@ class DotSettings(Tempered):
     normalise: bool = setting(True, said='always', help='both sides at unit length (svd and popularity: never)')
 
 # %% ../../nbs/30_encoders/02_sasrec.ipynb #69d2144d
-@part('encoder', 'sasrec', '.encoders.sasrec:SASRec')
+@part('encoder', 'sasrec', '.encoders.sasrec:SASRec', look=('blue', '<'))
 @dataclass(frozen=True)
 class SASRecSettings(Headed, Inner):
     final_norm: bool = setting(
@@ -295,19 +296,19 @@ class SASRecSettings(Headed, Inner):
         check_heads(c)
 
 # %% ../../nbs/40_similarities/03_mlp.ipynb #9f1ac49c
-@part('similarity', 'mlp', '.similarities.mlp:MLP', look=('orange', 's'))
+@part('similarity', 'mlp', '.similarities.mlp:MLP', look=('orange', 's'), dash=(1, 1))
 @dataclass(frozen=True)
 class MLPSettings(Hidden):
     pass
 
 # %% ../../nbs/40_similarities/04_fm.ipynb #23ba76f3
-@part('similarity', 'fm', '.similarities.fm:FM', look=('green', '^'))
+@part('similarity', 'fm', '.similarities.fm:FM', look=('green', '^'), dash=(3, 1, 1, 1))
 @dataclass(frozen=True)
 class FMSettings(Hidden):
     pass
 
 # %% ../../nbs/30_encoders/04_hstu.ipynb #964c515a
-@part('encoder', 'hstu', '.encoders.hstu:HSTU')
+@part('encoder', 'hstu', '.encoders.hstu:HSTU', look=('orange', '<'))
 @dataclass(frozen=True)
 class HSTUSettings(Headed):
     head_dim: int = setting(50, 1, 2**16, said='read', help='width of a head')
@@ -328,19 +329,19 @@ class HSTUSettings(Headed):
         raise ConfigError(f'ask: got {self.ask!r} {why}; wanted target, or {off}: true')
 
 # %% ../../nbs/30_encoders/05_gru4rec.ipynb #8471b594
-@part('encoder', 'gru4rec', '.encoders.gru4rec:GRU4Rec')
+@part('encoder', 'gru4rec', '.encoders.gru4rec:GRU4Rec', look=('green', '<'))
 @dataclass(frozen=True)
 class GRU4RecSettings(Layered, Inner):
     pass
 
 # %% ../../nbs/40_similarities/05_neuralfm.ipynb #bcedd53c
-@part('similarity', 'neuralfm', '.similarities.neuralfm:NeuralFM', look=('purple', 'v'))
+@part('similarity', 'neuralfm', '.similarities.neuralfm:NeuralFM', look=('purple', 'v'), dash=(6, 1, 1, 1, 1, 1))
 @dataclass(frozen=True)
 class NeuralFMSettings(Hidden):
     pass
 
 # %% ../../nbs/30_encoders/06_bert4rec.ipynb #c5b24761
-@part('encoder', 'bert4rec', '.encoders.bert4rec:BERT4Rec')
+@part('encoder', 'bert4rec', '.encoders.bert4rec:BERT4Rec', look=('purple', '<'))
 @dataclass(frozen=True)
 class BERT4RecSettings(Headed, Inner):
     mask_rate: float = setting(0.2, above=0, below=1, said='read', help='share of items hidden in training')
@@ -349,7 +350,7 @@ class BERT4RecSettings(Headed, Inner):
         check_heads(c)
 
 # %% ../../nbs/40_similarities/06_mol.ipynb #62f4e06e
-@part('similarity', 'mol', '.similarities.mol:MoL', look=('vermillion', 'D'))
+@part('similarity', 'mol', '.similarities.mol:MoL', look=('vermillion', 'D'), dash=(5, 1.5))
 @dataclass(frozen=True)
 class MoLSettings(Tempered):
     n_query: int = setting(8, 1, 1024, said='always', help='P_q')
@@ -388,7 +389,7 @@ class MoLSettings(Tempered):
             raise ConfigError(f'dot_start: got mol with {got}, wanted both at least dim, {c.dim}')
 
 # %% ../../nbs/30_encoders/07_svd.ipynb #2ec7c83c
-@part('encoder', 'svd', '.encoders.svd:SVD', learned=False)
+@part('encoder', 'svd', '.encoders.svd:SVD', look=('grey', '<'), learned=False)
 @dataclass(frozen=True)
 class SVDSettings(Wide):
     pass
