@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['effective_rank', 'neighbours', 'hubness', 'normal_scores', 'from_scores', 'coordinates', 'clusters', 'gaussians',
-           'Corpus', 'check_rows', 'check_table', 'learned_from', 'draw', 'block_items', 'block_counts', 'cut',
-           'drawn_queries']
+           'Corpus', 'check_rows', 'check_table', 'learned_from', 'draw', 'block_items', 'block_counts', 'cut']
 
 # %% ../../nbs/85_bench/06_corpus.ipynb #cfe13bdd
 from dataclasses import dataclass
@@ -146,7 +145,7 @@ class Corpus:
 
     def queries(self, n, seed=0, noise=0.2):
         "Queries like the pool's, (n, D), float32; noise: share of the standard deviation."
-        return drawn_queries(self, n, seed, noise)
+        return _drawn_queries(self, n, seed, noise)
 
 # %% ../../nbs/85_bench/06_corpus.ipynb #d5621ef8
 def check_rows(name, x):
@@ -247,7 +246,7 @@ def cut(
     return out
 
 # %% ../../nbs/85_bench/06_corpus.ipynb #0b84c4d4
-def drawn_queries(
+def _drawn_queries(
     corpus: Corpus,
     n: int,  # how many, B
     seed: int = 0,  # of these queries

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['tolerance', 'published', 'dealt', 'large', 'encoder_configs', 'large_configs', 'forms', 'large_bars',
-           'encoder_budgets', 'Pass', 'check_pass', 'pass_flops', 'pass_rows', 'pass_peak', 'memory_rows',
-           'large_times', 'large_rows', 'encoders_text', 'encoders_figure', 'encoders', 'write_encoders']
+           'encoder_budgets', 'Pass', 'check_pass', 'pass_flops', 'pass_rows', 'pass_peak', 'memory_rows', 'large_rows',
+           'encoders_text', 'encoders_figure', 'encoders', 'write_encoders']
 
 # %% ../../nbs/85_bench/05_encoders.ipynb #6b0c2ebf
 from dataclasses import asdict
@@ -222,7 +222,7 @@ def memory_rows(
     return rows
 
 # %% ../../nbs/85_bench/05_encoders.ipynb #a044cd0c
-def large_times(
+def _large_times(
     s: Split,  # data
     configs: dict = large_configs,  # label to settings
     passes: int = 3,  # epochs
@@ -251,11 +251,11 @@ large_bars = {
 
 def large_rows(
     s: Split,  # data
-    **kwargs,  # for `large_times`
+    **kwargs,  # for `_large_times`
 ) -> list[dict]:
     "Seconds of an epoch, scaled by positions."
     total, rows = int(np.maximum(s.train.lengths - 1, 0).sum()), []
-    for what, part in large_times(s, **kwargs).groupby('what', sort=False):
+    for what, part in _large_times(s, **kwargs).groupby('what', sort=False):
         g, (bar, reported) = part.groupby('epoch')[['s', 'positions']].sum(), large_bars.get(what, (None, ''))
         rows.append(
             row(

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['palette', 'black', 'orange', 'sky', 'green', 'blue', 'vermillion', 'purple', 'grey', 'peers', 'methods', 'theme',
-           'looks', 'method_style', 'save_figure', 'off_scale', 'hr_figure', 'rows_axis', 'legend_above', 'nice_log',
-           'hr_caption']
+           'looks', 'method_style', 'save_figure', 'off_scale', 'hr_figure', 'rows_axis', 'nice_log', 'hr_caption']
 
 # %% ../../nbs/80_report/02_plots.ipynb #1c6514d4
 import itertools
@@ -144,7 +143,7 @@ def hr_figure(
             if pd.notna(way := getattr(r, 'published_way', float('nan'))):
                 ax.plot(way, y - shift, marker='|', color=style['color'], ms=9, mew=1.5, ls='')
         rows_axis(ax, table.row, label)
-        legend_above(
+        _legend_above(
             fig,
             'published' if table.published.notna().any() else None,
             'published_way' in table and table.published_way.notna().any(),
@@ -167,7 +166,7 @@ def rows_axis(
     ax.set_axisbelow(True)
 
 
-def legend_above(
+def _legend_above(
     fig: Figure,  # with constrained layout, which makes room
     hollow: str | None,  # what a hollow marker means; `None`: there are none
     way: bool = False,  # are there ticks at ours, read the published way?

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['types', 'parts', 'told', 'setting', 'wanted_text', 'range_text', 'outside', 'brief', 'check_setting', 'Settings',
-           'Part', 'put_part', 'declare', 'part', 'forget', 'names', 'part_of', 'settings_of', 'Wide', 'Layered',
-           'Headed', 'Inner', 'Tempered', 'Hidden', 'Negatives', 'check_heads']
+           'Part', 'declare', 'part', 'forget', 'names', 'part_of', 'settings_of', 'Wide', 'Layered', 'Headed', 'Inner',
+           'Tempered', 'Hidden', 'Negatives', 'check_heads']
 
 # %% ../../nbs/05_settings/00_parts.ipynb #41f06252
 import dataclasses
@@ -132,7 +132,7 @@ parts: dict[str, dict[str, Part]] = dict(encoder={}, similarity={}, loss={}, ind
 told: list[Callable[[], None]] = []  # called when the table has changed
 
 
-def put_part(
+def _put_part(
     kind: str,  # encoder, similarity, loss or index
     name: str,  # as files and command lines have it
     p: Part | None,  # None: take it out
@@ -152,9 +152,9 @@ def declare(p: Part) -> None:
     if there and there.home != p.home:
         raise ConfigError(f'{p.kind}: the name {p.name!r} is taken by {there.home}')
     try:
-        put_part(p.kind, p.name, p)
+        _put_part(p.kind, p.name, p)
     except ConfigError:
-        put_part(p.kind, p.name, there)
+        _put_part(p.kind, p.name, there)
         raise
 
 # %% ../../nbs/05_settings/00_parts.ipynb #74cd6f69
@@ -178,7 +178,7 @@ def forget(
     name: str,  # of a part
 ) -> None:
     "Take a part out again, with its settings."
-    put_part(kind, name, None)
+    _put_part(kind, name, None)
 
 # %% ../../nbs/05_settings/00_parts.ipynb #983928e9
 def names(kind: str) -> tuple[str, ...]:
