@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['version_s', 'compile_s', 'most_printed', 'flags', 'stuck', 'loaded', 'problems', 'told', 'page', 'advice',
            'vector_source', 'compiler', 'wait_for', 'first_complaint', 'output_of', 'ask', 'compiler_version',
-           'library_name', 'compile_c', 'native_folder', 'private', 'read_own', 'note', 'kept', 'keep', 'from_memory',
-           'load_library', 'say_once', 'library_of', 'build', 'address', 'arguments', 'pool', 'in_parts',
-           'call_in_parts', 'torch_alone', 'large_pages']
+           'library_name', 'compile_c', 'native_folder', 'private', 'read_own', 'note', 'kept', 'keep', 'load_library',
+           'say_once', 'library_of', 'build', 'address', 'arguments', 'pool', 'in_parts', 'call_in_parts',
+           'torch_alone', 'large_pages']
 
 # %% ../../nbs/00_base/05_native.ipynb #5ab9b72f
 import contextlib
@@ -227,7 +227,7 @@ def keep(
 loaded = itertools.count()
 
 
-def from_memory(
+def _from_memory(
     content: bytes,  # a shared library
 ) -> ctypes.CDLL:
     "A library loaded from a file in memory."
@@ -243,7 +243,7 @@ def load_library(
 ) -> ctypes.CDLL:
     "Load exactly these bytes."
     with contextlib.suppress(OSError, AttributeError):
-        return from_memory(content)
+        return _from_memory(content)
     with neighbour(Path(tempfile.gettempdir()) / 'molrec-loop.so') as file:
         file.write_bytes(content)
         try:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['effective_rank', 'neighbours', 'hubness', 'normal_scores', 'from_scores', 'coordinates', 'clusters', 'gaussians',
-           'Corpus', 'check_rows', 'check_table', 'cut']
+           'Corpus', 'check_rows', 'check_table', 'learned_from', 'draw', 'block_items', 'block_counts', 'cut']
 
 # %% ../../nbs/85_bench/06_corpus.ipynb #cfe13bdd
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from scipy.cluster.vq import kmeans2
 from scipy.stats import rankdata
 from torch import Tensor
@@ -131,6 +130,23 @@ class Corpus:
     def dim(self):
         return self.means.shape[1] - 2
 
+    @classmethod
+    def fit(cls, items, counts, n_clusters=128, seed=0, queries=None):
+        "Learn the geometry of a trained table."
+        return cls(*learned_from(items, counts, n_clusters, seed, queries), seed)
+
+    def items(self, lo, hi):
+        "Vectors of items lo to hi, (hi - lo, D), float32."
+        return cut(self.rows, lo, hi, lambda block: block_items(self, block))
+
+    def popularity(self, lo, hi):
+        "How often items lo to hi occur, (hi - lo,), float32, on the scale of the trained counts."
+        return cut(self.rows, lo, hi, lambda block: block_counts(self, block))
+
+    def queries(self, n, seed=0, noise=0.2):
+        "Queries like the pool's, (n, D), float32; noise: share of the standard deviation."
+        return _drawn_queries(self, n, seed, noise)
+
 # %% ../../nbs/85_bench/06_corpus.ipynb #d5621ef8
 def check_rows(name, x):
     "A float32 table of finite rows, or a `DataError`."
@@ -152,15 +168,13 @@ def check_table(items, counts):
     return items, counts
 
 # %% ../../nbs/85_bench/06_corpus.ipynb #690f44e8
-@patch(cls_method=True)
-def fit(
-    cls: Corpus,
+def learned_from(
     items: Tensor,  # trained embeddings, (N0, D), float32
     counts: Tensor,  # how often each item occurs in training, (N0,), >= 0
     n_clusters: int = 128,  # groups to look for
     seed: int = 0,  # of the clusters and of everything drawn later
     queries: Tensor | None = None,  # trained query embeddings, (Q, D); None: items, by popularity
-) -> Corpus:
+) -> tuple:  # the first seven fields of `Corpus`
     "Learn the geometry of a trained table."
     items, counts = check_table(items, counts)
     y = coordinates(items, counts)
@@ -172,48 +186,45 @@ def fit(
     if pool.shape[1] != items.shape[1]:
         raise DataError(f'queries: got width {pool.shape[1]}, wanted {items.shape[1]} as the items have')
     borders = torch.bincount(cluster).cumsum(0) / len(items)
-    return cls(borders.float(), means, factors, counts.sort().values, items.norm(dim=1).sort().values, pool, odds, seed)
+    return borders.float(), means, factors, counts.sort().values, items.norm(dim=1).sort().values, pool, odds
 
 # %% ../../nbs/85_bench/06_corpus.ipynb #e347c8c6
-@patch
 def draw(
-    self: Corpus,
+    corpus: Corpus,
     block: int,  # number of the block, from 0
     width: int,  # numbers of noise an item, 1 (popularity alone) or D+2
 ) -> tuple[list, Tensor, Tensor]:  # items per cluster, place of each row (rows,), noise (width, rows)
     "The random numbers of a block, in the order of its clusters."
-    start = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
+    start = int(np.random.SeedSequence(corpus.seed).generate_state(1)[0])
     generator = torch.Generator().manual_seed((start + block) % 2**32)
-    cluster = torch.searchsorted(self.borders[:-1], torch.rand(self.rows, generator=generator), right=True)
+    cluster = torch.searchsorted(corpus.borders[:-1], torch.rand(corpus.rows, generator=generator), right=True)
     place = torch.from_numpy(
         cluster.numpy().astype(np.uint16).argsort(kind='stable')
     )  # 16 bits: numpy sorts them by radix
-    noise = torch.empty(width, self.rows)
+    noise = torch.empty(width, corpus.rows)
     for part in (noise[:1], noise[1:]):
         part.normal_(generator=generator)
-    return torch.bincount(cluster, minlength=len(self.borders)).tolist(), place, noise
+    return torch.bincount(cluster, minlength=len(corpus.borders)).tolist(), place, noise
 
 # %% ../../nbs/85_bench/06_corpus.ipynb #d7a6d01f
-@patch
-def block_items(self: Corpus, block: int) -> Tensor:  # (rows, D)
+def block_items(corpus: Corpus, block: int) -> Tensor:  # (rows, D)
     "All vectors of a block."
-    sizes, place, noise = self.draw(block, self.dim + 2)
-    y, i = torch.empty(self.rows, self.dim + 2), 0
+    sizes, place, noise = draw(corpus, block, corpus.dim + 2)
+    y, i = torch.empty(corpus.rows, corpus.dim + 2), 0
     for k, n in enumerate(sizes):
-        torch.addmm(self.means[k], noise[:, i : i + n].T, self.factors[k].T, out=y[i : i + n])
+        torch.addmm(corpus.means[k], noise[:, i : i + n].T, corpus.factors[k].T, out=y[i : i + n])
         i += n
     direction = y[:, 2:]
-    scale = from_scores(y[:, 1], self.lengths) / direction.norm(dim=1).clamp_(min=1e-6)
-    return torch.empty(self.rows, self.dim).index_copy_(0, place, direction * scale[:, None])
+    scale = from_scores(y[:, 1], corpus.lengths) / direction.norm(dim=1).clamp_(min=1e-6)
+    return torch.empty(corpus.rows, corpus.dim).index_copy_(0, place, direction * scale[:, None])
 
 
-@patch
-def block_counts(self: Corpus, block: int) -> Tensor:  # (rows,)
+def block_counts(corpus: Corpus, block: int) -> Tensor:  # (rows,)
     "All popularities of a block."
-    sizes, place, noise = self.draw(block, 1)
+    sizes, place, noise = draw(corpus, block, 1)
     k = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    scores = self.means[k, 0] + self.factors[k, 0, 0] * noise[0]
-    return torch.empty(self.rows).index_copy_(0, place, from_scores(scores, self.counts))
+    scores = corpus.means[k, 0] + corpus.factors[k, 0, 0] * noise[0]
+    return torch.empty(corpus.rows).index_copy_(0, place, from_scores(scores, corpus.counts))
 
 # %% ../../nbs/85_bench/06_corpus.ipynb #cc509e99
 def cut(
@@ -234,22 +245,9 @@ def cut(
         at += len(part)
     return out
 
-
-@patch
-def items(self: Corpus, lo: int, hi: int) -> Tensor:
-    "Vectors of items lo to hi, (hi - lo, D), float32."
-    return cut(self.rows, lo, hi, self.block_items)
-
-
-@patch
-def popularity(self: Corpus, lo: int, hi: int) -> Tensor:
-    "How often items lo to hi occur, (hi - lo,), float32, on the scale of the trained counts."
-    return cut(self.rows, lo, hi, self.block_counts)
-
 # %% ../../nbs/85_bench/06_corpus.ipynb #0b84c4d4
-@patch
-def queries(
-    self: Corpus,
+def _drawn_queries(
+    corpus: Corpus,
     n: int,  # how many, B
     seed: int = 0,  # of these queries
     noise: float = 0.2,  # share of the standard deviation, 0: exact members of the pool
@@ -259,9 +257,9 @@ def queries(
         raise DataError(f'n: got {n}, wanted at least 1')
     if not 0 <= noise < 1:
         raise DataError(f'noise: got {noise}, wanted 0 <= noise < 1')
-    g = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, seed]).generate_state(1)[0]))
-    p = self.odds / self.odds.sum()
-    mean = p @ self.pool
-    spread = (p @ (self.pool - mean).square()).sqrt()
-    drawn = self.pool[torch.multinomial(p, n, replacement=True, generator=g)]
-    return mean + (1 - noise**2) ** 0.5 * (drawn - mean) + noise * spread * torch.randn(n, self.dim, generator=g)
+    g = torch.Generator().manual_seed(int(np.random.SeedSequence([corpus.seed, seed]).generate_state(1)[0]))
+    p = corpus.odds / corpus.odds.sum()
+    mean = p @ corpus.pool
+    spread = (p @ (corpus.pool - mean).square()).sqrt()
+    drawn = corpus.pool[torch.multinomial(p, n, replacement=True, generator=g)]
+    return mean + (1 - noise**2) ** 0.5 * (drawn - mean) + noise * spread * torch.randn(n, corpus.dim, generator=g)

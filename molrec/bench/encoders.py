@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['tolerance', 'published', 'dealt', 'large', 'encoder_configs', 'large_configs', 'forms', 'large_bars',
-           'encoder_budgets', 'Pass', 'check_pass', 'pass_flops', 'pass_rows', 'pass_peak', 'memory_rows',
-           'large_times', 'large_rows', 'encoders_text', 'encoders_figure', 'encoders', 'write_encoders']
+           'encoder_budgets', 'Pass', 'check_pass', 'pass_flops', 'pass_rows', 'pass_peak', 'memory_rows', 'large_rows',
+           'encoders_text', 'encoders_figure', 'encoders', 'write_encoders']
 
 # %% ../../nbs/85_bench/05_encoders.ipynb #6b0c2ebf
 from dataclasses import asdict
@@ -28,6 +28,7 @@ from molrec.bench.timing import (
     in_turn,
     machine,
     matmul_rate,
+    measured_on,
     resident_mib,
     row,
     spent,
@@ -221,7 +222,7 @@ def memory_rows(
     return rows
 
 # %% ../../nbs/85_bench/05_encoders.ipynb #a044cd0c
-def large_times(
+def _large_times(
     s: Split,  # data
     configs: dict = large_configs,  # label to settings
     passes: int = 3,  # epochs
@@ -250,11 +251,11 @@ large_bars = {
 
 def large_rows(
     s: Split,  # data
-    **kwargs,  # for `large_times`
+    **kwargs,  # for `_large_times`
 ) -> list[dict]:
     "Seconds of an epoch, scaled by positions."
     total, rows = int(np.maximum(s.train.lengths - 1, 0).sum()), []
-    for what, part in large_times(s, **kwargs).groupby('what', sort=False):
+    for what, part in _large_times(s, **kwargs).groupby('what', sort=False):
         g, (bar, reported) = part.groupby('epoch')[['s', 'positions']].sum(), large_bars.get(what, (None, ''))
         rows.append(
             row(
@@ -366,4 +367,5 @@ def write_encoders(
     out: Path,  # folder
 ) -> pd.DataFrame:  # `table`
     "The files of `molrec bench encoders`."
-    return write_bench(table, encoders_text(table), encoders_figure(table), Path(out) / 'encoders')
+    figure, texts = encoders_figure(table), [encoders_text(table)]
+    return write_bench('encoders', table, figure, texts, measured_on(table), Path(out))

@@ -23,8 +23,8 @@ from torch import Tensor
 from ..base.environment import environment, peak_memory_mib
 from ..base.files import atomic_path, write_json
 from .searches import Mixture, families, filled, scoring_rows, search_rows, setting_text, teach
-from .stage1 import highest, load_before, note, share_axis, verdict, where, write_bench
-from .timing import digits, in_a_process, in_turn, markdown, resident_mib, row
+from .stage1 import highest, load_before, note, share_axis, verdict, where
+from .timing import digits, in_a_process, in_turn, markdown, resident_mib, row, write_bench
 from ..report.plots import method_style, nice_log, rows_axis, theme
 from ..search.h_indexer import HIndexer
 from ..search.index import BruteForce, relative_recall

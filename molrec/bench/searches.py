@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['scoring_forms', 'families', 'Mixture', 'teach', 'plain_scores', 'scoring_calls', 'score_gaps', 'scoring_rows',
-           'setting_text', 'smallest_k_prime', 'search_rows', 'bound_calls', 'one_query_times', 'one_query_rows',
-           'one_query_bars', 'one_query_text', 'one_query_figure', 'one_query', 'blocks_ahead', 'filled']
+           'setting_text', 'smallest_k_prime', 'search_rows', 'one_query_times', 'one_query_rows', 'one_query_bars',
+           'one_query_text', 'one_query_figure', 'one_query', 'filled']
 
 # %% ../../nbs/85_bench/10_searches.ipynb #97951088
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +22,9 @@ from torch import Tensor
 from ..base.errors import ConfigError
 from .corpus import cut
 from .peers import clustered
-from .stage1 import in_rounds, load_before, note, verdict, where, write_bench
+from .stage1 import in_rounds, load_before, note, verdict, where
 from .stage1_grid import reading
-from .timing import digits, in_turn, matmul_rate, pair_flops, row, spent
+from .timing import digits, in_turn, matmul_rate, pair_flops, row, spent, write_bench
 from ..report.plots import method_style, theme
 from ..search.candidates import score_rows
 from ..search.component_mean import Combined, ComponentMean
@@ -255,7 +255,7 @@ def search_rows(
     return rows
 
 # %% ../../nbs/85_bench/10_searches.ipynb #a9c9a9f8
-def bound_calls(
+def _bound_calls(
     index: HIndexer,  # on a CPU with a compiled pass
     k: int,  # results
     matmul: int = 1024,  # size of the square matrices that measure the machine
@@ -279,7 +279,7 @@ def one_query_times(
     rounds: int = 10,  # in each of which all of them ask
 ) -> dict:  # name -> ms, (times called,)
     "Whole searches in turn with their bounds; the first after these, with a cold cache, does not count."
-    bounds = bound_calls(index, k)
+    bounds = _bound_calls(index, k)
     times = {name: [] for name in (*bounds, 'whole search')}
     for _ in range(rounds):
         for name, (call, part) in bounds.items():
@@ -389,7 +389,7 @@ def one_query(
     )
 
 # %% ../../nbs/85_bench/10_searches.ipynb #79cff114
-def blocks_ahead(
+def _blocks_ahead(
     corpus,  # with `items(lo, hi)`
     n: int,  # N
     block: int,  # items of a block
@@ -418,7 +418,7 @@ def filled(
         1
     )  # an index takes items in pieces too small for two threads; on a busy machine these wait for each other
     try:
-        blocks = blocks_ahead(corpus, n, block, ahead)
+        blocks = _blocks_ahead(corpus, n, block, ahead)
         index = HIndexer.build(model, next(blocks).to(device), **settings)
         if n > block:
             index.reserve(n)  # address space for all, so that nothing is copied again

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['asked_for', 'bar_size', 'highest', 'top', 'in_rounds', 'bound_rows', 'stage1_rows', 'verdict', 'stage1_bars',
-           'stage1_text', 'share_axis', 'overlap_panel', 'stage1_figure', 'load_before', 'where', 'note', 'write_bench',
-           'stage1']
+           'stage1_text', 'share_axis', 'overlap_panel', 'stage1_figure', 'load_before', 'where', 'note', 'stage1']
 
 # %% ../../nbs/85_bench/08_stage1.ipynb #69773752
 import os
@@ -20,7 +19,6 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..base.environment import version_of
-from ..base.files import atomic_path
 from molrec.bench.peers import (
     arithmetic_alone,
     build,
@@ -35,8 +33,8 @@ from molrec.bench.peers import (
     stage1_bytes,
     tune,
 )
-from .timing import digits, in_turn, machine, markdown, row
-from ..report.plots import method_style, nice_log, save_figure, theme
+from .timing import digits, in_turn, machine, row, write_bench
+from ..report.plots import method_style, nice_log, theme
 
 # %% ../../nbs/85_bench/08_stage1.ipynb #691a4cfe
 def in_rounds(
@@ -271,22 +269,6 @@ def note(
         f'{what}; {m.cpu}, {m.threads} {"threads" if m.threads > 1 else "thread"}, {m.cpu_capability}, load '
         f'{m.load:.1f} before; {versions}.'
     ) + ' A sample (`--quick`).' * bool(m.quick)
-
-# %% ../../nbs/85_bench/08_stage1.ipynb #b419a273
-def write_bench(
-    name: str,  # of the files
-    table: pd.DataFrame,  # all rows
-    figure: Figure,
-    texts: list,  # tables of strings
-    note: str,  # a line below
-    out: Path,  # folder
-) -> pd.DataFrame:  # `table`
-    "CSV, figure and Markdown, and the tables on the screen."
-    save_figure(figure, out / name, table)
-    with atomic_path(out / f'{name}.md') as aside:
-        aside.write_text('\n'.join(map(markdown, texts)) + f'\n{note}\n')
-    print(*(text.to_string(index=False) for text in texts), note, f'{out.name}/{name}.csv, .md, .svg, .png', sep='\n\n')
-    return table
 
 # %% ../../nbs/85_bench/08_stage1.ipynb #fc0a954d
 def stage1(

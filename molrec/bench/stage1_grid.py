@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['corpora', 'grid', 'quick_grid', 'grid_looks', 'heavy_tailed', 'gaussian', 'reading', 'multiplying', 'Place',
-           'place_of', 'grid_cell', 'grid_bars', 'grid_figure', 'grid_pieces', 'grid_piece', 'not_done', 'stage1_grid',
-           'forms_here']
+           'place_of', 'grid_cell', 'grid_bars', 'stage1_grid']
 
 # %% ../../nbs/85_bench/09_stage1_grid.ipynb #61172705
 import time
@@ -20,8 +19,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .peers import Peer, build, exact_top, overlap, tune
-from .stage1 import in_rounds, load_before, note, where, write_bench
-from .timing import digits
+from .stage1 import in_rounds, load_before, note, where
+from .timing import digits, write_bench
 from ..embeddings.quantize import quantize
 from ..report.plots import nice_log, theme
 from ..search.scan_loops import in_c, share
@@ -187,7 +186,7 @@ grid_looks = dict(
 )
 
 
-def grid_figure(
+def _grid_figure(
     t: pd.DataFrame,  # the grid so far
 ) -> Figure:
     "Latency against items for one query and for most, k' = 1,000 or the nearest, width 64 or the nearest."
@@ -213,7 +212,7 @@ def grid_figure(
     return fig
 
 # %% ../../nbs/85_bench/09_stage1_grid.ipynb #b56c71a3
-def grid_pieces(quick: bool) -> list[tuple]:  # corpus, N, w: small ones first
+def _grid_pieces(quick: bool) -> list[tuple]:  # corpus, N, w: small ones first
     "What the grid is made of."
     g = quick_grid if quick else grid
     return [
@@ -225,7 +224,7 @@ def grid_pieces(quick: bool) -> list[tuple]:  # corpus, N, w: small ones first
     ]
 
 
-def grid_piece(corpus: str, n: int, width: int, g: dict) -> pd.DataFrame:
+def _grid_piece(corpus: str, n: int, width: int, g: dict) -> pd.DataFrame:
     "All cells of one corpus of one size."
     place, rows = place_of(corpus, n, width, max(g['queries'])), []
     for k_prime in (k for k in g['candidates'] if k < n):
@@ -237,16 +236,16 @@ def grid_piece(corpus: str, n: int, width: int, g: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def not_done(table: pd.DataFrame, quick: bool) -> int:
+def _not_done(table: pd.DataFrame, quick: bool) -> int:
     "How many pieces of the grid a table lacks."
-    return len(set(grid_pieces(quick)) - set(zip(table.corpus, table['items'], table.width)))
+    return len(set(_grid_pieces(quick)) - set(zip(table.corpus, table['items'], table.width)))
 
 
 def stage1_grid(
     out: Path = 'reports/bench',  # folder for the results, made if absent
     quick: bool = False,  # few sizes
     budget_s: float = 90,  # begin no piece after that many seconds
-    pieces: list | None = None,  # as `grid_pieces` gives them; None: those of `quick`
+    pieces: list | None = None,  # as `_grid_pieces` gives them; None: those of `quick`
 ) -> pd.DataFrame:  # one row per cell
     "`molrec bench stage1-grid`: goes on where the last call ended."
     began, out, load = time.perf_counter(), Path(out), load_before()
@@ -257,21 +256,21 @@ def stage1_grid(
         else pd.DataFrame(columns=['corpus', 'items', 'width'])
     )
     done = set(zip(table.corpus, table['items'], table.width))
-    left = [p for p in pieces or grid_pieces(quick) if p not in done]
+    left = [p for p in pieces or _grid_pieces(quick) if p not in done]
     while left and time.perf_counter() - began < budget_s:
         print(f'{left[0]}; {len(left)} pieces left', flush=True)
-        made = grid_piece(*left.pop(0), g).assign(form=forms_here(), quick=quick, **where(load))
+        made = _grid_piece(*left.pop(0), g).assign(form=_forms_here(), quick=quick, **where(load))
         table = pd.concat([table, made], ignore_index=True) if len(table) else made
         write_bench(
             name,
             table,
-            grid_figure(table),
+            _grid_figure(table),
             [grid_bars(table)],
-            note(table, f'{len(table)} cells, {not_done(table, quick)} pieces of the grid left', ('faiss',)),
+            note(table, f'{len(table)} cells, {_not_done(table, quick)} pieces of the grid left', ('faiss',)),
             out,
         )
     return table
 
 
-def forms_here() -> str:
+def _forms_here() -> str:
     return scan_worth(1000, 1)[0] or 'torch'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pair_flops', 'position_flops', 'matmul_rate', 'page_faults', 'kernel_s', 'spent', 'in_turn', 'row', 'resident_mib',
-           'in_a_process', 'digits', 'text_table', 'markdown', 'machine', 'write_bench']
+           'in_a_process', 'digits', 'text_table', 'markdown', 'machine', 'measured_on', 'write_bench']
 
 # %% ../../nbs/85_bench/01_timing.ipynb #9bfb32b1
 import json
@@ -186,19 +186,26 @@ def machine() -> dict:
     )
 
 
-def write_bench(
-    table: pd.DataFrame,  # all rows, with the machine they were measured on
-    text: pd.DataFrame,  # the same, to be read
-    figure: Figure,  # of it
-    path: Path,  # of the files, without an ending
-) -> pd.DataFrame:  # `table`
-    "CSV, figure and Markdown, and the table on the screen."
+def measured_on(
+    table: pd.DataFrame,  # with the columns of `machine`, and `quick`
+) -> str:
+    "The machine, in a line."
     m = table.iloc[0]
-    note = f'{m.cpu}, {m.threads} threads, torch {m.torch}, {m.cpu_capability}.' + ' A sample (`--quick`).' * bool(
-        m.quick
-    )
-    save_figure(figure, path, table)
-    with atomic_path(path.with_suffix('.md')) as aside:
-        aside.write_text(f'{markdown(text)}\n{note}\n')
-    print(text.to_string(index=False), note, f'{path.parent.name}/{path.name}.csv, .md, .svg, .png', sep='\n')
+    line = f'{m.cpu}, {m.threads} threads, torch {m.torch}, {m.cpu_capability}.'
+    return line + ' A sample (`--quick`).' * bool(m.quick)
+
+# %% ../../nbs/85_bench/01_timing.ipynb #1c484264
+def write_bench(
+    name: str,  # of the files
+    table: pd.DataFrame,  # all rows
+    figure: Figure,  # of them
+    texts: list,  # tables of strings
+    note: str,  # a line below
+    out: Path,  # folder
+) -> pd.DataFrame:  # `table`
+    "CSV, figure and Markdown, and the tables on the screen."
+    save_figure(figure, out / name, table)
+    with atomic_path(out / f'{name}.md') as aside:
+        aside.write_text('\n'.join(map(markdown, texts)) + f'\n{note}\n')
+    print(*(text.to_string(index=False) for text in texts), note, f'{out.name}/{name}.csv, .md, .svg, .png', sep='\n\n')
     return table

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['batch_settings', 'epoch_configs', 'elsewhere', 'epoch_bars', 'ranking_bars', 'budgets', 'thin', 'trainer',
-           'published_loss', 'epoch_times', 'epoch_rows', 'ranking_rows', 'training_figure', 'figure_key', 'training',
-           'write_training']
+           'epoch_rows', 'ranking_rows', 'training_figure', 'training', 'write_training']
 
 # %% ../../nbs/85_bench/03_training.ipynb #930c2b07
 from pathlib import Path
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from .timing import in_turn, machine, row, spent, text_table, write_bench
+from .timing import in_turn, machine, measured_on, row, spent, text_table, write_bench
 from .training_step import memory_rows, plain_loss, step_rows
 from ..data.packed import PackedBatch, PackedBatches
 from ..data.sets import load
@@ -55,7 +54,7 @@ def trainer(
     optimiser = adamw(model.parameters(), Recipe.of(c))
 
     def step(batch):
-        loss = published_loss(model, batch, c.n_negatives) if published else total(task.loss(model, batch))
+        loss = _published_loss(model, batch, c.n_negatives) if published else total(task.loss(model, batch))
         loss.item()  # as training does, to look for NaN
         optimiser.zero_grad()
         loss.backward()
@@ -64,7 +63,7 @@ def trainer(
     return step
 
 # %% ../../nbs/85_bench/03_training.ipynb #b23bc4e5
-def published_loss(
+def _published_loss(
     model: RetrievalModel,  # encoder and similarity
     batch: PackedBatch,  # with targets
     n_negatives: int,  # R
@@ -83,7 +82,7 @@ epoch_configs = {
 }
 
 
-def epoch_times(
+def _epoch_times(
     s: Split,  # data
     configs: dict = epoch_configs,  # label to settings of ours
     passes: int = 3,  # epochs
@@ -120,10 +119,10 @@ epoch_bars = {'SASRec, dot': 20, 'SASRec, MoL 8x4x64, fp32': 75, 'SASRec, MoL 8x
 
 def epoch_rows(
     s: Split,  # data
-    **kwargs,  # for `epoch_times`
+    **kwargs,  # for `_epoch_times`
 ) -> list[dict]:
     "Seconds of an epoch, scaled by positions."
-    times, total = epoch_times(s, **kwargs), int(np.maximum(s.train.lengths - 1, 0).sum())
+    times, total = _epoch_times(s, **kwargs), int(np.maximum(s.train.lengths - 1, 0).sum())
 
     def scaled(part, by):
         return (lambda g: (g.s / g.positions * total).to_numpy())(part.groupby(by)[['s', 'positions']].sum())
@@ -199,7 +198,7 @@ def training_figure(
         rows_axis(ax, t.part + ': ' + t.what, 'seconds')
         ax.set_xscale('log')
         fig.legend(
-            handles=figure_key(),
+            handles=_figure_key(),
             loc='outside upper right',
             ncols=5,
             frameon=False,
@@ -210,7 +209,7 @@ def training_figure(
     return fig
 
 
-def figure_key():
+def _figure_key():
     "What the marks mean."
     looks = (
         (method_style('mol'), 'ours, MoL'),
@@ -257,4 +256,4 @@ def write_training(
     out: Path,  # folder
 ) -> pd.DataFrame:  # `table`
     "The files of `molrec bench training`."
-    return write_bench(table, text_table(table), training_figure(table), Path(out) / 'training')
+    return write_bench('training', table, training_figure(table), [text_table(table)], measured_on(table), Path(out))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['catalogue', 'movielens', 'amazon', 'Source', 'Entry', 'check_entry', 'data_set', 'grouplens', 'ml_100k', 'ml_1m',
-           'ml_20m', 'two_hosts', 'amazon_beauty', 'amazon_games', 'amazon_sports', 'amazon_toys', 'amazon_books',
-           'rows_sha256', 'check_known', 'download', 'pip_wheel', 'from_source', 'fill_cache', 'show_terms', 'cached']
+           'ml_20m', 'amazon_beauty', 'amazon_games', 'amazon_sports', 'amazon_toys', 'amazon_books', 'rows_sha256',
+           'check_known', 'download', 'from_source', 'cached']
 
 # %% ../../nbs/10_data/05_catalogue.ipynb #3a39b55d
 import contextlib
@@ -157,7 +157,7 @@ def ml_20m():
     )
 
 # %% ../../nbs/10_data/05_catalogue.ipynb #10d4c0d5
-def two_hosts(
+def _two_hosts(
     file: str,  # as both hosts call it
     read: Callable,  # its reader
 ) -> tuple[Source, ...]:
@@ -169,35 +169,35 @@ def two_hosts(
 @data_set('amazon-beauty')
 def amazon_beauty():
     "Amazon Beauty: reviews of 1996 to 2014, every user and item with five at least."
-    sources = two_hosts('reviews_Beauty_5.json.gz', read_amazon_reviews)
+    sources = _two_hosts('reviews_Beauty_5.json.gz', read_amazon_reviews)
     return Entry(sources, (22_363, 12_101, 198_502), **amazon)
 
 
 @data_set('amazon-games')
 def amazon_games():
     "Amazon Video Games: reviews of 1996 to 2014, every user and item with five at least."
-    sources = two_hosts('reviews_Video_Games_5.json.gz', read_amazon_reviews)
+    sources = _two_hosts('reviews_Video_Games_5.json.gz', read_amazon_reviews)
     return Entry(sources, (24_303, 10_672, 231_780), **amazon)
 
 
 @data_set('amazon-sports')
 def amazon_sports():
     "Amazon Sports and Outdoors: reviews of 1996 to 2014, every user and item with five at least."
-    sources = two_hosts('reviews_Sports_and_Outdoors_5.json.gz', read_amazon_reviews)
+    sources = _two_hosts('reviews_Sports_and_Outdoors_5.json.gz', read_amazon_reviews)
     return Entry(sources, (35_598, 18_357, 296_337), **amazon)
 
 
 @data_set('amazon-toys')
 def amazon_toys():
     "Amazon Toys and Games: reviews of 1996 to 2014, every user and item with five at least."
-    sources = two_hosts('reviews_Toys_and_Games_5.json.gz', read_amazon_reviews)
+    sources = _two_hosts('reviews_Toys_and_Games_5.json.gz', read_amazon_reviews)
     return Entry(sources, (19_412, 11_924, 167_597), **amazon)
 
 
 @data_set('amazon-books')
 def amazon_books():
     "Amazon Books: all ratings of 1996 to 2014."
-    sources = two_hosts('ratings_Books.csv', read_amazon_ratings)
+    sources = _two_hosts('ratings_Books.csv', read_amazon_ratings)
     return Entry(sources, (8_026_324, 2_330_066, 22_507_155), samples=((38_234, 38_519, 517_167),), **amazon)
 
 # %% ../../nbs/10_data/05_catalogue.ipynb #e9dfaf74
@@ -258,7 +258,7 @@ def download(
     return path
 
 
-def pip_wheel(
+def _pip_wheel(
     requirement: str,  # 'name==version'
     folder: Path,  # where to put the wheel; no other wheel may be there
 ) -> Path:  # the wheel
@@ -281,7 +281,9 @@ def from_source(
     "Interactions and items from one source, or a `DataError`."
     where = source.where
     path = (
-        pip_wheel(where[4:], folder) if where.startswith('pip:') else download(where, folder / where.rsplit('/', 1)[-1])
+        _pip_wheel(where[4:], folder)
+        if where.startswith('pip:')
+        else download(where, folder / where.rsplit('/', 1)[-1])
     )
     got, wanted = file_sha256(path), source.sha256 or seen.get(where)
     if wanted and got != wanted:
@@ -295,7 +297,7 @@ def from_source(
     return df, items
 
 # %% ../../nbs/10_data/05_catalogue.ipynb #1914576c
-def fill_cache(
+def _fill_cache(
     name: str,  # of the set, for messages
     entry: Entry,
     folder: Path,  # the cache's folder of this set
@@ -321,7 +323,7 @@ def fill_cache(
         write_json(note, dict(where=source.where, sha256={k: file_sha256(p) for k, p in aside.items()}, seen=seen))
 
 # %% ../../nbs/10_data/05_catalogue.ipynb #feedb8a9
-def show_terms(
+def _show_terms(
     name: str,
     entry: Entry,
     folder: Path,  # TERMS.txt in it marks that they were shown
@@ -347,6 +349,6 @@ def cached(
         if not (folder / 'interactions.parquet').exists():
             for left in folder.glob('.*-*'):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-            show_terms(name, entry, folder)
-            fill_cache(name, entry, folder)
+            _show_terms(name, entry, folder)
+            _fill_cache(name, entry, folder)
     return folder

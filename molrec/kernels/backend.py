@@ -123,7 +123,7 @@ class Tuned:
     ) -> None:
         "Run the kernel."
         if config is None and os.environ.get('MOLREC_AUTOTUNE') == '1' and not interpreted():
-            return self.autotuned(tuple(sizes), arch())[grid](*args, **constants)
+            return autotuned(self, tuple(sizes), arch())[grid](*args, **constants)
         config = dict(self.config(sizes) if config is None else config)
         if interpreted():
             config = {k: v for k, v in config.items() if k not in ('num_warps', 'num_stages')}
@@ -132,7 +132,7 @@ class Tuned:
 # %% ../../nbs/70_kernels/02_backend.ipynb #41d3c790
 @functools.cache
 def autotuned(
-    self: Tuned,
+    tuned: Tuned,
     key: tuple,  # names of the arguments whose change asks for new timings
     target: str,  # architecture
 ):  # what takes the place of the kernel
@@ -145,9 +145,6 @@ def autotuned(
             num_warps=c['num_warps'],
             num_stages=c['num_stages'],
         )
-        for c in self.configs[target]
+        for c in tuned.configs[target]
     ]
-    return triton.autotune(configs, key=[k for k in key if k in self.kernel.arg_names])(self.kernel)
-
-
-Tuned.autotuned = autotuned
+    return triton.autotune(configs, key=[k for k in key if k in tuned.kernel.arg_names])(tuned.kernel)

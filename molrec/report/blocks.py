@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['dataset_names', 'protocol_names', 'bold_words', 'how_judged', 'last_out_words', 'elsewhere', 'shown_words',
-           'verdict_words', 'section_title', 'Block', 'readings', 'readings_remark', 'asked_remarks', 'short_remark',
-           'make_block', 'words', 'headline']
+           'verdict_words', 'section_title', 'Block', 'readings', 'readings_remark', 'short_remark', 'make_block',
+           'words', 'headline']
 
 # %% ../../nbs/80_report/09a_blocks.ipynb #09cc1dbb
 from dataclasses import dataclass, replace
@@ -122,7 +122,7 @@ def readings_remark(
     )
 
 
-def asked_remarks(runs: list[Run]) -> list[str]:  # of plain text
+def _asked_remarks(runs: list[Run]) -> list[str]:  # of plain text
     "What the marks at rows mean."
     return [asked_notes[asked] for asked in asked_notes if any(asked_of(r.config) == asked for r in runs)]
 
@@ -210,7 +210,7 @@ def words(b: Block) -> str:
     return ' '.join(
         [
             elsewhere if not b.comparable else last_out_words if b.last_out else how_judged,
-            *asked_remarks(b.runs) * b.last_out,
+            *_asked_remarks(b.runs) * b.last_out,
         ]
     )
 

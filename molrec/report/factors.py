@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['drawn', 'factors', 'encoders', 'columns', 'readings', 'long_epochs', 'gap_kinds', 'wanted', 'nothing', 'pairs_fold',
-           'factors_section', 'manner', 'described', 'apart', 'Factor', 'directed', 'pair_line', 'line_of',
-           'value_text', 'pair_lines', 'epoch_reading', 'hidden_reading', 'asked_reading', 'reading_lines', 'of_models',
-           'difference_lines', 'printed_gaps', 'users_allow', 'not_measured', 'known', 'figure_rows', 'draw_row',
-           'difference_legend', 'difference_figure', 'difference_words', 'difference_text', 'factors_markdown',
-           'build_factors', 'factors_html']
+           'factors_section', 'manner', 'described', 'apart', 'Factor', 'directed', 'line_of', 'pair_lines',
+           'reading_lines', 'of_models', 'difference_lines', 'printed_gaps', 'users_allow', 'not_measured', 'known',
+           'figure_rows', 'difference_figure', 'difference_words', 'factors_markdown', 'build_factors', 'factors_html']
 
 # %% ../../nbs/80_report/23_factors.ipynb #c990442c
 import dataclasses
@@ -118,14 +116,14 @@ encoders = dict(sasrec='SASRec', hstu='HSTU')
 columns = 'factor encoder model similarity epochs first second difference low high'.split()
 
 
-def pair_line(
+def _pair_line(
     pair: tuple,  # two runs, as `directed` gives them
     factor: Factor,
 ) -> dict:  # `columns`
     "HR@10 of the second less that of the first, with its interval over users."
     a, b = pair
     gap = hr_at_k(b.ranks, 10).astype(float) - hr_at_k(a.ranks, 10)
-    words = [value_text(described(r.config)[factor.setting]) for r in pair]
+    words = [_value_text(described(r.config)[factor.setting]) for r in pair]
     if factor.setting in drawn and gap.mean() < 0:
         gap, words = -gap, words[::-1]
     return line_of(a, factor, words, gap.mean(), *bootstrap_ci(gap))
@@ -139,7 +137,7 @@ def line_of(run: Run, factor: Factor, words, difference: float, low: float = mat
     return dict(zip(columns, (*of, *words, difference, low, high)))
 
 
-def value_text(value) -> str:  # of `described`
+def _value_text(value) -> str:  # of `described`
     "A setting, to read."
     return 'all' if value == math.inf else f'{value:,}' if type(value) is int else str(value)
 
@@ -152,16 +150,16 @@ def pair_lines(
     words = [(r, described(r.config)) for r in runs]
     alone = [(a, b) for (a, x), (b, y) in itertools.combinations(words, 2) if apart(x, y) == {factor.setting}]
     pairs = [(a, b) for a, b in alone if np.array_equal(a.ranks.users, b.ranks.users)]
-    return [pair_line(directed(pair, factor), factor) for pair in pairs]
+    return [_pair_line(directed(pair, factor), factor) for pair in pairs]
 
 # %% ../../nbs/80_report/23_factors.ipynb #7052ac95
-def epoch_reading(run: Run) -> tuple | None:  # first, second, difference; None: not recorded
+def _epoch_reading(run: Run) -> tuple | None:  # first, second, difference; None: not recorded
     "By test in place of by validation."
     way = run.record.get('published_way')
     return way and ('validation', 'test', way['metrics']['hr@10'] - run.record['metrics']['test']['hr@10'])
 
 
-def hidden_reading(run: Run) -> tuple | None:  # and with low and high, where the same weights were ranked
+def _hidden_reading(run: Run) -> tuple | None:  # and with low and high, where the same weights were ranked
     "The last 200 in place of the history."
     rule = run.record.get('public_rule')
     if not rule:
@@ -172,7 +170,7 @@ def hidden_reading(run: Run) -> tuple | None:  # and with low and high, where th
     return *words, *bootstrap_ci(hr_at_k(run.public, 10).astype(float) - hr_at_k(run.ranks, 10))
 
 
-def asked_reading(run: Run) -> tuple | None:
+def _asked_reading(run: Run) -> tuple | None:
     "The target's time known, in place of the better honest one."
     asked = run.record.get('asked')
     if not asked:
@@ -181,7 +179,7 @@ def asked_reading(run: Run) -> tuple | None:
     return best, 'target', asked['target']['test']['hr@10'] - asked[best]['test']['hr@10']
 
 
-readings = dict(zip([f.name for f in factors if not f.setting], (epoch_reading, hidden_reading, asked_reading)))
+readings = dict(zip([f.name for f in factors if not f.setting], (_epoch_reading, _hidden_reading, _asked_reading)))
 
 
 def reading_lines(runs: list[Run], factor: Factor) -> list[dict]:  # `columns`
@@ -279,7 +277,7 @@ def figure_rows(
     return [(f, e) for f in spread.index for e in encoders if (f, e) in there]
 
 
-def draw_row(
+def _draw_row(
     ax,  # matplotlib axes
     y: float,
     part: pd.DataFrame,  # lines of one factor and encoder
@@ -295,7 +293,7 @@ def draw_row(
         ax.plot(r.difference, at, **style, ms=4.5, ls='', mew=0, alpha=0.35 if pale else 1.0)
 
 
-def difference_legend(fig: Figure, users: int) -> None:
+def _difference_legend(fig: Figure, users: int) -> None:
     "Key above the drawing."
 
     def mark(label, **look):
@@ -327,13 +325,13 @@ def difference_figure(
         ax.axvspan(-half, half, color='#E9E9E9', lw=0, zorder=0)
         ax.axvline(0, color='#888888', lw=0.8, zorder=1)
         for y, (f, e) in enumerate(rows):
-            draw_row(ax, y, table[(table.factor == f) & (table.encoder == e)])
+            _draw_row(ax, y, table[(table.factor == f) & (table.encoder == e)])
         for y, kind in enumerate(kinds, len(rows)):
             there = gaps[gaps.kind == kind].difference
             ax.plot(there, [y] * len(there), color='#555555', marker='o', ms=5, mfc='white', mew=1, ls='')
         ax.axhline(len(rows) - 0.5, color='#888888', lw=0.8)
         rows_axis(ax, [f'{encoders[e]}: {f}' for f, e in rows] + kinds, 'difference in HR@10')
-        difference_legend(fig, users)
+        _difference_legend(fig, users)
     return fig
 
 # %% ../../nbs/80_report/23_factors.ipynb #4a816bd1
@@ -360,7 +358,7 @@ def difference_words(
     return said + f', and {smaller} are smaller than the largest between two of our seeds ({100 * seeds:.2f}).'
 
 # %% ../../nbs/80_report/23_factors.ipynb #3a8730d6
-def difference_text(
+def _difference_text(
     table: pd.DataFrame,  # as `difference_lines` gives it
 ) -> pd.DataFrame:  # of text
     "The lines, to read."
@@ -401,7 +399,7 @@ def factors_markdown(
     if not len(table):
         return '\n\n'.join([nothing, *left]) + '\n'
     words = difference_words(table, printed_gaps(), users_allow(runs), len(runs[0].ranks))
-    pairs = [pairs_fold(), markdown_table(difference_text(table)), '</details>']
+    pairs = [pairs_fold(), markdown_table(_difference_text(table)), '</details>']
     return '\n\n'.join([markdown_text(words), *left, *pairs]) + '\n'
 
 # %% ../../nbs/80_report/23_factors.ipynb #7eba1446

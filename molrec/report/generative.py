@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['ours', 'wider', 'set_fold', 'how_read', 'generative_section', 'budget', 'command', 'same_but_seed', 'of_set', 'tried',
-           'in_cell', 'contenders', 'printed_lines', 'printed_text', 'with_interval', 'our_line', 'our_text',
-           'standing_words', 'budget_text', 'set_markdown', 'generative_markdown', 'build_generative',
-           'generative_html']
+           'in_cell', 'contenders', 'printed_lines', 'printed_text', 'with_interval', 'our_text', 'standing_words',
+           'budget_text', 'generative_markdown', 'build_generative', 'generative_html']
 
 # %% ../../nbs/80_report/22_generative.ipynb #21dff972
 import dataclasses
@@ -157,7 +156,7 @@ def with_interval(run: Run, metric: str) -> str:
     return f'{sig(mean)} [{sig(low)}, {sig(high)}]'
 
 
-def our_line(
+def _our_line(
     rows: list[Run],  # as `tried` gives them
     dataset: str,
     encoder: str,
@@ -176,7 +175,7 @@ def our_line(
 
 def our_text(rows: list[Run], dataset: str) -> pd.DataFrame:  # as `tried` gives them; of text
     "A line for each encoder and similarity."
-    return pd.DataFrame([our_line(rows, dataset, *cell) for cell in ours])
+    return pd.DataFrame([_our_line(rows, dataset, *cell) for cell in ours])
 
 # %% ../../nbs/80_report/22_generative.ipynb #caf6d529
 def standing_words(
@@ -224,7 +223,7 @@ def budget_text(
 set_fold = template('<details><summary>Every setting that was tried, and those that are to be</summary>')
 
 
-def set_markdown(
+def _set_markdown(
     rows: list[Run],  # as `tried` gives them
     dataset: str,
     configs: Path | None,  # folder of the rows' files; None: no budget is shown
@@ -250,7 +249,7 @@ def generative_markdown(
     configs: Path | None = None,  # folder of the rows' files; None: no budget is shown
 ) -> str:
     "The three sets."
-    parts = [set_markdown(tried(of_set(runs, dataset)), dataset, configs) for dataset in own_table]
+    parts = [_set_markdown(tried(of_set(runs, dataset)), dataset, configs) for dataset in own_table]
     names = pd.concat([printed(d) for d in own_table]).source
     return '\n\n'.join([markdown_text(how_read), *parts, markdown_text('Sources. ' + ' '.join(cited(names)))]) + '\n'
 

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['metrics', 'table_columns', 'level', 'enough', 'equal_words', 'wider_words', 'density_columns', 'nothing',
-           'against_section', 'by_seed', 'against', 'what_is_compared', 'why_so_wide', 'pairs_table', 'said_of',
-           'counts_text', 'in_words', 'conclusion', 'data_name', 'data_title', 'conclusions', 'marked', 'p_text',
-           'percent', 'table_text', 'density_line', 'density_table', 'one_curve', 'density_figure', 'thinned_text',
-           'density_caption', 'missing_text', 'against_markdown', 'build_against', 'against_html']
+           'against_section', 'by_seed', 'against', 'pairs_table', 'said_of', 'in_words', 'conclusion', 'data_name',
+           'data_title', 'conclusions', 'marked', 'percent', 'table_text', 'density_table', 'density_figure',
+           'density_caption', 'against_markdown', 'build_against', 'against_html']
 
 # %% ../../nbs/80_report/21_mol_against_dot.ipynb #946809b7
 import math
@@ -60,20 +59,20 @@ def against(
     found = dict(mean_dot=b.mean(), mean_mol=a.mean(), difference=difference, half=half, p=p)
     gain = difference / b.mean() if b.mean() else math.nan
     counts = dict(seeds=min(len(a), len(b)), seeds_text=f'{len(b)} and {len(a)}', users=a.shape[1])
-    return what_is_compared(pair, dot) | dict(metric=metric) | found | dict(gain=gain) | counts
+    return _what_is_compared(pair, dot) | dict(metric=metric) | found | dict(gain=gain) | counts
 
 
-def what_is_compared(
+def _what_is_compared(
     pair: Pair,
     dot: list[Run],  # of the pair, or wider
 ) -> dict:  # the first columns of a line
     "Which data, which encoder, how wide."
     c, D = pair.config, config_of(dot).dim
     data = dict(dataset=c.dataset, ties=c.tie_order, fraction=c.train_fraction)
-    return data | dict(encoder=encoder_name(c), width=D, wider=D > c.dim, why=why_so_wide(pair, dot))
+    return data | dict(encoder=encoder_name(c), width=D, wider=D > c.dim, why=_why_so_wide(pair, dot))
 
 
-def why_so_wide(
+def _why_so_wide(
     pair: Pair,
     dot: list[Run],  # of the pair, or wider
 ) -> str:  # '': as wide as MoL's embedding
@@ -116,7 +115,7 @@ def said_of(
     return 'mixed' if up and down else 'higher' if up else 'lower' if down else 'same'
 
 
-def counts_text(lines: pd.DataFrame, up: bool = True) -> str:
+def _counts_text(lines: pd.DataFrame, up: bool = True) -> str:
     "Encoder by encoder, on how many metrics it is so."
     clear = (lines.p_holm < level) & ((lines.difference > 0) == up)
     by_encoder = lines.groupby('encoder', sort=False)
@@ -141,7 +140,7 @@ wider_words = {
 
 def in_words(words: dict, lines: pd.DataFrame) -> str:
     "The sentence that the rule chooses."
-    return words[said_of(lines)].format(up=counts_text(lines), down=counts_text(lines, up=False))
+    return words[said_of(lines)].format(up=_counts_text(lines), down=_counts_text(lines, up=False))
 
 
 def conclusion(
@@ -178,7 +177,7 @@ def marked(r) -> str:  # a line of `pairs_table`
     return f'{r.encoder}{thin}{wide}' + '*' * (r.seeds < enough)
 
 
-def p_text(p: float) -> str:
+def _p_text(p: float) -> str:
     return '–' if pd.isna(p) else '< .001' if p < 0.001 else f'{p:.3f}'.lstrip('0')
 
 
@@ -202,7 +201,7 @@ def table_text(
         'MoL': lambda r: sig(r.mean_mol),
         'MoL less the dot product, points': worth,
         'gain': lambda r: percent(r.gain),
-        'p, by Holm': lambda r: p_text(r.p_holm),
+        'p, by Holm': lambda r: _p_text(r.p_holm),
         'seeds': lambda r: r.seeds_text,
     }
     return pd.DataFrame({header: [of(r) for r in lines] for header, of in columns.items()})
@@ -211,7 +210,7 @@ def table_text(
 density_columns = 'dataset ties encoder fraction per_item gain low high seeds users'.split()
 
 
-def density_line(pair: Pair, metric: str) -> dict:
+def _density_line(pair: Pair, metric: str) -> dict:
     "What a pair says, and on how much."
     line, part = against(pair, pair.dot, metric), pair.dot[0].record['split']
     half = line['half'] / line['mean_dot'] if line['mean_dot'] else math.nan
@@ -224,11 +223,11 @@ def density_table(
     pairs: list[Pair], metric: str = 'hr@10'
 ) -> pd.DataFrame:  # `density_columns` (low, high NaN: not known); the thinnest of a data set first
     "The relative gain of MoL over interactions per item."
-    table = pd.DataFrame([density_line(p, metric) for p in pairs], columns=density_columns)
+    table = pd.DataFrame([_density_line(p, metric) for p in pairs], columns=density_columns)
     return table.sort_values(['dataset', 'ties', 'encoder', 'per_item'], ignore_index=True)
 
 
-def one_curve(
+def _one_curve(
     ax,  # to draw in
     of: pd.DataFrame,  # lines of `density_table`: one data set and encoder
 ) -> None:
@@ -257,13 +256,13 @@ def density_figure(
         ax.axhline(0, color='#999999', lw=0.8)
         ax.set(xscale='log', xlabel='training interactions per item', ylabel='gain of MoL in HR@10, %')
         for _, of in table.groupby(['dataset', 'ties', 'encoder'], sort=False):
-            one_curve(ax, of)
+            _one_curve(ax, of)
         nice_log(ax.xaxis)
         ax.margins(x=0.25, y=0.2)
     return fig
 
 
-def thinned_text(of: pd.DataFrame) -> str:  # lines of one data set and encoder, the thinnest first
+def _thinned_text(of: pd.DataFrame) -> str:  # lines of one data set and encoder, the thinnest first
     "A sentence about the ends of a curve."
     thin, whole = of.iloc[0], of.iloc[-1]
     return (
@@ -279,7 +278,7 @@ def density_caption(
     if not len(table):
         return 'No pair is recorded yet, so nothing can be said of density.'
     curves = [of for _, of in table.groupby(['dataset', 'ties', 'encoder'], sort=False)]
-    said = [thinned_text(of) for of in curves if (of.fraction < 1).any() and len(of) > 1]
+    said = [_thinned_text(of) for of in curves if (of.fraction < 1).any() and len(of) > 1]
     few = (table.seeds < enough).sum()
     bars = f'{len(table)} pairs, bars: 95 % intervals over users and seeds'
     return ' '.join(
@@ -293,7 +292,7 @@ def density_caption(
 nothing = 'No pair is recorded yet: two rows that differ in the similarity alone.'
 
 
-def missing_text(commands: list[str]) -> str:
+def _missing_text(commands: list[str]) -> str:
     "Commands as a list; empty where nothing is missing."
     if not commands:
         return ''
@@ -318,7 +317,7 @@ def against_markdown(
             f'\\* fewer than {enough} seeds a side: nothing is concluded from it. p: users and seeds as draws, '
             f'corrected by Holm over all {int(table.p.notna().sum())} comparisons here.'
         )
-    return '\n\n'.join(filter(None, [*parts, missing_text(list(commands))])) + '\n'
+    return '\n\n'.join(filter(None, [*parts, _missing_text(list(commands))])) + '\n'
 
 # %% ../../nbs/80_report/21_mol_against_dot.ipynb #9bf1be76
 def build_against(

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['printed_names', 'anchor_metrics', 'own_table', 'printed', 'validation', 'chosen', 'read_both_ways', 'against',
-           'anchor_lines', 'rule_cells', 'both_verdicts', 'anchor_cells', 'finding_words', 'chosen_words',
-           'anchor_words', 'told_elsewhere', 'has_anchors']
+           'anchor_lines', 'rule_cells', 'anchor_cells', 'anchor_words', 'told_elsewhere', 'has_anchors']
 
 # %% ../../nbs/80_report/09_others.ipynb #d96e4bc7
 import math
@@ -97,7 +96,7 @@ def rule_cells(names) -> dict:  # keys of `sources`; header: column
     return {'ties': [r.ties for r in rules], 'hidden': [r.hidden for r in rules], 'epoch by': [r.epoch for r in rules]}
 
 
-def both_verdicts(
+def _both_verdicts(
     lines: pd.DataFrame,  # as `anchor_lines` gives it, of one figure: HR@10, then NDCG@10
 ) -> str:
     "The two verdicts; one where NDCG is not printed."
@@ -112,15 +111,15 @@ def anchor_cells(
     names = [g.source.iloc[0] for g in there]
     printed_by = {'printed by others': [g.model.iloc[0] for g in there], 'source': names, **rule_cells(names)}
     values = {metric_names(m): [sig(g.published[g.metric == m].iloc[0]) for g in there] for m in anchor_metrics}
-    return pd.DataFrame(printed_by | values | {'verdict on ours': list(map(both_verdicts, there))}, dtype=object)
+    return pd.DataFrame(printed_by | values | {'verdict on ours': list(map(_both_verdicts, there))}, dtype=object)
 
 
-def finding_words(models) -> list[str]:  # printed names of models
+def _finding_words(models) -> list[str]:  # printed names of models
     "What others found out of them."
     return [f'{name}, by {cite}: {said}.' for name, (cite, said) in findings.items() if name in set(models)]
 
 
-def chosen_words(
+def _chosen_words(
     top: Run,  # the row that stands for us
 ) -> str:
     "What it comes to, by either rule."
@@ -146,12 +145,12 @@ def anchor_words(
     top = chosen(runs)
     parts = [
         f'Ours is {top.label}, the row with the best HR@10 on validation, {sig(validation(top))}, of {len(runs)}:',
-        chosen_words(top),
+        _chosen_words(top),
         asked_notes.get(asked_of(top.config)),
         'The verdict is on HR@10, then on NDCG@10.',
         'Hidden, what cannot be a wrong answer; epoch by, the part that chose it; ?, the source does not say.',
     ]
-    return ' '.join(filter(None, [*parts, *finding_words(lines.model), *cited(lines.source)]))
+    return ' '.join(filter(None, [*parts, *_finding_words(lines.model), *cited(lines.source)]))
 
 # %% ../../nbs/80_report/09_others.ipynb #f2d14994
 own_table = ('amazon-beauty', 'amazon-sports', 'amazon-toys')  # whose printed figures stand elsewhere

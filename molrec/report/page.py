@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['details', 'svg_opening', 'figure', 'style', 'tables', 'section', 'document', 'report_body', 'fold', 'bold_fold',
-           'run_details', 'inline_svg', 'figure_html', 'figure_of', 'metric_tables', 'others_beside', 'block_html',
-           'page', 'block_markdown', 'others_markdown', 'folded', 'summary_markdown']
+           'run_details', 'inline_svg', 'figure_html', 'figure_of', 'block_html', 'page', 'block_markdown', 'folded',
+           'summary_markdown']
 
 # %% ../../nbs/80_report/10_page.ipynb #21336919
 import re
@@ -141,7 +141,7 @@ tables = template("""
 """)
 
 
-def metric_tables(
+def _metric_tables(
     table: pd.DataFrame,  # of a block
     tests: pd.DataFrame,  # of a block
     name: str,  # prefix of ids
@@ -174,7 +174,7 @@ Each test flips signs 10,000 times, so no adjusted p is below {{ least }}.</p>{{
 """)
 
 
-def others_beside(b: Block) -> tuple:  # `anchor_cells` and `anchor_words`; None and '' where there are none
+def _others_beside(b: Block) -> tuple:  # `anchor_cells` and `anchor_words`; None and '' where there are none
     "The figures of others beside a block."
     if not has_anchors(b.runs):
         return None, ''
@@ -189,7 +189,7 @@ def block_html(
     "Section of a block."
     rows = [r.label for r in b.runs]
     square = set_table(pairs_square(b.tests, rows), f'{b.name}-pairs') if len(rows) > 1 else ''
-    table, said = others_beside(b)
+    table, said = _others_beside(b)
     others = set_table(table, f'{b.name}-others', ('verdict on ours', *anchor_columns)) if said else ''
     return section(
         title=section_title(b.runs),
@@ -198,7 +198,7 @@ def block_html(
         remarks=b.remarks,
         others=others,
         cited=said,
-        tables=metric_tables(b.shown, b.tests, b.name, b.notebooks),
+        tables=_metric_tables(b.shown, b.tests, b.name, b.notebooks),
         square=square,
         least=f'{len(rows) * (len(rows) - 1) / 20_002:.2g}',
         runs=[run_details(r) for run in b.runs for r in run.each],
@@ -262,12 +262,12 @@ def block_markdown(
 
     more = [fold(names=', '.join(map(metric_names, rest))), *map(titled, rest), '</details>'] * (not brief)
     tables = [titled(m, f'{section_title(b.runs)}, ') for m in first]
-    return '\n\n'.join([*tables, *more, words(b), *others_markdown(b) * (not brief), *map(markdown_text, b.remarks)])
+    return '\n\n'.join([*tables, *more, words(b), *_others_markdown(b) * (not brief), *map(markdown_text, b.remarks)])
 
 
-def others_markdown(b: Block) -> list[str]:  # folded; empty where there are none
+def _others_markdown(b: Block) -> list[str]:  # folded; empty where there are none
     "The figures of others beside a block."
-    table, said = others_beside(b)
+    table, said = _others_beside(b)
     return [fold(names='What others print'), markdown_table(table), markdown_text(said), '</details>'] if said else []
 
 # %% ../../nbs/80_report/10_page.ipynb #5e412b00

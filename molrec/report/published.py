@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['published_source', 'n_published', 'published', 'last_out_source', 'published_last_out', 'published_stable',
            'published_epochs', 'published_dims', 'report_metrics', 'protocol_order', 'another_rule', 'published_name',
-           'as_many_negatives', 'published_metrics', 'published_row', 'standing']
+           'published_metrics', 'published_row', 'standing']
 
 # %% ../../nbs/80_report/04_published.ipynb #400f7650
 import pandas as pd
@@ -78,7 +78,7 @@ def published_name(config: dict) -> tuple:  # encoder and similarity, as a key o
     ]
 
 
-def as_many_negatives(
+def _as_many_negatives(
     config: dict,  # of a run
 ) -> bool:
     "SASRec and HSTU are published with at least 128 sampled negatives: fewer, or the whole catalogue, repeat nothing."
@@ -98,7 +98,7 @@ def published_metrics(
         return {}
     if config['epochs'] + config.get('warm_epochs', 0) < published_epochs[dataset]:
         return {}
-    if not as_many_negatives(config):
+    if not _as_many_negatives(config):
         return {}
     if dataset == 'ml-1m' and config['tie_order'] == 'stable':
         return published_stable.get(published_name(config), {})

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['hit_rates', 'questions', 'nothing', 'how_found', 'ten_rows_section', 'are_fractions', 'row_matrix', 'svd_scores',
-           'ranked', 'hit_counts', 'of_items', 'of_users', 'later_part', 'cut_by', 'suspects', 'under', 'of_report',
-           'pair_text', 'ten_rows_table', 'verdict_counts', 'told_apart', 'unseen', 'leak_table', 'leak_remark',
-           'ten_rows_markdown', 'leak_text', 'build_ten_rows', 'ten_rows_html']
+           'ranked', 'hit_counts', 'of_items', 'cut_by', 'suspects', 'under', 'of_report', 'ten_rows_table',
+           'verdict_counts', 'told_apart', 'unseen', 'leak_table', 'leak_remark', 'ten_rows_markdown', 'build_ten_rows',
+           'ten_rows_html']
 
 # %% ../../nbs/80_report/20_ten_rows.ipynb #a6298f3e
 import itertools
@@ -111,12 +111,12 @@ def of_items(rows: Sequences, wanted: np.ndarray) -> np.ndarray:  # masks, (T,)
     return wanted & (np.bincount(rows.items[wanted], minlength=rows.items.max() + 1) >= 5)[rows.items]
 
 
-def of_users(rows: Sequences, wanted: np.ndarray) -> np.ndarray:  # masks, (T,)
+def _of_users(rows: Sequences, wanted: np.ndarray) -> np.ndarray:  # masks, (T,)
     "Wanted positions whose user has five of them."
     return wanted & np.repeat(rows.count(wanted) >= 5, rows.lengths)
 
 
-def later_part(
+def _later_part(
     rows: Sequences,  # every user's whole history
     part: np.ndarray,  # of the calendar, (T,)
     base: np.ndarray,  # positions there are at all, (T,), bool
@@ -127,7 +127,7 @@ def later_part(
     known = np.repeat(rows.count(train) > 0, rows.lengths)
     if rule['known_items']:
         known &= (np.bincount(rows.items[train], minlength=rows.items.max() + 1) > 0)[rows.items]
-    first, then = (of_items, of_users) if rule['items_first'] else (of_users, of_items)
+    first, then = (of_items, _of_users) if rule['items_first'] else (_of_users, of_items)
     parts = [part > 0] if rule['together'] else [part == 1, part == 2]
     return np.logical_or.reduce([then(rows, first(rows, base & known & p)) for p in parts])
 
@@ -141,7 +141,7 @@ def cut_by(
     base = np.ones(len(part), bool)
     if rule['cut'] == 'before':
         base = latest_wanted(rows, base)
-    kept = (base & (part == 0)) | later_part(rows, part, base, rule)
+    kept = (base & (part == 0)) | _later_part(rows, part, base, rule)
     if rule['cut'] == 'between':
         kept = latest_wanted(rows, kept)
     train, targets = kept & (part == 0), kept & (part == (1 if rule['asked'] == 'validation' else 2))
@@ -172,7 +172,7 @@ def of_report(
     return [r for r in runs if standing(block_of(r)) == 'judged']
 
 
-def pair_text(r) -> str:  # a line of `results_table`
+def _pair_text(r) -> str:  # a line of `results_table`
     "Ours with its interval, and what is printed."
     ours = '–' if pd.isna(r.ours) else f'{sig(r.ours)} [{sig(r.low)}, {sig(r.high)}]'
     return f'{ours} / {sig(r.published)}'
@@ -184,7 +184,7 @@ def ten_rows_table(
     "Ours [95 % interval] / printed, row by row."
     lines = results_table(runs)
     wide = {
-        f'{m.upper()}, ours / printed': lines[lines.metric == m].set_index('row').apply(pair_text, axis=1)
+        f'{m.upper()}, ours / printed': lines[lines.metric == m].set_index('row').apply(_pair_text, axis=1)
         for m in ('mrr', *hit_rates)
     }
     return pd.DataFrame(wide).loc[list(dict.fromkeys(lines.row))].rename_axis('row').reset_index()
@@ -291,7 +291,7 @@ def ten_rows_markdown(
     ]
     twice = [r for r in runs if r.targets is not None and 'rank_unseen' in r.targets]
     if len(twice) > 1:
-        parts += [leak_remark(t := leak_table(twice)), markdown_table(leak_text(t))]
+        parts += [leak_remark(t := leak_table(twice)), markdown_table(_leak_text(t))]
     return '\n\n'.join(parts) + '\n'
 
 
@@ -301,7 +301,7 @@ how_found = (
 )
 
 
-def leak_text(table: pd.DataFrame) -> pd.DataFrame:  # of text
+def _leak_text(table: pd.DataFrame) -> pd.DataFrame:  # of text
     "The two readings as they are printed."
     return pd.DataFrame(
         {

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['budget_sources', 'chance_sources', 'how_wide', 'settings', 'alike', 'family', 'budget_line', 'users_line',
-           'same_twice', 'named_line', 'variance_budget', 'missing_sources', 'paired_runs', 'budget_names',
-           'budget_legend', 'short_name', 'inner_names', 'budget_figure', 'budget_caption', 'published_hr',
-           'budget_markdown']
+           'same_twice', 'variance_budget', 'missing_sources', 'paired_runs', 'inner_names', 'budget_figure',
+           'budget_caption', 'published_hr', 'budget_markdown']
 
 # %% ../../nbs/80_report/14_variance.ipynb #48e37a72
 import itertools
@@ -156,7 +155,7 @@ def same_twice(
     )
 
 
-def named_line(source: str, runs: list[Run], name) -> dict | None:
+def _named_line(source: str, runs: list[Run], name) -> dict | None:
     "A line of runs that `name` tells apart; `None` if there are fewer than two."
     return budget_line(source, {name(r): r.record['metrics']['test']['hr@10'] for r in runs}) if len(runs) > 1 else None
 
@@ -179,13 +178,13 @@ def variance_budget(
     lines = [
         users_line(first),
         twice,
-        named_line('several seeds', alike(first, rows, 'seed'), lambda r: f'seed {r.record["seed"]}'),
-        named_line(
+        _named_line('several seeds', alike(first, rows, 'seed'), lambda r: f'seed {r.record["seed"]}'),
+        _named_line(
             'tie order drawn again',
             alike(first, rows, 'tie_seed'),
             lambda r: f'tie seed {full_config(r.config)["tie_seed"]} ({cut(r)})',
         ),
-        named_line('tie order: stable or shuffled', ties, lambda r: f'{r.config["tie_order"]} ({cut(r)})'),
+        _named_line('tie order: stable or shuffled', ties, lambda r: f'{r.config["tie_order"]} ({cut(r)})'),
         budget_line('epoch rule', rules) if len(rules) > 1 else None,
     ]
     return pd.DataFrame([x for x in lines if x]).sort_values(
@@ -227,13 +226,13 @@ def paired_runs(
     return pd.DataFrame(lines, columns=['a', 'b', 'difference', 'low', 'high', 'p', 'changed'])
 
 # %% ../../nbs/80_report/14_variance.ipynb #a1ace099
-def budget_names(budget: pd.DataFrame) -> list:
+def _budget_names(budget: pd.DataFrame) -> list:
     "Label of each source, with how many runs or readings it rests on."
     what = {'bootstrap over users': '{:,} users', 'epoch rule': '{} readings'}
     return [f'{r.label}, {what.get(r.source, "{} runs").format(r.n)}' for r in budget.itertuples()]
 
 
-def budget_legend(fig: Figure, style: dict, hollow: bool) -> None:
+def _budget_legend(fig: Figure, style: dict, hollow: bool) -> None:
     "Key above the drawing."
     marks = [
         Line2D([], [], **style, ms=6, mew=0, lw=1.8, label='ours: runs and their range; of users the 95 % interval')
@@ -252,7 +251,7 @@ def budget_legend(fig: Figure, style: dict, hollow: bool) -> None:
     )
 
 # %% ../../nbs/80_report/14_variance.ipynb #06082d07
-def short_name(name):
+def _short_name(name):
     return name.split(' (')[0]
 
 
@@ -263,7 +262,7 @@ def inner_names(
     order = np.argsort(line.values, kind='stable')[1:-1]
     groups = np.split(order, np.flatnonzero(np.diff(np.array(line.values)[order]) > 0.0008) + 1)
     return [
-        (float(np.mean([line.values[i] for i in g])), ', '.join(short_name(line.names[i]) for i in g))
+        (float(np.mean([line.values[i] for i in g])), ', '.join(_short_name(line.names[i]) for i in g))
         for g in groups
         if len(g)
     ]
@@ -286,7 +285,7 @@ def budget_figure(
             for i, side in ((np.argmin(r.values), -1), (np.argmax(r.values), 1)):
                 if r.source in named and r.high > r.low:
                     ax.annotate(
-                        literal(short_name(r.names[i])),
+                        literal(_short_name(r.names[i])),
                         (r.values[i], y),
                         xytext=(8 * side, 0),
                         textcoords='offset points',
@@ -309,9 +308,9 @@ def budget_figure(
         if published == published:
             ax.axvline(published, color=style['color'], lw=0.9, ls=(0, (4, 4)), alpha=0.7)
             ax.plot(published, len(budget), **style, ms=6, mfc='white', mew=1.1, ls='')
-        rows_axis(ax, [*budget_names(budget), *['published'] * (published == published)], 'HR@10')
+        rows_axis(ax, [*_budget_names(budget), *['published'] * (published == published)], 'HR@10')
         ax.margins(x=0.25)
-        budget_legend(fig, style, published == published)
+        _budget_legend(fig, style, published == published)
     return fig
 
 # %% ../../nbs/80_report/14_variance.ipynb #b1b15442
@@ -372,7 +371,7 @@ def budget_markdown(
         return ''
     text = pd.DataFrame(
         {
-            'source': budget_names(b),
+            'source': _budget_names(b),
             'HR@10': [f'{r.low:.4f} to {r.high:.4f}' for r in b.itertuples()],
             'range, points': b.spread.map('{:.2f}'.format),
             'standard deviation, points': ['–' if pd.isna(s) else f'{s:.2f}' for s in b.sd],

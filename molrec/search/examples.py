@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ring_titles', 'small', 'small_mol', 'clustered', 'Listed', 'six_lists', 'World', 'two_tastes', 'Taught', 'taught',
-           'taught_world', 'ring_walk', 'ring_folder', 'ring_frames']
+           'taught_world', 'ring_folder', 'ring_frames']
 
 # %% ../../nbs/60_search/01_examples.ipynb #52cc26a1
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from ..data.examples import ring
 from ..similarities.dot import Head
 from ..similarities.mol import MoL
 from ..training.losses import draw_negatives, sampled_loss
@@ -139,15 +140,6 @@ ring_titles = [
 ] + [f'Film {i} ({1970 + i})' for i in range(20)]
 
 
-def ring_walk(
-    n_users: int = 60,
-    length: int = 14,  # films of each
-) -> np.ndarray:  # films, 0 to 29, (n_users, length)
-    "Who saw what, in order."
-    rng = np.random.default_rng(0)
-    return (rng.integers(30, size=(n_users, 1)) + rng.integers(1, 3, (n_users, length)).cumsum(1)) % 30
-
-
 def ring_folder(
     folder: Path,  # of data sets
     titles: list | None = ring_titles,  # of the films; None: nothing is known of them
@@ -156,22 +148,20 @@ def ring_folder(
 ) -> None:
     "The ring as a data set; people are 1 to 60, films 101 to 130."
     (folder / name).mkdir()
-    ids = dict(user_id=np.repeat(np.arange(60) + 1, 14), item_id=ring_walk().ravel() + 101)
-    seen = pd.DataFrame(ids | dict(timestamp=np.tile(np.arange(14), 60)))
-    seen.drop_duplicates(['user_id', 'item_id']).to_parquet(folder / name / 'interactions.parquet')
+    seen = ring(first_item=101).drop_duplicates(['user_id', 'item_id'])
+    seen.to_parquet(folder / name / 'interactions.parquet')
     if titles:
         films = pd.DataFrame(dict(item_id=np.arange(30) + 101, title=titles, **known))
         films.to_parquet(folder / name / 'items.parquet')
 
-
+# %% ../../nbs/60_search/01_examples.ipynb #73b646c9
 def ring_frames() -> tuple[pd.DataFrame, pd.DataFrame]:  # events and films
-    "The ring as frames; people are u00 to u59, films B00 to B29, and an hour is between two of them."
-    people, walk = np.repeat([f'u{i:02}' for i in range(60)], 14), [f'B{i:02}' for i in ring_walk().ravel()]
-    hours = np.tile(1_600_000_000 + 3600 * np.arange(14), 60)
-    films = pd.DataFrame(dict(item_id=[f'B{i:02}' for i in range(30)], title=ring_titles))
-    return pd.DataFrame(dict(user_id=people, item_id=walk, timestamp=hours)), films
+    "The ring as frames; people are u00 to u59, films B00 to B29."
+    events = ring(first_user=0, first_item=0, start=1_600_000_000, step_s=3600)
+    named = events.assign(user_id=events.user_id.map('u{:02}'.format), item_id=events.item_id.map('B{:02}'.format))
+    return named, pd.DataFrame(dict(item_id=[f'B{i:02}' for i in range(30)], title=ring_titles))
 
-
+# %% ../../nbs/60_search/01_examples.ipynb #ce6296ac
 small = dict(dim=16, max_length=12, ffn=16, batch_size=16, epochs=4, n_negatives=8, share=32)
 small |= dict(dropout=0.1, lr=1e-2, warmup_steps=5)  # settings of a run that takes a second
 small_mol = small | dict(similarity='mol', n_query=2, n_item=2, width=8, query_hidden=16, gate_hidden=8)

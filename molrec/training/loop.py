@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['total', 'check_loss', 'nothing', 'take_step', 'start', 'steps_before', 'train_stage', 'validate', 'followed',
-           'is_due', 'close_stage', 'bar_of', 'shown', 'Saver', 'is_going', 'train']
+           'is_due', 'close_stage', 'shown', 'Saver', 'train']
 
 # %% ../../nbs/50_training/06_loop.ipynb #54d40073
 import functools
@@ -163,7 +163,7 @@ def close_stage(
     state.mean = followed(state.mean, state.model.state_dict())
 
 # %% ../../nbs/50_training/06_loop.ipynb #1423c17f
-def bar_of(
+def _bar_of(
     state: State,  # of a run, perhaps in its middle
     plan: list[Stage],  # stages of the run
     progress: bool,  # show it?
@@ -218,7 +218,7 @@ class Saver:
             self.now()
 
 # %% ../../nbs/50_training/06_loop.ipynb #0a6daa5d
-def is_going(
+def _is_going(
     book: dict,  # of a run
     plan: list[Stage],  # its stages
     patience: int,  # validations without a better one before stopping
@@ -244,14 +244,14 @@ def train(
     saver = Saver(state, folder, identity or {}, save_every_s)
     saver.resume()
     state.book['threads'] = sorted({*state.book.get('threads', []), torch.get_num_threads()})
-    with bar_of(state, plan, progress, label) as bar:
+    with _bar_of(state, plan, progress, label) as bar:
 
         def on_step():
             bar.update()
             bar.set_postfix(shown(state.book, plan, task), refresh=False)
             saver.when_due()
 
-        while is_going(state.book, plan, recipe.patience):
+        while _is_going(state.book, plan, recipe.patience):
             train_stage(state, plan, task, recipe, on_step, on_gradients)
             close_stage(state, plan, task, recipe)
             saver.now()

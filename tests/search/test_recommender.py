@@ -16,9 +16,10 @@ import torch
 from molrec import Recommender
 from molrec.base.errors import ConfigError, DataError
 from molrec.cli import main as cli
+from molrec.data.examples import ring
 from molrec.search import lists
 from molrec.search.asked import kinds as asked_kinds
-from molrec.search.examples import ring_walk, small_mol
+from molrec.search.examples import small_mol
 from molrec.search.list_files import request_key
 from molrec.settings.config import Config
 from molrec.tasks.evaluation import evaluate
@@ -42,10 +43,10 @@ START = 1_600_000_000
 
 def walk(text: bool, users=60) -> pd.DataFrame:
     "People who walk around thirty films, an hour between two of them."
-    who, what = np.repeat(np.arange(users) + 1, 14), ring_walk(users).ravel() + 101
+    seen = ring(users, first_item=101, start=START, step_s=3600)
     if text:
-        who, what = [f'00{u}' for u in who], [f'B{i}' for i in what]
-    return pd.DataFrame(dict(user_id=who, item_id=what, timestamp=np.tile(START + 3600 * np.arange(14), users)))
+        seen = seen.assign(user_id=seen.user_id.map('00{}'.format), item_id=seen.item_id.map('B{}'.format))
+    return seen
 
 
 def titles(text: bool) -> pd.DataFrame:

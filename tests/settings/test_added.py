@@ -11,10 +11,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pandas as pd
 import pytest
 from nbdev.export import nb_export
+from walking import walkers
 
 ROOT = Path(__file__).resolve().parents[2]
 SIMILARITY = [
@@ -200,14 +200,6 @@ def add_cells(package, folder, page, *cells):
     copy = folder / Path(page).name
     nbformat.write(nb, copy)
     nb_export(copy, lib_path=package)
-
-
-def walkers(file, n_users=40, n_items=20, length=10):
-    "Interactions of users who walk around a ring."
-    rng = np.random.default_rng(0)
-    walk = (rng.integers(n_items, size=(n_users, 1)) + np.arange(length)) % n_items
-    table = dict(user_id=np.repeat(np.arange(n_users) + 1, length), item_id=walk.ravel() + 1)
-    pd.DataFrame(table | dict(timestamp=np.tile(np.arange(length) + 10**9, n_users))).to_csv(file, index=False)
 
 
 @pytest.fixture

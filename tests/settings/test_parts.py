@@ -7,16 +7,27 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from walking import walkers
 
 from molrec.base.errors import ConfigError
 from molrec.data.packed import PackedBatch
 from molrec.data.sequences import Sequences
 from molrec.report.plots import method_style, methods
 from molrec.search.index import Index, relative_recall
-from molrec.settings.config import Config, choices, groups
-from molrec.settings.parts import Settings, names, part, parts
+from molrec.search.recommender import Recommender
+from molrec.settings.config import (
+    Config,
+    choices,
+    groups,
+    load_config,
+    make_config,
+    parse_overrides,
+    run_id,
+    settings_text,
+)
+from molrec.settings.parts import Settings, forget, names, part, parts, setting
 from molrec.similarities.dot import Head
-from molrec.similarities.similarity import score_tiles
+from molrec.similarities.similarity import Similarity, score_tiles
 from molrec.tasks.model import make_encoder, make_similarity
 from molrec.tasks.objective import row_loss
 
@@ -76,7 +87,7 @@ def test_looks_differ_and_a_part_without_one_gets_the_next(monkeypatch):
     try:
         look = method_style('plain')
     finally:
-        del parts['similarity']['plain']
+        forget('similarity', 'plain')
     assert tuple(look.values()) not in methods.values()
 
 
@@ -137,3 +148,78 @@ def test_an_index_is_one_and_finds_what_scoring_everything_finds(name):
     kind, model = parts['index'][name].load(), SimpleNamespace(similarity=similarity.eval(), head=Head(D, 4).eval())
     truth = parts['index']['brute-force'].load().build(model, items).search(queries, 5)[0]
     assert issubclass(kind, Index) and relative_recall(kind.build(model, items).search(queries, 5)[0], truth) == 1
+
+
+# -- a part that somebody declares late, in a script of their own --
+
+
+class Stretched(Similarity):
+    "A dot product, stretched."
+
+    def __init__(self, dim, stretch=1.0):
+        super().__init__()
+        self.between = torch.nn.Parameter(torch.eye(dim) * stretch)
+
+    def query_side(self, queries, users=None):
+        return (queries @ self.between,)
+
+    def scores(self, query_side, item_side):
+        (q,), (x,) = query_side, item_side
+        return q @ x.T if x.dim() == 2 else torch.einsum('bd,brd->br', q, x)
+
+
+@pytest.fixture
+def stretched():
+    "A similarity with a setting, declared after everything was imported."
+
+    @part('similarity', 'stretched', f'{__name__}:Stretched')
+    @dataclasses.dataclass(frozen=True)
+    class StretchedSettings(Settings):
+        stretch: float = setting(1.0, 0, 10, help='that the matrix starts with')
+
+    yield StretchedSettings
+    forget('similarity', 'stretched')
+
+
+def test_a_late_part_brings_its_settings_everywhere(stretched, tmp_path):
+    before = run_id(Config())
+    assert 'stretched' in choices['similarity'] and '  stretch ' in settings_text()
+    c = make_config(dict(similarity='stretched') | parse_overrides([('stretch', '2')]))
+    assert c.stretch == 2.0 and run_id(c) != run_id(Config(similarity='stretched')) and before == run_id(Config())
+    (tmp_path / 'row.yaml').write_text('similarity: stretched\nstretch: 0.5\n')
+    assert load_config(tmp_path / 'row.yaml').stretch == 0.5
+    with pytest.raises(ConfigError, match='stretch: got 11.0, wanted at least 0 and at most 10'):
+        Config(similarity='stretched', stretch=11)
+    with pytest.raises(ConfigError, match='with similarity dot, which has no such setting; it belongs to stretched'):
+        make_config(dict(stretch=2))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        c.stretched = 3
+
+
+def test_a_late_part_trains_and_serves(stretched, tmp_path):
+    walkers(tmp_path / 'events.csv')
+    pace = dict(dim=8, ffn=8, epochs=1, n_negatives=8, share=64, max_length=8)
+    r = Recommender.fit(tmp_path / 'events.csv', progress=False, similarity='stretched', stretch=0.5, **pace)
+    assert (r.trained.config.similarity, r.trained.config.stretch) == ('stretched', 0.5)
+    assert len(r.recommend(users=[1, 2], k=3, progress=False)) == 6
+
+
+def test_what_is_forgotten_leaves_no_setting_behind_and_old_configurations_stand(stretched):
+    made = Config(similarity='stretched', stretch=2)
+    forget('similarity', 'stretched')
+    assert made.stretch == 2
+    with pytest.raises(ConfigError, match="unknown key 'stretch'"):
+        make_config(dict(stretch=2))
+    part('similarity', 'stretched', f'{__name__}:Stretched')(stretched)
+
+
+def test_a_late_part_can_neither_rename_old_runs_nor_mean_something_else_by_a_name():
+    renaming = dataclasses.make_dataclass(
+        'A', [('loud', int, setting(1, said='always', help='x'))], bases=(Settings,), frozen=True
+    )
+    other = dataclasses.make_dataclass('B', [('dim', int, setting(7, help='x'))], bases=(Settings,), frozen=True)
+    with pytest.raises(ConfigError, match='loud: .* every run'):
+        part('similarity', 'late', 'mine:A')(renaming)
+    with pytest.raises(ConfigError, match='dim: similarity late declares it otherwise'):
+        part('similarity', 'late', 'mine:B')(other)
+    assert 'late' not in names('similarity') and Config().dim == 50
