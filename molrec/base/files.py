@@ -24,7 +24,7 @@ import numpy as np
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 # %% ../../nbs/00_base/03_files.ipynb #88660363
 class WriteError(OSError):

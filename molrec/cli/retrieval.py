@@ -27,7 +27,7 @@ def searchable(
     runs: Path,  # folder of records
     scale: str,  # smoke, quick or paper
 ) -> list:  # of (Config, its record's folder)
-    "Recorded runs that have a head for stage 1: rows of the checkout, or all that is recorded in a folder of one's own."
+    "Recorded runs with a head for stage 1: rows of the checkout, or all that a folder of one's own has."
     from molrec.records.listing import readable  # late: pandas takes half a second to import
 
     if place.own:

@@ -6,6 +6,7 @@
 __all__ = ['Absent']
 
 # %% ../../nbs/70_kernels/02a_language.ipynb #a541d950
+import inspect
 from typing import Any
 
 from ..base.extras import need
@@ -21,7 +22,8 @@ class Absent:
     "In the place of Triton where it is not installed: every name is there, and nothing but sizes can be had."
 
     def jit(self, kernel: Any) -> Any:
-        "A decorator that leaves the function as it is."
+        "A decorator that leaves the function as it is, but for the names of its arguments."
+        kernel.arg_names = [*inspect.signature(kernel).parameters]
         return kernel
 
     def next_power_of_2(self, n: int) -> int:

@@ -9,6 +9,7 @@ __all__ = ['ring_titles', 'small', 'small_mol', 'clustered', 'Listed', 'six_list
 # %% ../../nbs/60_search/01_examples.ipynb #52cc26a1
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ def six_lists() -> Listed:  # the same at every call
     "What stage 2 is asked; torch's seed is set for it."
     torch.manual_seed(0)
     mol = MoL(50).eval().requires_grad_(False)
-    for p in mol.gate_pair.parameters():
+    for p in cast(nn.Module, mol.gate_pair).parameters():
         p.mul_(2)
     rows = torch.stack([torch.randperm(5000)[:300] for _ in range(6)]).int()
     return Listed(mol, torch.randn(5000, 50), torch.randn(6, 50), rows, torch.tensor([300, 299, 17, 1, 0, 300]))
@@ -172,6 +173,6 @@ def ring_frames() -> tuple[pd.DataFrame, pd.DataFrame]:  # events and films
     return pd.DataFrame(dict(user_id=people, item_id=walk, timestamp=hours)), films
 
 
-small = dict(dim=16, max_length=12, ffn=16, batch_size=16, epochs=4, n_negatives=8, share=32)
+small: dict = dict(dim=16, max_length=12, ffn=16, batch_size=16, epochs=4, n_negatives=8, share=32)
 small |= dict(dropout=0.1, lr=1e-2, warmup_steps=5)  # settings of a run that takes a second
 small_mol = small | dict(similarity='mol', n_query=2, n_item=2, width=8, query_hidden=16, gate_hidden=8)

@@ -16,6 +16,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -219,7 +220,8 @@ def declarations() -> (
     dict
 ):  # name of a setting: its field, and the parts that own it, as (kind, name); (): the run itself
     "Every setting, where it was declared first, and whose it is."
-    found, owners = {}, {}
+    found: dict = {}
+    owners: dict = {}
     for group in groups:
         for f in dataclasses.fields(group):
             found[f.name], owners[f.name] = f, []
@@ -248,7 +250,7 @@ def flat(
     return f.name, f.type, dataclasses.field(default=f.default, metadata=about)
 
 # %% ../../nbs/05_settings/01_config.ipynb #6be75893
-Composed = dataclasses.make_dataclass('Composed', [flat(*d) for d in declarations().values()], frozen=True)
+Composed: Any = dataclasses.make_dataclass('Composed', [flat(*d) for d in declarations().values()], frozen=True)
 
 
 @dataclass(frozen=True)

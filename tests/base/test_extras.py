@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import tomllib
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -82,7 +81,9 @@ def test_a_command_names_the_extra_that_it_needs(words, names, extra, tmp_path):
 
 
 def test_data_plan_and_doctor_need_no_extra(tmp_path):
-    (tmp_path / 'plays.csv').write_text('user_id,item_id,timestamp\n' + ''.join(f'{u},{i},{u + i}\n' for u in range(9) for i in range(9)))
+    (tmp_path / 'plays.csv').write_text(
+        'user_id,item_id,timestamp\n' + ''.join(f'{u},{i},{u + i}\n' for u in range(9) for i in range(9))
+    )
     for words in (['data', 'check', 'plays.csv'], ['plan', '--items', '1000'], ['--help']):
         said = without(everything, f'from molrec.cli.main import main; sys.exit(main({words!r}))', tmp_path)
         assert said.returncode == 0 or words == ['--help'], said.stderr

@@ -1,6 +1,7 @@
 "The search bench end to end at toy size: files, columns, and verdicts that claim no more than was measured."
 
 import sys
+
 import pandas as pd
 import pytest
 import torch
