@@ -92,7 +92,9 @@ def built(tmp_path_factory):
     copy, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('built')
     skipped = shutil.ignore_patterns('.*', 'reports', 'work', '_docs', 'build', 'dist', '*.egg-info', '__pycache__')
     shutil.copytree(ROOT, copy, ignore=skipped, dirs_exist_ok=True)
-    code = 'import sys; from setuptools import build_meta as b; b.build_sdist(sys.argv[1]); b.build_wheel(sys.argv[1])'
+    code = (
+        'import sys; from setuptools import build_meta as b; out = sys.argv[1]; b.build_sdist(out); b.build_wheel(out)'
+    )
     done = subprocess.run([sys.executable, '-c', code, out], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return next(out.glob('*.whl')), next(out.glob('*.tar.gz'))
