@@ -12,7 +12,7 @@ $(error SCALE is smoke, quick or paper, not '$(SCALE)')
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help report check test lab readme book setup clean
+.PHONY: help report check test matrix lab readme book setup clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,9 @@ check: $(VENV)/.ready ## under a minute: modules in sync, notebooks clean and fo
 
 test: $(VENV)/.ready ## modules and notebooks in order, every notebook's lessons, then pytest
 	@tests/run.sh
+
+matrix: ## the oldest and the newest versions that the package allows, on every Python there is (5 GB each)
+	@tests/matrix.sh
 
 lab: $(VENV)/.ready ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab nbs
@@ -66,7 +69,7 @@ $(VENV)/.packages: requirements.txt
 
 # nbdev_install_hooks also writes to the user's own Jupyter settings, which this project has no use for (jupyter_hooks is off): it gets
 # another HOME. The hooks are then pointed at .venv, so that a merge works outside of it too.
-$(VENV)/.ready: $(VENV)/.packages setup.py settings.ini
+$(VENV)/.ready: $(VENV)/.packages pyproject.toml settings.ini
 	@set -e; \
 	echo "set-up 3/4  the molrec command and the Jupyter kernel"; \
 	$(BIN)/pip install -qq --no-deps --no-build-isolation --use-pep517 -e .; \

@@ -76,11 +76,6 @@ def test_the_versions_tried_together_are_the_ones_required():
     assert set(TRIED) - {r.split(';')[0] for r in required()} == set()
 
 
-def test_settings_ini_requires_what_requirements_txt_does():
-    use, work = (settings()[key].split() for key in ('requirements', 'dev_requirements'))
-    assert use + work == required()
-
-
 def test_environment_yml_takes_its_versions_from_requirements_txt():
     conda = yaml.safe_load((ROOT / 'environment.yml').read_text())['dependencies']
     assert conda == [f'python={settings()["min_python"]}', 'pip', {'pip': ['-r requirements.txt', '-e .']}]
@@ -302,7 +297,7 @@ def test_continuous_integration_runs_readmes_test_command():
     assert os.access(run, os.X_OK) and run.read_text().splitlines()[-1] == commands()[-1]
 
 
-@pytest.mark.parametrize('target', 'report test lab readme book setup clean help'.split())
+@pytest.mark.parametrize('target', 'report test matrix lab readme book setup clean help'.split())
 def test_make_lists_its_commands(target):
     said = subprocess.run(['make', '-s'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert re.search(rf'^  make {target}\b', said, re.M)
@@ -319,6 +314,7 @@ def test_tests_lie_in_the_rooms_they_test():
     assert folders <= {*ROOMS, 'experiments'}
     assert {p.stem for p in (ROOT / 'tests').glob('test_*.py')} == {
         'test_front',
+        'test_package',
         'test_links',
         'test_project',
         'test_sync',

@@ -9,7 +9,6 @@ __all__ = ['libraries', 'version_of', 'cpu_name', 'environment', 'git', 'code_ve
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -81,9 +80,15 @@ def code_version() -> dict:
 
 # %% ../../nbs/00_base/04_environment.ipynb #80ae5f17
 def peak_memory_mib() -> float:
-    "Largest resident size of this process so far, MiB."
+    "Largest resident size of this process so far, MiB; 0 where the system does not say."
     try:
-        return int(re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) / 2**10
-    except (OSError, TypeError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if told := re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text()):
+            return int(told[1]) / 2**10
+    except OSError:
+        pass
+    try:
+        import resource  # late: Windows has none
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == 'darwin' else peak / 2**10

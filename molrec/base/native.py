@@ -25,6 +25,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def wait_for(
     limit_s: float,  # seconds it may take
 ) -> None:
     "Until it ends; one that takes too long or prints too much is ended, with its children."
-    until, name = time.monotonic() + limit_s, process.args[0]
+    until, name = time.monotonic() + limit_s, cast(list, process.args)[0]
     try:
         while process.poll() is None:
             if time.monotonic() > until:
@@ -101,7 +102,7 @@ def output_of(
 
 # %% ../../nbs/00_base/05_native.ipynb #3d069fb3
 flags = ('-O3', '-march=native', '-fno-math-errno', '-fno-trapping-math', '-fno-strict-aliasing', '-shared', '-fPIC')
-stuck = {}  # path of a compiler to why it is not asked again in this process
+stuck: dict[str, str] = {}  # path of a compiler to why it is not asked again in this process
 
 
 def ask(
@@ -144,7 +145,7 @@ def compile_c(
     with neighbour(Path(tempfile.gettempdir()) / 'molrec-loop.so') as library:
         library.with_name('loop.c').write_text(source)
         words = [*flags, *(f'-D{k}={v}' for k, v in constants.items()), 'loop.c', '-o', str(library)]
-        ask(compiler(), words, compile_s, library.parent)
+        ask(str(compiler()), words, compile_s, library.parent)
         if not library.exists():
             raise OSError(f'{compiler()} wrote no library')
         return library.read_bytes()
@@ -210,6 +211,7 @@ def kept(
         content = read_own(name, folder)
         if read_own(f'{name}.sha256', folder) == note(name, content):
             return content
+    return None
 
 
 def keep(
@@ -252,8 +254,8 @@ def load_library(
             raise OSError(f'the library does not load: {str(e).replace(str(file), "it")}') from None
 
 # %% ../../nbs/00_base/05_native.ipynb #7d57bfa7
-problems = {}  # name of a library to why it is not there
-told = {}  # what has been said in this process, by kind
+problems: dict[str, str] = {}  # name of a library to why it is not there
+told: dict[str, object] = {}  # what has been said in this process, by kind
 
 
 def say_once(
@@ -299,6 +301,7 @@ def build(
         problems[name] = str(e)
         if '#error' not in problems[name]:
             say_once('build', f'{name} runs in torch, slower: {e} (molrec doctor says more)')
+        return None
 
 # %% ../../nbs/00_base/05_native.ipynb #95809207
 def address(

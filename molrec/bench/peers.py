@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['packages', 'lists', 'recipes', 'graph_most', 'probes', 'knobs', 'makers', 'peer_labels', 'clustered', 'exact_top',
-           'overlap', 'kept', 'Peer', 'tune', 'development', 'faiss_parameters', 'faiss_peer', 'usearch_peer',
-           'torch_peer', 'own_peer', 'build', 'arithmetic_alone', 'copying', 'stage1_bytes']
+           'overlap', 'kept', 'Peer', 'tune', 'faiss_parameters', 'faiss_peer', 'usearch_peer', 'torch_peer',
+           'own_peer', 'build', 'arithmetic_alone', 'copying', 'stage1_bytes']
 
 # %% ../../nbs/85_bench/07_peers.ipynb #0191a8c1
-import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..base.errors import ConfigError
+from ..base.extras import optional
 from ..embeddings.quantize import quantize
 from ..search.stage1 import Stage1
 
@@ -98,18 +97,6 @@ def tune(
 # %% ../../nbs/85_bench/07_peers.ipynb #5d454c67
 packages = dict(faiss='faiss-cpu', usearch='usearch')
 
-
-def development(
-    module: str,  # a key of `packages`
-):  # the module
-    "A library that only the bench uses."
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise ConfigError(
-            f'{module}: got no such library, wanted it for the comparison: pip install {packages[module]}'
-        ) from None
-
 # %% ../../nbs/85_bench/07_peers.ipynb #a46c3b75
 lists = lambda n: min(1024, max(1, n // 40))  # k-means wants 40 vectors per centroid
 recipes = {  # FAISS's own short names
@@ -133,7 +120,7 @@ def faiss_parameters(
     setting: str,  # 'nprobe 8', 'ef 1000', 'k_factor 2' or ''
 ):  # for `search`
     "A setting as FAISS wants it."
-    faiss, (name, value) = development('faiss'), (setting.split() or ['', 0])
+    faiss, (name, value) = optional('faiss'), (setting.split() or ['', 0])
     if name == 'nprobe':
         return faiss.SearchParametersIVF(nprobe=int(value))
     if name == 'ef':
@@ -147,7 +134,7 @@ def faiss_peer(
     n_train: int = 100_000,  # vectors for k-means, at most
 ) -> Peer:
     "A FAISS index over inner products."
-    faiss, (n, w) = development('faiss'), vectors.shape
+    faiss, (n, w) = optional('faiss'), vectors.shape
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.index_factory(w, recipes[method](n, w), faiss.METRIC_INNER_PRODUCT)
     index.train(vectors[:: max(1, n // n_train)].numpy())
@@ -170,8 +157,7 @@ def usearch_peer(
     storage: str = 'i8',  # or 'f16', 'bf16', 'f32'
 ) -> Peer:
     "A usearch graph over inner products."
-    development('usearch')
-    from usearch.index import Index
+    Index = optional('usearch.index').Index
 
     threads = torch.get_num_threads()
     index = Index(ndim=vectors.shape[1], metric='ip', dtype=storage, connectivity=16, expansion_add=64)

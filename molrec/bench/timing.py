@@ -9,7 +9,6 @@ __all__ = ['pair_flops', 'position_flops', 'matmul_rate', 'page_faults', 'kernel
 # %% ../../nbs/85_bench/01_timing.ipynb #9bfb32b1
 import json
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -49,10 +48,14 @@ def matmul_rate(
 
 # %% ../../nbs/85_bench/01_timing.ipynb #325d3168
 def page_faults() -> int:
+    import resource  # late: Windows has none
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt  # pages handed to this process so far
 
 
 def kernel_s() -> float:
+    import resource  # late: Windows has none
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_stime  # seconds inside the kernel so far, all threads
 
 # %% ../../nbs/85_bench/01_timing.ipynb #1e85f7ac

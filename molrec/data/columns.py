@@ -286,6 +286,7 @@ def _parse_columns(
     text: str | dict,  # 'user_id=visitorid,item_id=itemid', or the same as a mapping
 ) -> dict:  # role -> name of a column; '' where the file is said to have none
     "Columns as a user names them."
+    pairs: list[tuple[str, ...]]
     if isinstance(text, dict):
         pairs = [(str(k), str(v)) for k, v in text.items()]
     else:
@@ -296,7 +297,7 @@ def _parse_columns(
                 f'columns: got {"=".join(pair)!r}, wanted user_id=NAME,item_id=NAME,timestamp=NAME '
                 '(no name after timestamp=: the file has no times)'
             )
-    return dict(pairs)
+    return {role: name for role, name in pairs}
 
 
 def _role_of(

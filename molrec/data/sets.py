@@ -76,9 +76,8 @@ def _known_rows(
 ) -> pd.DataFrame:
     "Interactions of a set that is known, checked against what is known of it."
     own = own_folder(name, data_dir)
-    if not own:
+    if not own or not (file := file_of(own, 'interactions')):
         return check_interactions(_cached_table(name, 'interactions'), name)
-    file = file_of(own, 'interactions')
     rows = pd.read_parquet(file) if file.suffix == '.parquet' else read_interactions(file, time_unit='s').interactions
     return check_known(check_interactions(rows, str(file)), catalogue[name], name)
 

@@ -55,7 +55,8 @@ def _running_medians(
     gaps: np.ndarray,  # (L,), int64
 ) -> list[int]:  # L + 1 numbers, rounded down: of no gap (0), of the first, of the first two, ...
     "The median of all gaps so far."
-    seen, medians = [], [0]
+    seen: list[int] = []
+    medians = [0]
     for gap in gaps.tolist():
         bisect.insort(seen, gap)
         medians.append((seen[(len(seen) - 1) // 2] + seen[len(seen) // 2]) // 2)

@@ -87,7 +87,7 @@ def onednn_matmul():
 @functools.cache
 def onednn_keeps_fp32() -> bool:
     "Are oneDNN's products exact to fp32 rounding on this machine?"
-    if not torch.backends.mkldnn.is_available():
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.backends.mkldnn, 'matmul')):  # torch < 2.9
         return False
     draw, gaps = torch.Generator().manual_seed(0), []
     for n, k, m in [

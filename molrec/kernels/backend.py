@@ -54,8 +54,8 @@ def use_triton(
     if impl == 'triton' and not there:
         raise ConfigError(
             (
-                "impl: got 'triton', but Triton is not installed here; it exists for Linux only: pip install "
-                "triton, or take impl='auto'"
+                "impl: got 'triton', but Triton is not installed here; it exists for Linux only: "
+                "pip install 'molrec[triton]', or take impl='auto'"
             )
         )
     if impl == 'triton' and not (on_gpu or interpreted()):

@@ -16,12 +16,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..base.errors import ConfigError, DataError
 from .backend import Tuned, interpreted, use_triton, waves
+from .language import tl, triton
 from .resources import Build, resources
 from .roofline import Work, roofline
 from .time_buckets import bucket_starts, n_buckets, time_buckets

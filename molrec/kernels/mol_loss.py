@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..base.errors import ConfigError, DataError
 from .backend import Tuned, interpreted, use_triton, waves
+from .language import tl, triton
 from .mol_score import no_gate
 from .resources import Build
 from .roofline import Work

@@ -14,12 +14,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..base.errors import ConfigError, DataError
 from .backend import Tuned, interpreted, use_triton, waves
+from .language import tl, triton
 from .resources import Build
 from .roofline import Work
 

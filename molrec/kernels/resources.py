@@ -21,6 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..base.errors import ConfigError
+from ..base.extras import optional
 from ..base.files import cache_dir
 from .roofline import gpus
 
@@ -48,7 +49,7 @@ def compiled(
     arch: str,  # of `gpus`
 ):  # Triton's compiled kernel
     "Machine code for a GPU that need not be there."
-    import triton
+    triton = optional('triton')
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

@@ -11,12 +11,11 @@ __all__ = ['largest', 'dtypes', 'settings', 'configs', 'quantizer', 'gatherer', 
 
 # %% ../../nbs/70_kernels/04_rowwise.ipynb #f9feba09
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..base.errors import ConfigError, DataError
 from .backend import Tuned, use_triton, waves
+from .language import tl, triton
 from .resources import Build
 from .roofline import Work
 

@@ -12,12 +12,11 @@ __all__ = ['few', 'many', 'tiles', 'written', 'targets', 'slow', 'scanner', 'sco
 
 # %% ../../nbs/70_kernels/05_scan.ipynb #35434a00
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..base.errors import ConfigError, DataError
 from .backend import Tuned, interpreted, use_triton, waves
+from .language import tl, triton
 from .resources import Build
 from .roofline import Work
 from .rowwise import e4m3_value, neighbours

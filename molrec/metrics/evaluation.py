@@ -279,7 +279,7 @@ def evaluate_lists(
     "Every metric that can be computed of lists that any system made."
     tables = dict(lists=lists, truth=truth, train=train, features=features, catalogue=catalogue)
     tables, n_items = comparable({name: t for name, t in tables.items() if t is not None})
-    notes = []
+    notes: list[str] = []
     asked = targets_of(tables['truth'], notes)
     row, users = pd.factorize(asked.user_id)
     asked, counts = asked.iloc[np.argsort(row, kind='stable')], np.bincount(row)

@@ -14,12 +14,12 @@ from .ranks import Ranks
 # %% ../../nbs/20_metrics/07_examples.ipynb #af7c2ba6
 def two_users() -> Ranks:
     "A user with targets at ranks 12, 3 and 40, and one with targets at ranks 1 and 2."
-    return Ranks(users=[4, 9], offsets=[0, 3, 5], ranks=[12, 3, 40, 1, 2])
+    return Ranks(users=np.array([4, 9]), offsets=np.array([0, 3, 5]), ranks=np.array([12, 3, 40, 1, 2]))
 
 # %% ../../nbs/20_metrics/07_examples.ipynb #3fd5f57e
 def three_lists() -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # lists (3, 3), targets (5,), their offsets (4,)
     "A full list, a short one, an empty one, and what was wanted."
-    lists = check_lists([[0, 1, 2], [0, 3, -1], [-1, -1, -1]])
+    lists = check_lists(np.array([[0, 1, 2], [0, 3, -1], [-1, -1, -1]]))
     return lists, np.array([1, 2, 9, 0, 4]), np.array([0, 3, 4, 5])
 
 

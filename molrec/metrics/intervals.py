@@ -37,7 +37,7 @@ def paired_test(
     b: np.ndarray,  # the same users under the other, of the same shape
     seed: int = 0,  # of the sign flips
     n_perm: int = 10_000,  # sign flips; the smallest p is 1/(n_perm + 1)
-) -> float:  # two-sided p-value, above 0 to 1; of m pairs, (m,)
+) -> float | np.ndarray:  # two-sided p-value, above 0 to 1; of m pairs, (m,)
     "Sign-flip permutation test of the mean difference over users."
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
@@ -50,7 +50,7 @@ def paired_test(
     for start in range(0, n_perm, 1_000):
         signs = rng.integers(0, 2, (min(1_000, n_perm - start), len(pairs)), dtype=np.int8)
         extreme += (abs((2 * signs - 1).astype(np.float64) @ pairs) >= seen - 1e-9).sum(0)
-    p = (1 + extreme) / (1 + n_perm)
+    p = np.asarray((1 + extreme) / (1 + n_perm))
     return p if a.ndim > 1 else float(p[0])
 
 # %% ../../nbs/20_metrics/04_intervals.ipynb #c00ed584

@@ -141,7 +141,7 @@ class Metric:
         return tuple(p for p in inspect.signature(self.function).parameters if p != 'k')
 
 
-registered = {}  # name: `Metric`, in the order of definition
+registered: dict = {}  # name: `Metric`, in the order of definition
 
 
 def metric(

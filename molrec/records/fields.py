@@ -9,7 +9,7 @@ __all__ = ['kinds', 'kind_words', 'setting_kinds', 'settings_needed', 'record_fi
 
 # %% ../../nbs/55_records/01_fields.ipynb #a7088ae5
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -73,7 +73,7 @@ settings_needed = 'row dataset protocol tie_order encoder similarity loss scale 
 
 def setting_fields() -> dict:  # path: Field
     "What the configuration declares of its settings."
-    declared = {f.name: setting_kinds.get(getattr(f.type, '__name__', f.type)) for f in fields(Config)}
+    declared = {f.name: setting_kinds.get(getattr(f.type, '__name__', str(f.type))) for f in fields(Config)}
 
     def path(name):
         return f'config.{name}' + '?' * (name not in settings_needed)
@@ -203,6 +203,7 @@ def found(
         yield where, value
         return
     head, _, rest = path.partition('.')
+    inside: Iterable
     if head == '[]':
         inside = enumerate(value) if isinstance(value, list) else ()
     elif not isinstance(value, dict):

@@ -115,7 +115,7 @@ def run_command(
 
 def flat(content: dict, prefix: str = '') -> dict:
     "Nested keys joined by dots."
-    found = {}
+    found: dict = {}
     for k, v in content.items():
         found |= flat(v, f'{prefix}{k}.') if isinstance(v, dict) else {f'{prefix}{k}': v}
     return found

@@ -10,6 +10,7 @@ __all__ = ['kept_files', 'Run', 'check_tables', 'has_items', 'notebook_of', 'rea
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -32,18 +33,21 @@ from molrec.records.tables import (
 from ..settings.config import Config
 from ..settings.parts import parts
 
+if TYPE_CHECKING:
+    from molrec.metrics.ranks import Ranks  # by a type checker alone: torch takes seconds to import
+
 # %% ../../nbs/55_records/03_run.ipynb #d3a6619f
 @dataclass(frozen=True, eq=False)
 class Run:
     "A record and its tables."
 
     record: dict  # content of record.json
-    ranks: object  # `Ranks` of the test targets; None: another task, which ranks nothing
+    ranks: 'Ranks'  # of the test targets; None: another task, which ranks nothing
     label: str  # the row's name in tables
     notebook: str = ''  # its executed notebook, from the report's folder; '': not there
     repeats: tuple = ()  # of `Run`: the same row with other seeds
-    targets: pd.DataFrame | None = None  # user_id, item_id, rank: the ranks with the ids of the source
-    public: object = None  # `Ranks` by the public rule; None: not known
+    targets: Any = None  # user_id, item_id, rank: the ranks with the ids of the source
+    public: 'Ranks | None' = None  # `Ranks` by the public rule; None: not known
     items: pd.DataFrame | None = None  # as `read_items` gives it; None: an older record, which has none
 
     @property
@@ -72,8 +76,8 @@ def check_tables(
         if not np.array_equal(run.public.users, run.ranks.users):
             raise DataError(f'{folder / "ranks-public.parquet"}: other users than in ranks.parquet')
         check_metrics(record['public_rule']['metrics'], run.public, file)
-    unknown = run.targets.item_id[~run.targets.item_id.isin(run.items.item_id)] if run.items is not None else []
-    if len(unknown):
+    unknown = run.targets.item_id[~run.targets.item_id.isin(run.items.item_id)] if run.items is not None else None
+    if unknown is not None and len(unknown):
         raise DataError(f'{folder / "items.parquet"}: no item {unknown.iloc[0]}, which ranks.parquet has')
     return run
 

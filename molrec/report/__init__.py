@@ -4,6 +4,9 @@
 __all__ = []
 
 # %% ../../nbs/80_report/00_report.ipynb #bd439822
+from ..base.extras import need
 from ..base.lazy import lazy
+
+need('matplotlib', 'great_tables', 'jinja2', 'markupsafe', 'nbconvert')
 
 __getattr__, __dir__ = lazy(__name__, dict(build='build_report', rows='read_runs results_table verdict'))

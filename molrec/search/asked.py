@@ -9,6 +9,8 @@ __all__ = ['kinds', 'as_sequences', 'history_query', 'full_histories', 'find_use
 # %% ../../nbs/60_search/24_asked.ipynb #671f7445
 import re
 from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,7 +53,7 @@ def history_query(
 ) -> Tensor:  # (B, D)
     "The queries of people who did this, encoded as in an evaluation."
     query = asked if isinstance(asked, Query) else Query(as_sequences(asked))
-    return encode(model, query, max_length or getattr(model.encoder, 'max_length', 200))
+    return encode(model, query, max_length or int(getattr(model.encoder, 'max_length', 200)))
 
 # %% ../../nbs/60_search/24_asked.ipynb #82c9bc9e
 def full_histories(
@@ -128,7 +130,7 @@ def moment(
 ) -> int | None:  # seconds
     "A time of asking as it is typed."
     if text is None or isinstance(text, (int, np.integer)):
-        return text
+        return None if text is None else int(text)
     if isinstance(text, str) and re.fullmatch(r'\d{1,12}', text.strip()):
         return int(text)
     try:
@@ -165,7 +167,7 @@ def _events_of(
             f'histories: event {history[timed.index(False)]!r} has no time and others have;'
             ' wanted (item, time) for all or for none'
         )
-    dated = sorted(((item, moment(time)) for item, time in history), key=lambda event: event[1])
+    dated: list[tuple[Any, Any]] = sorted(((item, moment(time)) for item, time in history), key=itemgetter(1))
     return [item for item, _ in dated], [time for _, time in dated]
 
 
@@ -212,11 +214,11 @@ def _times_by_hand(
     say: Callable,  # is told what was assumed
 ) -> list | None:  # seconds of each; None: not known of all
     "Times of histories, those that lack them evenly spaced."
-    lacking = any(t is None for t in times)
-    if lacking and gap_s is None:
+    if all(t is not None for t in times):
+        return times
+    if gap_s is None:
         return None
-    if lacking:
-        say(f'no times are known: events are taken to be {gap_s:,.0f} s apart, the median of the training data')
+    say(f'no times are known: events are taken to be {gap_s:,.0f} s apart, the median of the training data')
     return [evenly(n, gap_s) if t is None else t for t, n in zip(times, lengths)]
 
 
@@ -230,8 +232,8 @@ def asked_by_hand(
     unknown: str = 'refuse',  # as for `find_items`
 ) -> tuple:  # `Query` of the histories of which something is left, and which they are, (B,)
     "The query of people who say what they did."
-    rows = find_items([item for _, items, _ in named for item in items], items, say, unknown)
-    rows = np.split(rows, np.cumsum([len(items) for _, items, _ in named])[:-1])
+    found = find_items([item for _, items, _ in named for item in items], items, say, unknown)
+    rows = np.split(found, np.cumsum([len(items) for _, items, _ in named])[:-1])
     place = np.array([i for i, own in enumerate(rows) if (own >= 0).any()], dtype=np.int64)
     lists = [rows[i][rows[i] >= 0] for i in place]
     times = [None if named[i][2] is None else np.array(named[i][2])[rows[i] >= 0] for i in place]

@@ -7,6 +7,8 @@ __all__ = ['impls', 'for_kernel', 'score_rows_triton', 'score_range_triton', 'lo
            'score_range', 'score_items']
 
 # %% ../../nbs/60_search/11_candidates.ipynb #0fc885f4
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -100,7 +102,7 @@ def score_rows(
         return score_rows_torch(similarity, query_side, table, rows, count)
     if way == 'triton':
         return score_rows_triton(similarity, query_side, table, rows, count, arithmetic)
-    return score_rows_native(library, similarity, query_side, table, rows, count, arithmetic)
+    return score_rows_native(library, cast(MoL, similarity), query_side, table, rows, count, arithmetic)
 
 
 def check_rows(rows, count, n):
@@ -134,7 +136,7 @@ def score_range(
     out, parts = torch.empty(len(query_side[0]), hi - lo, dtype=torch.float32), table.parts
     if table.compact:
         parts, lo, hi = [quantize(t, arithmetic) for t in table.side(slice(lo, hi))], 0, hi - lo
-    model, tiles = given(similarity, query_side, parts, arithmetic), -(-(hi - lo) // 16)
+    model, tiles = given(cast(MoL, similarity), query_side, parts, arithmetic), -(-(hi - lo) // 16)
 
     def part(i, n):
         library.score_range(

@@ -9,6 +9,7 @@ __all__ = ['ring_titles', 'small', 'small_mol', 'clustered', 'Listed', 'six_list
 # %% ../../nbs/60_search/01_examples.ipynb #52cc26a1
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,7 @@ def six_lists() -> Listed:  # the same at every call
     "What stage 2 is asked; torch's seed is set for it."
     torch.manual_seed(0)
     mol = MoL(50).eval().requires_grad_(False)
-    for p in mol.gate_pair.parameters():
+    for p in cast(nn.Module, mol.gate_pair).parameters():
         p.mul_(2)
     rows = torch.stack([torch.randperm(5000)[:300] for _ in range(6)]).int()
     return Listed(mol, torch.randn(5000, 50), torch.randn(6, 50), rows, torch.tensor([300, 299, 17, 1, 0, 300]))

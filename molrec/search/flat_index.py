@@ -6,6 +6,8 @@
 __all__ = ['rescore_source', 'longest_vector', 'slack_of', 'extremes', 'rescored', 'rescored_torch', 'as_vectors', 'FlatIndex']
 
 # %% ../../nbs/60_search/22_flat_index.ipynb #dd78e514
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -102,7 +104,7 @@ def rescored(
         ],
         min(B, torch.get_num_threads()),
     )
-    return true, worst * asked.scales
+    return true, worst * cast(Tensor, asked.scales)
 
 
 def rescored_torch(vectors, stored, queries, asked, rows):
@@ -111,7 +113,7 @@ def rescored_torch(vectors, stored, queries, asked, rows):
     worst = torch.stack(
         [((stored.values[r].double() @ c) * stored.scales[r]).min() for r, c in zip(rows.long(), asked.values.double())]
     )
-    return true, worst * asked.scales
+    return true, worst * cast(Tensor, asked.scales)
 
 # %% ../../nbs/60_search/22_flat_index.ipynb #f424c83c
 longest_vector = 1e18  # products of longer ones would overflow fp32

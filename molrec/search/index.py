@@ -396,7 +396,7 @@ def index_for(
     wrong = [name for name, t in wanted.items() if type(about.get(name)) is not t]
     if wrong:
         raise DataError(f'{path}: altered, its header has no {wrong[0]} that could be meant')
-    kind = kind_called(about['index'], cls)
+    kind: Any = kind_called(about['index'], cls)
     if kind is None:
         raise DataError(f'{path}: holds {about["index"]}, wanted {cls.__name__}')
     if 'impl' in about['settings']:

@@ -51,7 +51,7 @@ def gap_of(
     "How far apart events are, for somebody who does not say."
     if not reads_time(model):
         return None
-    return record['split'].get('median_gap_s') or (s and median_gap_s(s))
+    return record['split'].get('median_gap_s') or (median_gap_s(s) if s else None)
 
 
 def read_trained(
@@ -61,8 +61,12 @@ def read_trained(
     "A model with its items."
     folder, record = Path(run), read_record(run)
     known = has_items(folder, record)
-    c, model, s = (*load_model(folder)[:2], None) if known else load_run(folder)
-    items = titled(c, read_items(folder, record), say) if known else item_table(c, s)
+    if known:
+        c, model, s = *load_model(folder)[:2], None
+        items = titled(c, read_items(folder, record), say)
+    else:
+        c, model, s = load_run(folder)
+        items = item_table(c, s)
     return Trained(folder, record, c, model, items, gap_of(model, record, s))
 
 
@@ -92,7 +96,7 @@ def users_of_run(
 def one_each(
     name: str,  # of the argument, for errors
     given,  # None; ids for all; a list of them for each; or a dictionary from names to ids
-    whose: Sequence,  # what each is called, (A,)
+    whose: Sequence | np.ndarray,  # what each is called, (A,)
 ) -> list:  # of ids, for each
     "Ids that are meant for all or for each."
     if isinstance(given, dict):
@@ -119,7 +123,7 @@ class Rules:
 
 def make_rules(
     ids: pd.Series,  # of items, in the order of dense ids
-    whose: np.ndarray,  # the people, (A,)
+    whose: Sequence | np.ndarray,  # the people, (A,)
     seen: bool = False,  # as in `Rules`
     allow=None,  # ids; None: all
     exclude=None,  # as for `one_each`

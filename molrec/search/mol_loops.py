@@ -70,10 +70,9 @@ def given(
         (query_side[0].detach() / similarity.temperature).to(dtype).contiguous(),
         query_side[1].detach().float().contiguous(),
     )
-    W1, b1, W2, b2 = (p.detach() for p in gate.parameters()) if gate else (None,) * 4
-    if gate is None:
-        layers = [None] * 4
-    else:
+    layers: list[Tensor | None] = [None] * 4
+    if gate is not None:
+        W1, b1, W2, b2 = (p.detach() for p in gate.parameters())
         hidden = torch.nn.functional.pad(W2, (0, -W2.shape[1] % 16))  # a multiple of 16 wide; silu(0) = 0
         layers = [in_words(W1, KS, dtype), padded_to_16(b1), in_words(hidden, KS, dtype), padded_to_16(b2)]
     return [t for p in parts for t in (p.values, p.scales)] + [f, a] + layers

@@ -243,8 +243,11 @@ class Recommender:
         say: Callable = print,  # is told, once, what was doubtful, left out or assumed
     ):
         self.trained, self.data = trained, data
-        self._say, self._said = say, set()
-        self._people, self._indexes, self._own = None, {}, None
+        self._say = say
+        self._said: set = set()
+        self._people: tuple | None = None
+        self._indexes: dict = {}
+        self._own: tempfile.TemporaryDirectory | None = None
 
     @classmethod
     def fit(
@@ -256,7 +259,7 @@ class Recommender:
     ) -> 'Recommender':
         "Train on data; the same on the same data in the same folder is read back."
         own = None if runs else tempfile.TemporaryDirectory(prefix='molrec-')
-        folder = fit_run(data, Path(runs or own.name), settings, progress)
+        folder = fit_run(data, Path(own.name if own else str(runs)), settings, progress)
         self = cls(read_trained(folder), None if isinstance(data, str) and data in catalogue else data)
         self._own = own
         return self

@@ -156,4 +156,5 @@ def scan_torch(
     queries: Rows, rows: Rows, t: Tensor, allow: Tensor | None, cells: int = 2**20
 ) -> Candidates:  # as in `passing`
     "Every row at or above each query's threshold, side by side."
-    return padded(*passing(queries, rows, t, allow, cells)[:2], len(queries))
+    query, row, _ = passing(queries, rows, t, allow, cells)
+    return padded(query, row, len(queries))

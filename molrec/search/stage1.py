@@ -119,7 +119,7 @@ def survivors_of(self: Stage1, queries: Tensor, k_prime: int, allow: Tensor | No
     none = wanted.new_empty(0).to(queries.device)
     if not len(queries) or not allowed:
         return padded(none, none, len(queries))
-    if allowed < N // 4:
+    if allow is not None and allowed < N // 4:
         return among(self, queries, allow.nonzero().squeeze(1), wanted)
     if self.threshold == 'exact':
         return exactly(self, q, wanted, allow, allowed)
@@ -256,7 +256,8 @@ def scan_worth(
     x, q = (quantize(torch.randn(m, 64, generator=torch.Generator().manual_seed(0))) for m in (n, 64))
     if not (library := scan_library(x)):
         return None, 1.0
-    t, times = torch.full((64,), 1e9), ([], [])
+    t = torch.full((64,), 1e9)
+    times: tuple[list, list] = ([], [])
     for _ in range(rounds):
         for call, taken in zip(
             (lambda: passing(q, x, t, None), lambda: lists_native(library, q, x, t, None, spare)), times

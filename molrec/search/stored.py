@@ -28,6 +28,7 @@ from torch import Tensor
 from ..base.errors import DataError
 from ..base.files import atomic_path
 from ..base.native import large_pages
+from ..embeddings.quantize import picked
 
 # %% ../../nbs/60_search/13_stored.ipynb #6bc392f5
 def room_for(
@@ -162,7 +163,8 @@ def copied(
     for name, t in items.columns.items():
         columns[name], at = empty_rows(max(room, len(items)), t), 0
         for lo in range(0, items.n, block):
-            part = t[lo : lo + block] if items.alive is None else t[lo : lo + block][items.alive[lo : lo + block]]
+            part = t[lo : lo + block]
+            part = part if items.alive is None else picked(part, items.alive[lo : lo + block])
             columns[name][at : at + len(part)] = part
             at += len(part)
     own = started({name: t[: len(items)] for name, t in columns.items()})

@@ -104,7 +104,7 @@ def fitting(
     name, year = year_of(wanted)
     bare = re.match(r'^(.*\S),? (\d{4})$', name)  # 'the matrix 1999'
     asked = [(names(name), year)] + ([(names(bare[1]), int(bare[2]))] if bare and year is None else [])
-    found = next((f for way in (sharing, holding) for a in asked if (f := way(*a))), [])
+    found: list = next((f for way in (sharing, holding) for a in asked if (f := way(*a))), [])
     return np.array(sorted(found, key=lambda i: -items['count'].iloc[i]), dtype=np.int64)
 
 # %% ../../nbs/60_search/23_titles.ipynb #6f5b284a

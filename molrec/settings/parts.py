@@ -89,7 +89,7 @@ def check_setting(
     among = names(f.metadata['kind']) if f.metadata['kind'] else f.metadata['among']
     if among and value not in among:
         raise ConfigError(wanted_text(f.name, got, among))
-    if type_ is str and (len(value) > 1000 or not value.isprintable()):
+    if isinstance(value, str) and (len(value) > 1000 or not value.isprintable()):
         raise ConfigError(f'{f.name}: got {got}, wanted at most 1,000 characters, all printable')
     if type_ in (int, float) and outside(value, f.metadata):
         raise ConfigError(f'{f.name}: got {got}, wanted {range_text(f.metadata)}')

@@ -12,6 +12,7 @@ from molrec.base.errors import ConfigError
 from molrec.bench import retrieval_pages as retrieval
 from molrec.cli import retrieval as cli_retrieval
 from molrec.cli.execute import execute
+from molrec.cli.place import Place
 from molrec.settings.config import Config
 from molrec.tasks.runs import run
 
@@ -134,7 +135,8 @@ def test_a_run_without_a_head_is_refused(trained, tmp_path):
 def test_measurements_that_are_recorded_are_not_made_again(trained, tmp_path, monkeypatch, capsys):
     "And one whose weights are gone is passed over with a sentence."
     calls = []
-    monkeypatch.setattr(cli_retrieval, 'project_root', lambda: tmp_path)
+    monkeypatch.setattr(cli_retrieval, 'place_here', lambda: Place(tmp_path, Path('/'), False))
+    monkeypatch.setattr(cli_retrieval, 'searchable', lambda *args: [])
     monkeypatch.setattr(cli_retrieval, 'execute', lambda notebook, copy, parameters: calls.append(notebook.stem))
     out = tmp_path / 'reports'
     (out / 'runs' / 'there').mkdir(parents=True)
