@@ -39,6 +39,8 @@ nav ol { columns: 2; column-gap: 32px; font-size: 14px; margin: 14px 0; padding-
 break-inside: avoid }
 code { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: var(--code); padding: 1px 5px; \
 border-radius: 4px; overflow-wrap: anywhere }
+pre { overflow-x: auto; background: var(--code); padding: 8px 10px; border-radius: 4px; font: 13px/1.5 ui-monospace, \
+"SF Mono", Menlo, Consolas, monospace }
 .wide { overflow-x: auto; margin: 14px 0 6px; background: \
 linear-gradient(90deg, transparent, var(--page) 60%) right / 40px 100% no-repeat local, \
 linear-gradient(270deg, #8886, transparent) right / 14px 100% no-repeat scroll }

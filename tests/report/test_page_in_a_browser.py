@@ -1,5 +1,7 @@
 "What a reader meets on a page of results: at a desk, on a telephone, by night, with the keyboard."
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from browser import needs_browser, open_page, overflow
@@ -7,11 +9,13 @@ from browser import needs_browser, open_page, overflow
 from molrec.bench import kernels
 from molrec.report import build, insights
 from molrec.report.examples import make_rows, make_run
-from molrec.report.frame import framed, part
+from molrec.report.frame import framed, html_of, part
 from molrec.report.markup import Markup
 from molrec.report.tables import set_table
 
 pytestmark = needs_browser
+ROOT = Path(__file__).resolve().parents[2]
+CODE = '```sh\nmolrec run nbs/configs/ml-1m/sasrec-mol-bce.yaml -p epochs 2 -p seed 3 -p batch_size 128\n```\n'
 
 ODD = pd.DataFrame(
     {
@@ -34,6 +38,7 @@ def results(tmp_path_factory):
     make_run(runs, 'SASRec, MoL + head', **beauty)
     make_run(runs, 'Popularity', 'popularity', 'dot', **beauty)
     _, more = insights.build_insights(runs, folder)
+    more += part('Commands', 'commands', html_of(CODE))
     return build.build_report(runs, folder, more=more)['html'].as_uri()
 
 
@@ -58,6 +63,20 @@ def test_nothing_reaches_beyond_the_page_and_nothing_is_reported(results, width)
         assert page.evaluate('document.documentElement.scrollWidth') <= width
         assert page.locator('svg:visible').count() == page.locator('figure').count() >= 3
         assert page.errors == []
+
+
+@pytest.mark.parametrize('name', ['results.html', 'kernels.html'])
+def test_the_committed_pages_can_be_read_on_a_telephone(name):
+    file = ROOT / 'reports' / name
+    assert file.stat().st_size < 1_500_000
+    with open_page(file.as_uri(), 420) as page:
+        page.evaluate(unfold)
+        assert overflow(page) == page.errors == []
+        assert page.evaluate('document.documentElement.scrollWidth') <= 420
+    with open_page(file.as_uri(), dark=True) as page:
+        assert page.evaluate('document.documentElement.scrollHeight') <= 10 * 800
+        page.evaluate(unfold)
+        assert page.evaluate(CONTRAST) == page.errors == []
 
 
 def test_the_main_part_is_ten_screens_at_most_and_the_rule_stands_by_the_verdicts(results):
@@ -97,7 +116,7 @@ def test_every_word_can_be_read_by_day_and_by_night(results, dark):
     with open_page(results, dark=dark) as page:
         page.evaluate(unfold)
         assert page.evaluate(CONTRAST) == []
-        shade = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]")
+        shade = page.evaluate('getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]')
         assert (shade < 64) is dark
 
 
@@ -134,30 +153,30 @@ def column(page, name):
     return page.locator(f'tbody tr > :nth-child({at})').all_inner_texts()
 
 
-@pytest.mark.parametrize(
-    ('name', 'wanted'),
-    [
-        ('difference', ['1,024', '+12', '.004', '+0.003', '0', '−0.012', '−1.5', '–']),
-        ('ours', [f'.{d} [.1, .9]' for d in (99, 5, 4, 337, 301, 29, 2, 10)]),
-        ('p', ['1', '.9', '.2', '.050', '.001', '<.001', '.0004', '–']),
-        ('time', ['2 h', '25 min', '61 s', '1 min', '40 s', '3 ms', '90 µs', '–']),
-        ('verdict', ['above', 'above', 'above', 'not reproduced', 'reached', 'reached', 'within noise', '–']),
-        ('row', [f'row {i}' for i in (1, 2, 3, 4, 5, 6, 7, 10)]),
-    ],
-)
-def test_a_head_sorts_by_what_its_cells_mean(small, name, wanted):
+SORTED = {
+    'difference': ['1,024', '+12', '.004', '+0.003', '0', '−0.012', '−1.5', '–'],
+    'ours': [f'.{d} [.1, .9]' for d in (99, 5, 4, 337, 301, 29, 2, 10)],
+    'p': ['1', '.9', '.2', '.050', '.001', '<.001', '.0004', '–'],
+    'time': ['2 h', '25 min', '61 s', '1 min', '40 s', '3 ms', '90 µs', '–'],
+    'verdict': ['above', 'above', 'above', 'not reproduced', 'reached', 'reached', 'within noise', '–'],
+    'row': [f'row {i}' for i in (1, 2, 3, 4, 5, 6, 7, 10)],
+}
+
+
+def test_a_head_sorts_by_what_its_cells_mean(small):
     with open_page(small) as page:
-        printed, head = column(page, name), page.locator('th', has=page.get_by_role('button', name=name, exact=True))
-        head.locator('button').press('Enter')
-        assert column(page, name) == wanted
-        assert head.get_attribute('aria-sort') == ('ascending' if name in ('row', 'verdict') else 'descending')
-        assert page.locator('[aria-sort]:not([aria-sort=none])').count() == 1
-        head.locator('button').click()
-        empty = [t for t in wanted if t == '–']
-        back = column(page, name)
-        assert back[len(back) - len(empty) :] == empty and back[0] == wanted[-1 - len(empty)]
-        head.locator('button').click()
-        assert column(page, name) == printed and head.get_attribute('aria-sort') == 'none'
+        for name, wanted in SORTED.items():
+            printed = column(page, name)
+            head = page.locator('th', has=page.get_by_role('button', name=name, exact=True))
+            head.locator('button').press('Enter')
+            assert column(page, name) == wanted
+            assert head.get_attribute('aria-sort') == ('ascending' if name in ('row', 'verdict') else 'descending')
+            assert page.locator('[aria-sort]:not([aria-sort=none])').count() == 1
+            head.locator('button').click()
+            back, empty = column(page, name), wanted.count('–')
+            assert back[0] == wanted[-1 - empty] and back[len(back) - empty :] == ['–'] * empty
+            head.locator('button').click()
+            assert column(page, name) == printed and head.get_attribute('aria-sort') == 'none'
 
 
 def test_a_filter_keeps_the_rows_that_hold_every_word(small):
