@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -20,7 +21,13 @@ from test_links import is_ours, links
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(p for p in ROOT.glob('nbs/**/*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 QUICK = ['00_base/03_files', '05_settings/01_config', '20_metrics/02_from_ranks']
-SLOW = ['10_data/05_catalogue', '50_training/06_loop', '80_report/02_plots', '80_report/11_build', 'experiments/results']
+SLOW = [
+    '10_data/05_catalogue',
+    '50_training/06_loop',
+    '80_report/02_plots',
+    '80_report/11_build',
+    'experiments/results',
+]
 slow = pytest.mark.skipif(not os.environ.get('MOLREC_SLOW'), reason='takes a minute; MOLREC_SLOW=1 runs it')
 
 
@@ -69,7 +76,9 @@ def test_run_all_leaves_the_checkout_as_it_was(copy, page, tmp_path):
     file, before = copy / 'nbs' / f'{page}.ipynb', files(copy)
     env = os.environ | dict(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE='1', IPYTHONDIR=str(tmp_path))
     env.pop('IN_TEST', None)
-    done = subprocess.run([sys.executable, '-c', run_all, file], cwd=file.parent, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-c', run_all, file], cwd=file.parent, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     after = files(copy)
     assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == set()
@@ -95,24 +104,25 @@ def lab(tmp_path_factory):
         [sys.executable, '-m', 'jupyter', *lab_command(), *own], cwd=ROOT, env=env, stderr=subprocess.DEVNULL
     ) as server:
         try:
-            yield started(home / 'RUNTIME', server), token
+            yield started(home / 'RUNTIME', server, token)
         finally:
             server.terminate()
 
 
-def started(folder, server):
+def started(folder, server, token):
     "The address of a server that answers."
     for _ in range(600):
         for file in folder.glob('jpserver-*.json'):
-            if file.stat().st_size:
-                return json.loads(file.read_text())['url']
+            lab = json.loads(file.read_text() or '{}').get('url'), token
+            if lab[0] and answer(lab, 'api')[0] == 200:
+                return lab
         assert server.poll() is None, 'JupyterLab ended before it answered'
         time.sleep(0.1)
     raise TimeoutError('JupyterLab did not answer within a minute')
 
 
 def answer(lab, path):
-    "Status and address that the server gives for a path below its root."
+    "Status and address that the server gives for a path below its root; (0, ''): it does not answer."
     url, token = lab
     request = urllib.request.Request(url + path, headers={'Authorization': f'token {token}'})
     try:
@@ -120,6 +130,8 @@ def answer(lab, path):
             return found.status, found.url
     except urllib.error.HTTPError as e:
         return e.code, e.url
+    except urllib.error.URLError:
+        return 0, ''
 
 
 def within(page, link):
