@@ -30,8 +30,8 @@ test: $(VENV)/.ready ## modules and notebooks in order, every notebook's lessons
 matrix: ## the oldest and the newest versions that the package allows, on every Python there is (5 GB each)
 	@tests/matrix.sh
 
-lab: $(VENV)/.ready ## JupyterLab on the notebooks
-	@$(BIN)/jupyter lab nbs
+lab: $(VENV)/.ready ## JupyterLab on the notebooks; its root is the project's, so that figures and records are within reach
+	@$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 readme: $(VENV)/.ready ## README.md from nbs/index.ipynb, with the results table as it is now
 	@echo "README.md from nbs/index.ipynb"

@@ -29,6 +29,7 @@ def open_page(address, width=1280, height=800, dark=False):
         page.on('console', lambda m: page.errors.append(m.text) if m.type in ('error', 'warning') else None)
         page.on('pageerror', lambda error: page.errors.append(str(error)))
         page.on('requestfailed', lambda request: page.errors.append(f'{request.url}: {request.failure}'))
+        page.set_default_timeout(5_000)
         page.goto(address)
         yield page
         browser.close()

@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -29,10 +28,10 @@ import pandas as pd
 import pooch
 import pyarrow as pa
 from pyarrow.csv import WriteOptions, write_csv
-from tqdm.auto import tqdm
 
 from ..base.errors import ConfigError, DataError
 from ..base.files import WriteError, atomic_path, cache_dir, file_sha256, write_json
+from ..base.progress import progress_bar
 from molrec.data.readers import (
     check_interactions,
     rating_columns,
@@ -235,16 +234,13 @@ def check_known(
         )
     return df
 
-# %% ../../nbs/10_data/05_catalogue.ipynb #f6367297
-warnings.filterwarnings('ignore', message='IProgress not found')
-
 # %% ../../nbs/10_data/05_catalogue.ipynb #0ba8f97a
 def download(
     url: str,  # http or https
     path: Path,  # where to put the file
 ) -> Path:  # `path`
     "Fetch one address; the file may be wrong, so check it."
-    bar = tqdm(total=1, unit='B', unit_scale=True, desc=url.rsplit('/', 1)[-1], leave=False, delay=0.5)
+    bar = progress_bar(1, unit='B', unit_scale=True, desc=url.rsplit('/', 1)[-1], leave=False, delay=0.5)
     try:
         with atomic_path(path) as aside:
             pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=(5, 60))(url, aside, None)

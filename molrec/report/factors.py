@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['drawn', 'factors', 'encoders', 'columns', 'readings', 'long_epochs', 'gap_kinds', 'wanted', 'nothing', 'pairs_fold',
-           'factors_section', 'manner', 'described', 'apart', 'Factor', 'directed', 'line_of', 'pair_lines',
+           'factors_said', 'manner', 'described', 'apart', 'Factor', 'directed', 'line_of', 'pair_lines',
            'reading_lines', 'of_models', 'difference_lines', 'printed_gaps', 'users_allow', 'not_measured', 'known',
            'figure_rows', 'difference_figure', 'difference_words', 'factors_markdown', 'build_factors', 'factors_html']
 
@@ -28,12 +28,12 @@ from ..records.listing import read_folder
 from ..records.run import Run
 from .build import write
 from .comparisons import listed
+from .frame import html_of, part
 from .markup import Markup, markdown_text, template
 from .others import printed
 from .page import figure_html
 from .plots import method_style, rows_axis, save_figure, theme
 from .protocol import every, last_out, points
-from .protocol_page import html_of
 from .published import published_name
 from .tables import markdown_table
 from ..settings.config import Config, canonical, config_hash, load_config
@@ -403,7 +403,7 @@ def factors_markdown(
     return '\n\n'.join([markdown_text(words), *left, *pairs]) + '\n'
 
 # %% ../../nbs/80_report/23_factors.ipynb #7eba1446
-factors_section = template('<h2>What makes a difference</h2>{{ figure }}{{ text }}')
+factors_said = 'Pairs of recorded runs that differ in one thing alone, and what that one thing is worth.'
 
 
 def build_factors(
@@ -427,4 +427,5 @@ def factors_html(
     "The figure, and the text with its tables."
     said = 'What each factor is worth in HR@10, pair by pair, and what is printed. Words and numbers below.'
     drawn = figure_html(files['svg'], 'factors', said) if 'svg' in files else ''
-    return factors_section(figure=drawn, text=html_of(files['markdown'].read_text(encoding='utf-8')))
+    text = html_of(files['markdown'].read_text(encoding='utf-8'))
+    return part('What makes a difference', 'factors', drawn + text, factors_said)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['metrics', 'table_columns', 'level', 'enough', 'equal_words', 'wider_words', 'density_columns', 'nothing',
-           'against_section', 'by_seed', 'against', 'pairs_table', 'said_of', 'in_words', 'conclusion', 'data_name',
+           'against_said', 'by_seed', 'against', 'pairs_table', 'said_of', 'in_words', 'conclusion', 'data_name',
            'data_title', 'conclusions', 'marked', 'percent', 'table_text', 'density_table', 'density_figure',
            'density_caption', 'against_markdown', 'build_against', 'against_html']
 
@@ -25,11 +25,11 @@ from .blocks import dataset_names
 from .build import write
 from .comparisons import listed, sig
 from .fair_pairs import Pair, config_of, encoder_name, in_pairs, item_numbers, missing, pairs_of, planned
-from .markup import Markup, literal, markdown_text, template
+from .frame import html_of, part
+from .markup import Markup, literal, markdown_text
 from .page import figure_html
 from .plots import method_style, nice_log, save_figure, theme
 from .protocol import points
-from .protocol_page import html_of
 from .rows import read_runs
 from .tables import markdown_table
 
@@ -342,7 +342,7 @@ def build_against(
     return files | {f'density {f.suffix[1:]}': f for f in drawn}
 
 
-against_section = template('<h2>MoL against the dot product</h2>{{ figure }}{{ text }}')
+against_said = 'One encoder on the same negatives under either similarity, wider dot products, and thinner data.'
 
 
 def against_html(
@@ -351,4 +351,5 @@ def against_html(
     "The figure, and the text with its tables."
     said = 'Gain of MoL over interactions per item; numbers in the tables below.'
     drawn = figure_html(files['density svg'], 'density', said) if 'density svg' in files else ''
-    return against_section(figure=drawn, text=html_of(files['markdown'].read_text(encoding='utf-8')))
+    text = html_of(files['markdown'].read_text(encoding='utf-8'))
+    return part('MoL against the dot product', 'against-dot', drawn + text, against_said)

@@ -71,8 +71,9 @@ def method_style(
 # %% ../../nbs/80_report/02_plots.ipynb #57210328
 theme = {
     'svg.hashsalt': 'molrec',
-    'svg.fonttype': 'path',
-    'font.family': 'DejaVu Sans',
+    'svg.fonttype': 'none',  # words stay words
+    'font.family': 'sans-serif',
+    'font.sans-serif': ['DejaVu Sans', 'Verdana', 'Arial'],  # the first is drawn with; who has not got it sees the next
     'font.size': 9,
     'axes.linewidth': 0.8,
     'axes.spines.top': False,

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from ..base.errors import ConfigError, DataError
 from ..base.files import atomic_path, digest, saying
+from ..base.progress import progress_bar
 from .lists import Asked, Rules, Trained, list_blocks, n_block
 
 # %% ../../nbs/60_search/27_list_files.ipynb #4f76c70a
@@ -136,7 +136,7 @@ def write_lists(
     def blocks(first):
         return list_blocks(index, trained, asked, k, rules, first)
 
-    n, bar = -(-len(asked) // n_block), tqdm(total=len(asked), unit='user', desc='lists', disable=not progress)
+    n, bar = -(-len(asked) // n_block), progress_bar(len(asked), progress, unit='user', desc='lists')
     with saying(out):
         folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -20,10 +20,10 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..base.errors import ConfigError, DataError
 from ..base.files import atomic_path, neighbour
+from ..base.progress import progress_bar
 from ..data.catalogue import catalogue
 from ..records.run import file_of, kept_files
 from molrec.search.asked import (
@@ -127,7 +127,7 @@ def joined(
 ) -> pd.DataFrame:
     "All lists."
     parts = []
-    with tqdm(total=n, unit='user', desc='lists', disable=not progress or n <= n_block) as bar:
+    with progress_bar(n, progress and n > n_block, unit='user', desc='lists') as bar:
         for part in blocks:
             parts.append(part)
             bar.update(min(n_block, n - bar.n))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..base.errors import ConfigError
+from ..base.progress import progress_bar
 from .checkpoint import State
 from .optimisers import Recipe, learning_rate
 from .task import Stage, Task, place_of
@@ -171,20 +172,28 @@ def _bar_of(
 ) -> tqdm:
     "A bar over all steps of a run."
     steps, done = sum(len(stage.batches) for stage in plan), state.book['step']
-    return tqdm(total=steps, initial=done, disable=not progress, desc=label, unit='step', mininterval=1)
+    return progress_bar(steps, progress, initial=done, desc=label, unit='step', mininterval=1)
 
 
 def shown(
-    book: dict,  # of a run, in an epoch
+    book: dict,  # of a run, in an epoch or just after one
     plan: list[Stage],  # stages of the run
     task: Task,  # what it watches and counts
 ) -> dict:  # name to text
-    "What the bar says after a step."
+    "What the bar says after a step, and after an epoch."
+    i, loss, pace = (
+        book['stage'],
+        book['loss_sum'] / max(1, book['examples']),
+        book['examples'] / (book['epoch_s'] or 1),
+    )
+    if not book['batch']:
+        last = book['history'][-1]
+        i, loss, pace = i - 1, last['loss'], last[f'{task.unit}_per_s']
     return {
-        'epoch': f'{book["stage"] + 1}/{len(plan)} {plan[book["stage"]].name}',
-        'loss': f'{book["loss_sum"] / book["examples"]:.3f}',
-        f'{task.unit}/s': f'{book["examples"] / book["epoch_s"]:,.0f}',
-        f'valid {task.watch}': '-' if book['best_value'] is None else f'{book["best_value"]:.4f}',
+        'epoch': f'{i + 1}/{len(plan)} {plan[i].name}',
+        'loss': f'{loss:.3f}',
+        f'{task.unit}/s': f'{pace:,.0f}',
+        f'valid {task.watch}': '–' if book['best_value'] is None else f'{book["best_value"]:.4f}',
     }
 
 # %% ../../nbs/50_training/06_loop.ipynb #3559af6b
@@ -254,6 +263,7 @@ def train(
         while _is_going(state.book, plan, recipe.patience):
             train_stage(state, plan, task, recipe, on_step, on_gradients)
             close_stage(state, plan, task, recipe)
+            bar.set_postfix(shown(state.book, plan, task))
             saver.now()
     if state.best:
         model.load_state_dict(state.best)

@@ -331,7 +331,7 @@ def test_train_has_every_setting_with_its_default():
     said = {k: v[:2] for k, v in found.items() if k not in ('runs', 'command')}
     assert said == {k: v for k, v in wanted.items() if k in said}
     assert said.keys() >= {f.name for group in groups for f in dataclasses.fields(group)} and 'n_query' in said
-    assert {k: found[k][:2] for k in ('runs', 'command')} == dict(runs=('str', 'reports/runs'), command=('str', ''))
+    assert {k: found[k][:2] for k in ('runs', 'command')} == dict(runs=('str', 'work/runs'), command=('str', ''))
     assert [k for k, v in found.items() if not v[2]] == []
 
 

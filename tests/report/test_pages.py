@@ -101,7 +101,19 @@ BITS = [
 bits = st.lists(st.sampled_from(BITS) | st.text(max_size=4), min_size=1, max_size=6)
 names = bits.map(''.join).filter(lambda name: any(c.isalnum() for c in name))
 ODD = 'x" onload="alert(1)', 'SASRec </script><b>{{7*7}} | `a` & [x](javascript:alert(1))', '../../x\n# $\\frac'
-DRAWN = {'svg', 'defs', 'style', 'g', 'path', 'use', 'clippath', 'rect', 'image'}  # what matplotlib draws with
+DRAWN = {
+    'svg',
+    'defs',
+    'style',
+    'g',
+    'path',
+    'use',
+    'clippath',
+    'rect',
+    'image',
+    'text',
+    'tspan',
+}  # what matplotlib draws with
 FILE = re.compile(r'[A-Za-z][A-Za-z0-9-]{0,150}\.(csv|svg|png|md|html)')
 
 
@@ -393,4 +405,4 @@ def test_the_committed_data_sets_keep_their_file_names():
 def test_html_that_is_no_template_s_is_text(tmp_path):
     make_run(tmp_path, 'Row', users=30)
     page = build.build_report(tmp_path, tmp_path / 'out', more='<script>alert(1)</script>')['html'].read_text()
-    assert '&lt;script&gt;alert(1)' in page and '<script' not in page
+    assert '&lt;script&gt;alert(1)' in page and page.count('<script') == 1
