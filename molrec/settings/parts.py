@@ -114,7 +114,7 @@ class Settings:
 class Part:
     "A part, as it was declared."
 
-    kind: str  # encoder, similarity, loss or index
+    kind: str  # encoder, similarity, loss, index or tracker
     name: str  # as files and command lines have it
     settings: type[Settings]  # frozen dataclass
     home: str  # of what implements it, module:object
@@ -127,11 +127,11 @@ class Part:
         return getattr(importlib.import_module(module, __name__.partition('.')[0]), name)
 
 
-parts: dict[str, dict[str, Part]] = dict(encoder={}, similarity={}, loss={}, index={})
+parts: dict[str, dict[str, Part]] = dict(encoder={}, similarity={}, loss={}, index={}, tracker={})
 
 
 def part(
-    kind: str,  # encoder, similarity, loss or index
+    kind: str,  # encoder, similarity, loss, index or tracker
     name: str,  # as files and command lines have it
     home: str,  # of what implements it, module:object
     **more,  # see `Part`
@@ -306,6 +306,17 @@ class GRU4RecSettings(Layered, Inner):
 @dataclass(frozen=True)
 class NeuralFMSettings(Hidden):
     pass
+
+# %% ../../nbs/50_training/05a_tracking.ipynb #e1b0172d
+part('tracker', 'csv', '.training.tracking:CSV')(Settings)
+part('tracker', 'table', '.training.tracking:Table')(Settings)
+
+# %% ../../nbs/50_training/05a_tracking.ipynb #d4b0d7eb
+part('tracker', 'tensorboard', '.training.tracking:TensorBoard')(Settings)
+
+# %% ../../nbs/50_training/05a_tracking.ipynb #ea1e730c
+part('tracker', 'mlflow', '.training.tracking:MLflow')(Settings)
+part('tracker', 'wandb', '.training.tracking:WandB')(Settings)
 
 # %% ../../nbs/30_encoders/06_bert4rec.ipynb #c5b24761
 @part('encoder', 'bert4rec', '.encoders.bert4rec:BERT4Rec')

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -39,7 +40,9 @@ from .model import RetrievalModel, make_encoder
 from .preparation import identified, interactions_of, prepare
 from .retrieval import fit
 from ..training.checkpoint import State
+from ..training.loop import nothing
 from ..training.task import place_of
+from ..training.tracking import Tracking, read_trackers, summary_of
 
 # %% ../../nbs/57_tasks/07_record.ipynb #fdc14f4f
 def ranks_table(
@@ -269,8 +272,11 @@ def run(
     progress: bool = True,  # show a bar
     command: str = '',  # what to type to get this run again
     interactions=None,  # a data frame instead of what `dataset` names
+    track: str | list = '',  # trackers of epochs, as `read_trackers` takes them; empty: none
+    on_epoch: Callable = nothing,  # see `train`
 ) -> dict:  # the record
     "Train, test once, and write the record; a run already recorded is read back."
+    tracking = Tracking(read_trackers(track))
     if c.dataset in catalogue and (record := record_in(runs, c)):
         return record
     notes = []
@@ -286,13 +292,15 @@ def run(
     with a_folder(Path(runs) / run_id(c)) as folder:
         if record := record_in(runs, c):
             return record
-        state = fit(c, s, folder, progress)
+        tracking.tell('started', folder, dataclasses.asdict(c))
+        state = fit(c, s, folder, progress, on_epoch=tracking.before(on_epoch))
         record = make_record(c, s, state, folder, started, command) | dict(
             notes=notes + cut_note(c, s.n_items) + threads_note(state.book['threads'])
         )
         record = sealed(record, folder)
         write_json(folder / 'record.json', record)
         (folder / 'state.safetensors').unlink(missing_ok=True)
+    tracking.tell('ended', summary_of(record))
     return record
 
 
