@@ -16,5 +16,6 @@ __getattr__, __dir__ = lazy(
         preparation='prepare check_data',
         record='run',
         loading='load_run load_model rank_again',
+        tuning='tune Tuned',
     ),
 )

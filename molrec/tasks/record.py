@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ranks_table', 'second_reading', 'items_table', 'described', 'known_items', 'read_by_epoch', 'published_way',
            'other_epochs', 'public_reading', 'unrated_items', 'untrained_rows', 'public_steps', 'step_metrics',
-           'public_record', 'write_public', 'asked_otherwise', 'cut_note', 'threads_note', 'record_in', 'run',
-           'a_folder', 'make_record', 'median_gap_s', 'describe']
+           'public_record', 'write_public', 'asked_otherwise', 'cut_note', 'threads_note', 'record_in', 'data_of',
+           'run', 'a_folder', 'make_record', 'median_gap_s', 'describe']
 
 # %% ../../nbs/57_tasks/07_record.ipynb #eb6f9a13
 import contextlib
@@ -266,6 +266,17 @@ def record_in(
     return read_record(folder) if (folder / 'record.json').exists() else None
 
 
+def data_of(
+    c: Config,  # the settings
+    interactions: pd.DataFrame | None = None,  # instead of what `dataset` names
+    say: Callable = nothing,  # is told what was recognised in data of one's own
+) -> pd.DataFrame:
+    "The interactions of a run."
+    if interactions is None:
+        return interactions_of(c, say)
+    return load(interactions, columns=c.columns, time_unit=c.time_unit, duplicates=c.duplicates, say=say)
+
+
 def run(
     c: Config,  # the settings
     runs: Path | str,  # folder of all runs
@@ -280,11 +291,7 @@ def run(
     if c.dataset in catalogue and (record := record_in(runs, c)):
         return record
     notes = []
-    df = (
-        interactions_of(c, notes.append)
-        if interactions is None
-        else load(interactions, columns=c.columns, time_unit=c.time_unit, duplicates=c.duplicates, say=notes.append)
-    )
+    df = data_of(c, interactions, notes.append)
     c = identified(c, df)
     if record := record_in(runs, c):
         return record
