@@ -192,9 +192,9 @@ def test_mlflow_gets_every_epoch_once_and_names_without_an_at_sign(monkeypatch, 
     monkeypatch.setitem(sys.modules, 'mlflow', module)
     history = [{'stage': 'joint', 'epoch': e, 'loss': 1.0 / e, 'valid_hr@10': 0.1} for e in (1, 2, 3)]
     for n in (2, 3):
-        (tracker,) = read_trackers('mlflow=place')
-        assert isinstance(tracker, MLflow) and tracker.client.uri == 'place'
+        (tracker,) = read_trackers(f'mlflow={tmp_path}')
         tracker.started(tmp_path / 'a-run', dict(lr=0.1))
+        assert isinstance(tracker, MLflow) and tracker.client.uri == f'sqlite:///{tmp_path}/mlflow.db'
         for numbers in history[:n]:
             tracker.epoch(numbers)
     tracker.ended({'test/hr@10': 0.2, 'best_epoch': 2})
