@@ -114,7 +114,7 @@ class Settings:
 class Part:
     "A part, as it was declared."
 
-    kind: str  # encoder, similarity, loss, index or tracker
+    kind: str  # protocol, encoder, similarity, loss, index or tracker
     name: str  # as files and command lines have it
     settings: type[Settings]  # frozen dataclass
     home: str  # of what implements it, module:object
@@ -127,11 +127,11 @@ class Part:
         return getattr(importlib.import_module(module, __name__.partition('.')[0]), name)
 
 
-parts: dict[str, dict[str, Part]] = dict(encoder={}, similarity={}, loss={}, index={}, tracker={})
+parts: dict[str, dict[str, Part]] = dict(protocol={}, encoder={}, similarity={}, loss={}, index={}, tracker={})
 
 
 def part(
-    kind: str,  # encoder, similarity, loss, index or tracker
+    kind: str,  # protocol, encoder, similarity, loss, index or tracker
     name: str,  # as files and command lines have it
     home: str,  # of what implements it, module:object
     **more,  # see `Part`
@@ -377,6 +377,48 @@ class SVDSettings(Wide):
 @dataclass(frozen=True)
 class PopularitySettings(Settings):
     pass
+
+# %% ../../nbs/10_data/09_splits.ipynb #75e34efc
+part('protocol', 'leave-last-one-out', '.data.splits:leave_last_one_out')(Settings)
+part('protocol', 'global-time', '.data.splits:global_time')(Settings)
+part('protocol', 'report-2024', '.data.splits:report_2024')(Settings)
+
+# %% ../../nbs/10_data/09a_other_splits.ipynb #9cd6768a
+@part('protocol', 'leave-last-k-out', '.data.other_splits:leave_last_k_out')
+@dataclass(frozen=True)
+class LastKSettings(Settings):
+    last_k: int = setting(2, 1, 10**6, help='events of a user in the test, and in validation')
+
+# %% ../../nbs/10_data/09a_other_splits.ipynb #caa0867d
+@dataclass(frozen=True)
+class Shares(Settings):
+    valid_share: float = setting(0.1, above=0, below=1, help='of the events in validation')
+    test_share: float = setting(0.1, above=0, below=1, help='of the events in the test')
+
+    def check(self, c):
+        if self.valid_share + self.test_share >= 1:
+            got = f'valid_share {self.valid_share} and test_share {self.test_share}'
+            raise ConfigError(f'test_share: got {got}, which leave nothing to train on')
+
+
+part('protocol', 'user-time-fraction', '.data.other_splits:user_time_fraction')(Shares)
+
+# %% ../../nbs/10_data/09a_other_splits.ipynb #5f1bbc7e
+@part('protocol', 'time-gap', '.data.other_splits:time_gap')
+@dataclass(frozen=True)
+class TimeGapSettings(Shares):
+    gap_days: float = setting(1.0, 0, 36500, help='days before each cut that no part holds')
+    valid_from: str = setting('', help='moment of the first cut, as 2024-01-31; empty: by valid_share and test_share')
+    test_from: str = setting('', help='moment of the second cut; empty: by test_share')
+
+# %% ../../nbs/10_data/09a_other_splits.ipynb #20cd284a
+@part('protocol', 'held-out-users', '.data.other_splits:held_out_users')
+@dataclass(frozen=True)
+class HeldOutUsersSettings(Settings):
+    user_share: float = setting(
+        0.2, above=0, below=1, help='of the users: half validate, half test, none is trained on'
+    )
+    user_seed: int = setting(0, 0, 2**53, help='of the draw of users, for every seed')
 
 # %% ../../nbs/60_search/16_index.ipynb #28b412a0
 part('index', 'brute-force', '.search.index:BruteForce', look=('black', 'o'))(Settings)

@@ -79,14 +79,10 @@ def test_another_test_part_changes_no_trial_and_no_choice(tuned, tmp_path):
         planted.user_id.map(planted.user_id.value_counts())
         == ring().user_id.value_counts().loc[planted.user_id].to_numpy()
     )
-    other = tune(small(epochs=3), SPACE, 3, tmp_path, progress=False, interactions=planted[kept])
+    asked = small(dataset='data frame', epochs=3)
+    other = tune(asked, SPACE, 3, tmp_path, progress=False, interactions=planted[kept])
     known = tune(
-        small(epochs=3),
-        SPACE,
-        3,
-        tmp_path,
-        progress=False,
-        interactions=ring()[ring().user_id.isin(planted[kept].user_id)],
+        asked, SPACE, 3, tmp_path, progress=False, interactions=ring()[ring().user_id.isin(planted[kept].user_id)]
     )
     columns = ['trial', 'dropout', 'lr', 'n_blocks', 'valid hr@10', 'epochs']
     pd.testing.assert_frame_equal(other.table[columns], known.table[columns])
