@@ -271,6 +271,7 @@ common_names = dict(
     rating=('rating', 'stars', 'relevance'),
     rank=('rank',),
     score=('score',),
+    split=(),  # read where it is named
 )
 hints = dict(
     user_id=('user', 'visitor', 'customer', 'session', 'member', 'account', 'reader'),

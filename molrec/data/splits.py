@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['by_order', 'Query', 'usual_time', 'running_medians', 'usual_times', 'Holdout', 'Split', 'ask_at',
            'leave_last_one_out', 'frequent', 'calendar_holdout', 'calendar_parts', 'global_time', 'latest_wanted',
-           'report_2024', 'pair_keys', 'pair_draws', 'thin', 'thinned', 'split', 'split_table', 'fingerprint_of']
+           'report_2024', 'pair_keys', 'pair_draws', 'thin', 'thinned', 'labels_of', 'split', 'split_table',
+           'fingerprint_of']
 
 # %% ../../nbs/10_data/09_splits.ipynb #ab2ba994
 import bisect
@@ -18,7 +19,7 @@ import pandas as pd
 from ..base.errors import DataError
 from ..base.files import digest
 from .readers import check_interactions
-from .sequences import Sequences, histories
+from .sequences import Sequences, histories, time_ranks
 from ..settings.parts import names, part_of, wanted_text
 
 # %% ../../nbs/10_data/09_splits.ipynb #25240d78
@@ -268,7 +269,27 @@ def thinned(
     )
 
 # %% ../../nbs/10_data/09_splits.ipynb #e0164cdd
-by_order = 'leave-last-one-out', 'leave-last-k-out', 'user-time-fraction', 'held-out-users'  # need no times
+by_order = (
+    'leave-last-one-out',
+    'leave-last-k-out',
+    'user-time-fraction',
+    'held-out-users',
+    'own-column',
+)  # need no times
+
+
+def labels_of(
+    df: pd.DataFrame,  # interactions
+    ranks: np.ndarray,  # rank in time of each position, (T,)
+    tie_order: str,  # as `histories` was told
+    seed: int,  # as `histories` was told
+) -> np.ndarray:  # train, validation or test, (T,)
+    "To which part each position belongs, as a column of the data says."
+    if 'split' not in df:
+        raise DataError('own-column: no column says train, validation or test of each row: --columns split=NAME')
+    times = df.timestamp.to_numpy(np.int64) if 'timestamp' in df else None
+    row = ranks if times is None else np.argsort(time_ranks(times, tie_order, seed))[ranks]
+    return df['split'].to_numpy()[row]
 
 
 def split(
@@ -292,6 +313,8 @@ def split(
             f"order, and only {', '.join(by_order)} with tie_order 'stable' are defined"
         )
     rows, ranks, user_ids, item_ids = histories(df, tie_order, seed)
+    if protocol == 'own-column':
+        how = dict(labels=labels_of(df, ranks, tie_order, seed))
     train, valid, test = part_of('protocol', protocol).load()(rows, ranks, **how)
     if train_fraction < 1:
         train, valid, test = thinned(train, valid, test, train_fraction)

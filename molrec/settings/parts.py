@@ -420,6 +420,9 @@ class HeldOutUsersSettings(Settings):
     )
     user_seed: int = setting(0, 0, 2**53, help='of the draw of users, for every seed')
 
+# %% ../../nbs/10_data/09a_other_splits.ipynb #4f0a83fd
+part('protocol', 'own-column', '.data.other_splits:own_column')(Settings)
+
 # %% ../../nbs/60_search/16_index.ipynb #28b412a0
 part('index', 'brute-force', '.search.index:BruteForce', look=('black', 'o'))(Settings)
 

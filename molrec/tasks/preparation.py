@@ -90,6 +90,8 @@ needs = {
     'parts for users and items that training knows',
     'held-out-users': 'held-out-users trains on nothing of user_share of the users and asks for their last event, '
     'half of them in validation, half in the test',
+    'own-column': 'own-column takes the parts that the column named by --columns split=NAME says, and asks for what '
+    'comes after an event of the same user that is shown',
 }
 
 

@@ -14,7 +14,7 @@ from molrec.settings.parts import parts, settings_of
 
 DAY = 86_400
 PROTOCOLS = sorted(parts['protocol'])
-NEW = ['held-out-users', 'leave-last-k-out', 'time-gap', 'user-time-fraction']
+NEW = ['held-out-users', 'own-column', 'leave-last-k-out', 'time-gap', 'user-time-fraction']
 HOW = {'time-gap': dict(valid_share=0.2, test_share=0.2, gap_days=5)}
 
 
@@ -24,11 +24,12 @@ def world(seed, users=60, items=25, days=120):
     n = rng.integers(1, 40, users)
     user = np.repeat(np.arange(users), n)
     made = dict(user_id=user, item_id=rng.integers(0, items, n.sum()), timestamp=DAY * rng.integers(0, days, n.sum()))
+    made['split'] = rng.choice(['train', 'train', 'train', 'validation', 'test'], n.sum())
     return pd.DataFrame(made).drop_duplicates(['user_id', 'timestamp']).sort_values('timestamp', ignore_index=True)
 
 
 def events(q):
-    "User, item and time of every event, as one text."
+    "User, item and time of every event."
     return {*zip(np.repeat(q.users, q.lengths).tolist(), q.items.tolist(), q.times.tolist())}
 
 
@@ -119,7 +120,7 @@ def test_a_setting_of_a_protocol_is_in_the_name_of_a_run_only_where_it_is_read_a
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)
 def test_without_times_the_order_of_rows_is_enough_for_those_that_say_so(protocol):
-    df = ring().sort_values('timestamp', kind='stable', ignore_index=True).drop(columns='timestamp')
+    df = world(7).drop(columns='timestamp')
     if protocol in by_order:
         assert len(split(df, protocol).test)
     else:
@@ -131,7 +132,20 @@ def test_without_times_the_order_of_rows_is_enough_for_those_that_say_so(protoco
 def test_a_run_with_it_goes_to_the_lists(protocol, tmp_path):
     from molrec.search.recommender import Recommender
 
-    settings = dict(protocol=protocol, encoder='popularity', **HOW.get(protocol, {}))
+    own = dict(columns='split=split') if protocol == 'own-column' else {}
+    settings = dict(protocol=protocol, encoder='popularity', **own, **HOW.get(protocol, {}))
     rec = Recommender.fit(world(6), tmp_path, progress=False, **settings)
     assert rec.record['split']['protocol'] == protocol and f'-{protocol}-' in rec.record['id']
+    assert rec.record['config']['columns'] == own.get('columns', '')
     assert len(rec.recommend([0, 1], k=3)) and 0 <= rec.metrics['hr@10'] <= 1
+
+
+def test_a_column_of_ones_own_is_part_of_what_the_data_are(tmp_path):
+    from molrec.data.doors import content_sha256, read_interactions
+
+    df = world(8)
+    df.rename(columns=dict(split='fold')).to_csv(tmp_path / 'mine.csv', index=False)
+    plain, named = (read_interactions(tmp_path / 'mine.csv', columns=c).interactions for c in ('', 'split=fold'))
+    other = named.assign(split=np.where(named['split'] == 'test', 'train', named['split']))
+    assert len({content_sha256(d) for d in (plain, named, other)}) == 3 and 'split' not in plain
+    assert split(named, 'own-column').fingerprint == split(df, 'own-column').fingerprint
