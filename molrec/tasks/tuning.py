@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['study_name', 'open_study', 'next_trial', 'proposed', 'Pruned', 'follower', 'validation_of', 'try_settings',
-           'trials_table', 'Said', 'Tuned', 'row_text', 'keep_best', 'tune', 'chosen']
+           'trials_table', 'Said', 'Tuned', 'is_of', 'row_text', 'keep_best', 'tune', 'chosen']
 
 # %% ../../nbs/57_tasks/10_tuning.ipynb #462724e4
 import dataclasses
@@ -193,14 +193,23 @@ class Tuned:
         return f'chosen by validation {Retrieval.watch} among {n} trials over {over} ({cost})'
 
 # %% ../../nbs/57_tasks/10_tuning.ipynb #ec5134f3
+def is_of(
+    f: dataclasses.Field,  # a setting
+    c: Config,  # of a run
+) -> bool:
+    "Is it a setting of the run itself, or of a part that was chosen?"
+    return not f.metadata['owners'] or any(getattr(c, kind) == part for kind, part in f.metadata['owners'])
+
+
 def row_text(
     tuned: Tuned,
     file: str = 'row.yaml',  # where it will be, for the command in its first line
 ) -> str:
     "The best row, as a file of settings."
     c = tuned.config
+    others = {'content', 'scale', 'seed', *(f.name for f in dataclasses.fields(c) if not is_of(f, c))}
     said = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if getattr(c, f.name) != f.default}
-    kept = {k: v for k, v in said.items() if k not in ('content', 'scale', 'seed')}
+    kept = {k: v for k, v in said.items() if k not in others}
     head = f'# molrec run {file}\n# {tuned.note}\n'
     return head + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=1000)
 
