@@ -30,6 +30,7 @@ def spaced(
 commands = {
     'data': 'list the data sets, or fetch one and show its size, terms and citation',
     'run': 'train one row and record it',
+    'tune': 'many trials of one row: the best settings by validation, and what they cost',
     'runs': 'list what is recorded, show one run in full, or seal it',
     'evaluate': 'metrics with intervals, of lists that any system made',
     'report': 'run every row that has no record, then build tables, figures and the page',

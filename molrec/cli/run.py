@@ -19,6 +19,7 @@ from .options import add_records, add_scale, add_settings, changed_settings, lis
 from .place import place_here, record_file, row_file
 from .terminal import result_text, say, shown
 from ..settings.config import Config, load_config, make_config, parse_overrides
+from ..training.tracking import read_trackers, tracker_names
 
 # %% ../../nbs/90_cli/06_run.ipynb #a447ac85
 def can_execute(
@@ -35,6 +36,7 @@ def run_row(
     runs: str | Path,  # folder of all runs
     root: Path | None,  # folder above nbs/experiments; None: without a notebook
     command: str = '',  # what to type to get this run again; noted in the record
+    track: str = '',  # names of trackers, as `read_trackers` takes them
 ) -> dict:  # the record, new or old
     "Run nbs/experiments/train.ipynb with a configuration, unless it is recorded."
     from molrec.records.tables import read_record  # late: pandas takes half a second to import
@@ -43,9 +45,9 @@ def run_row(
     if not file.exists() and not can_execute(root):
         from molrec.tasks.runs import run as train  # late: torch takes seconds to import
 
-        return train(config, runs, command=command)
+        return train(config, runs, command=command, track=track)
     if not file.exists():
-        train_in_notebook(config, file.parent, root, command)
+        train_in_notebook(config, file.parent, root, command, track)
     return read_record(file.parent)
 
 
@@ -54,15 +56,17 @@ def train_in_notebook(
     folder: Path,  # of the record
     root: Path,  # folder above nbs/experiments
     command: str,  # what to type to get this run again
+    track: str = '',  # names of trackers
 ) -> None:
     "Execute the training notebook; its tidied copy lies beside the record and belongs to it."
     from molrec.records.run import seal  # late: pandas takes half a second to import
 
     runs, copy = folder.parent, folder / 'run.ipynb'
-    parameters = dataclasses.asdict(config) | dict(runs=str(runs), command=command)
+    parameters = dataclasses.asdict(config) | dict(runs=str(runs), command=command, track=track)
     execute(root / 'nbs' / 'experiments' / 'train.ipynb', copy, parameters)
     base = place_here().base
     names = {str(runs): shown(runs, base), str(base): '', str(root): '', sys.prefix: 'venv', str(Path.home()): '~'}
+    names |= {place: Path(place).name for _, place in tracker_names(track) if Path(place).is_absolute()}
     write_json(copy, tidied(json.loads(copy.read_text()), names))
     seal(folder)
 
@@ -109,10 +113,12 @@ def run(
     overrides: list = (),  # (key, value) as typed
     scale: str = 'quick',  # smoke or quick
     runs: str | Path | None = None,  # folder of all runs; None: reports/runs of the checkout, or of the current folder
+    track: str = 'csv,table',  # who is told of every epoch; no setting of the run
 ) -> dict:  # the record
     "`molrec run`: train one row and record it, or say that it is recorded."
     from molrec.records.tables import read_record  # late: pandas takes half a second to import
 
+    read_trackers(track)  # what is not there is said before anything is read
     place, changes = place_here(), parse_overrides(overrides)
     row = asked_row(config, changes, scale)
     typed = [w for pair in overrides for w in ('-p', *pair)]
@@ -123,7 +129,7 @@ def run(
         there = f'recorded already, {result_text(read_record(file.parent))} ({shown(file, place.base)})'
         say(f'{row.row}: {there}; remove its folder to run it again')
     else:
-        record = run_row(row, runs, place.notebooks, shlex.join(command))
+        record = run_row(row, runs, place.notebooks, shlex.join(command), track)
         say(f'{row.row}: {result_text(record)} ({shown(file, place.base)})')
     return read_record(file.parent)
 
@@ -138,8 +144,10 @@ def add_run(p) -> None:
     list_settings(p)
     add_scale(p, dict(smoke='cut down, on ML-100K', quick='as the file says'))
     add_records(p)
+    who = 'csv, table, tensorboard, mlflow, wandb; tensorboard=FOLDER writes elsewhere than beside the record'
+    p.add_argument('--track', default='csv,table', help=f'who is told of every epoch: {who} (default: csv,table)')
 
 
 def typed_run(a) -> None:
     "`molrec run`, as it was typed."
-    run(a.config, changed_settings(a), a.scale, a.runs)
+    run(a.config, changed_settings(a), a.scale, a.runs, a.track)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['units', 'year_2100', 'number_text', 'iso_text', 'common_names', 'hints', 'text_ids', 'ids_of', 'float32_rounded',
-           'written_dates', 'Times', 'seconds_of', 'bare', 'roles_of']
+           'written_dates', 'Times', 'seconds_of', 'bare', 'parse_columns', 'roles_of']
 
 # %% ../../nbs/10_data/02_columns.ipynb #a2521c80
 import re
@@ -270,6 +270,7 @@ common_names = dict(
     rating=('rating', 'stars', 'relevance'),
     rank=('rank',),
     score=('score',),
+    split=(),  # read where it is named
 )
 hints = dict(
     user_id=('user', 'visitor', 'customer', 'session', 'member', 'account', 'reader'),
@@ -282,7 +283,7 @@ def bare(name: str) -> str:
     return re.sub(r'[^a-z0-9]', '', name.split(':')[0].lower())  # 'user_id:token' -> 'userid'
 
 
-def _parse_columns(
+def parse_columns(
     text: str | dict,  # 'user_id=visitorid,item_id=itemid', or the same as a mapping
 ) -> dict:  # role -> name of a column; '' where the file is said to have none
     "Columns as a user names them."
@@ -303,7 +304,7 @@ def _parse_columns(
 def _role_of(
     role: str,  # user_id, item_id, timestamp, ...
     seen: list[str],  # names in the file
-    named: dict,  # as `_parse_columns` gives it
+    named: dict,  # as `parse_columns` gives it
     origin: str,  # for messages
 ) -> str | None:  # a name of the file; None: it has none
     "The column that plays a role."
@@ -341,7 +342,7 @@ def roles_of(
     origin: str,  # for messages
 ) -> dict:  # role -> name
     "Which columns play which role."
-    named = _parse_columns(columns)
+    named = parse_columns(columns)
     found = {role: name for role in (*needed, *optional) if (name := _role_of(role, seen, named, origin))}
     if missing := [r for r in needed if r not in found]:
         raise DataError(

@@ -27,7 +27,8 @@ def check_interactions(
     origin: str,  # file or name, for the messages
 ) -> pd.DataFrame:  # user_id, item_id, then timestamp and rating where present; same rows, same order
     "Interactions in the form every other function relies on, or a `DataError`."
-    checked = read_interactions(df, time_unit='s', duplicates='keep', frame=origin).interactions
+    own = 'split=split' if 'split' in df else ''
+    checked = read_interactions(df, own, time_unit='s', duplicates='keep', frame=origin).interactions
     return checked.assign(rating=df.rating.to_numpy(np.float64)) if 'rating' in df else checked
 
 # %% ../../nbs/10_data/04_readers.ipynb #1536c391

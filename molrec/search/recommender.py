@@ -72,12 +72,13 @@ def fit_run(
     runs: Path,  # folder of runs
     settings: dict,  # of `Config`; `items` may be a frame
     progress: bool = True,  # show a bar
+    track: str | list = '',  # trackers of epochs, see `run`
 ) -> Path:  # folder of the run
     "Train on data in any of their forms, unless it is recorded."
     framed = isinstance(data, pd.DataFrame)
     items = dict(items=in_a_file(settings['items'], runs)) if 'items' in settings else {}
     c = make_config(settings | items | dict(dataset=in_memory if framed else str(data)))
-    return runs / run(c, runs, progress, interactions=data if framed else None)['id']
+    return runs / run(c, runs, progress, interactions=data if framed else None, track=track)['id']
 
 # %% ../../nbs/60_search/26_recommender.ipynb #f575a312
 def ask_users(
@@ -255,11 +256,12 @@ class Recommender:
         data,  # interactions: a frame, a path, or a name of the catalogue
         runs: str | Path | None = None,  # folder of records; None: a temporary one, `save` keeps the record
         progress: bool = True,  # show a bar
+        track: str | list = '',  # who is told of epochs: csv, table, tensorboard, mlflow, wandb; tensorboard=FOLDER
         **settings,  # of `Config`: encoder, similarity, epochs, ...; items: a file or frame of titles
     ) -> 'Recommender':
         "Train on data; the same on the same data in the same folder is read back."
         own = None if runs else tempfile.TemporaryDirectory(prefix='molrec-')
-        folder = fit_run(data, Path(own.name if own else str(runs)), settings, progress)
+        folder = fit_run(data, Path(own.name if own else str(runs)), settings, progress, track)
         self = cls(read_trained(folder), None if isinstance(data, str) and data in catalogue else data)
         self._own = own
         return self

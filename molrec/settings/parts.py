@@ -114,7 +114,7 @@ class Settings:
 class Part:
     "A part, as it was declared."
 
-    kind: str  # task, encoder, similarity, loss or index
+    kind: str  # task, protocol, encoder, similarity, loss, index or tracker
     name: str  # as files and command lines have it
     settings: type[Settings]  # frozen dataclass
     home: str  # of what implements it, module:object
@@ -129,12 +129,12 @@ class Part:
         return getattr(importlib.import_module(module, __name__.partition('.')[0]), name)
 
 # %% ../../nbs/05_settings/00_parts.ipynb #e777cfc2
-parts: dict[str, dict[str, Part]] = dict(task={}, encoder={}, similarity={}, loss={}, index={})
+parts: dict[str, dict[str, Part]] = dict(task={}, protocol={}, encoder={}, similarity={}, loss={}, index={}, tracker={})
 told: list[Callable[[], None]] = []  # called when the table has changed
 
 
 def _put_part(
-    kind: str,  # task, encoder, similarity, loss or index
+    kind: str,  # task, protocol, encoder, similarity, loss, index or tracker
     name: str,  # as files and command lines have it
     p: Part | None,  # None: take it out
 ) -> None:
@@ -160,7 +160,7 @@ def declare(p: Part) -> None:
 
 # %% ../../nbs/05_settings/00_parts.ipynb #74cd6f69
 def part(
-    kind: str,  # task, encoder, similarity, loss or index
+    kind: str,  # task, protocol, encoder, similarity, loss, index or tracker
     name: str,  # as files and command lines have it
     home: str,  # of what implements it, module:object
     **more,  # see `Part`
@@ -175,7 +175,7 @@ def part(
 
 
 def forget(
-    kind: str,  # task, encoder, similarity, loss or index
+    kind: str,  # task, protocol, encoder, similarity, loss, index or tracker
     name: str,  # of a part
 ) -> None:
     "Take a part out again, with its settings."
@@ -341,6 +341,17 @@ class GRU4RecSettings(Layered, Inner):
 class NeuralFMSettings(Hidden):
     pass
 
+# %% ../../nbs/50_training/05a_tracking.ipynb #e1b0172d
+part('tracker', 'csv', '.training.tracking:CSV')(Settings)
+part('tracker', 'table', '.training.tracking:Table')(Settings)
+
+# %% ../../nbs/50_training/05a_tracking.ipynb #d4b0d7eb
+part('tracker', 'tensorboard', '.training.tracking:TensorBoard')(Settings)
+
+# %% ../../nbs/50_training/05a_tracking.ipynb #ea1e730c
+part('tracker', 'mlflow', '.training.tracking:MLflow')(Settings)
+part('tracker', 'wandb', '.training.tracking:WandB')(Settings)
+
 # %% ../../nbs/30_encoders/06_bert4rec.ipynb #c5b24761
 @part('encoder', 'bert4rec', '.encoders.bert4rec:BERT4Rec', look=('purple', '<'))
 @dataclass(frozen=True)
@@ -403,6 +414,51 @@ class SVDSettings(Wide):
 @dataclass(frozen=True)
 class PopularitySettings(Settings):
     pass
+
+# %% ../../nbs/10_data/09_splits.ipynb #75e34efc
+part('protocol', 'leave-last-one-out', '.data.splits:leave_last_one_out')(Settings)
+part('protocol', 'global-time', '.data.splits:global_time')(Settings)
+part('protocol', 'report-2024', '.data.splits:report_2024')(Settings)
+
+# %% ../../nbs/10_data/09a_other_splits.ipynb #9cd6768a
+@part('protocol', 'leave-last-k-out', '.data.other_splits:leave_last_k_out')
+@dataclass(frozen=True)
+class LastKSettings(Settings):
+    last_k: int = setting(2, 1, 10**6, help='events of a user in the test, and in validation')
+
+# %% ../../nbs/10_data/09a_other_splits.ipynb #caa0867d
+@dataclass(frozen=True)
+class Shares(Settings):
+    valid_share: float = setting(0.1, above=0, below=1, help='of the events in validation')
+    test_share: float = setting(0.1, above=0, below=1, help='of the events in the test')
+
+    def check(self, c):
+        if self.valid_share + self.test_share >= 1:
+            got = f'valid_share {self.valid_share} and test_share {self.test_share}'
+            raise ConfigError(f'test_share: got {got}, which leave nothing to train on')
+
+
+part('protocol', 'user-time-fraction', '.data.other_splits:user_time_fraction')(Shares)
+
+# %% ../../nbs/10_data/09a_other_splits.ipynb #5f1bbc7e
+@part('protocol', 'time-gap', '.data.other_splits:time_gap')
+@dataclass(frozen=True)
+class TimeGapSettings(Shares):
+    gap_days: float = setting(1.0, 0, 36500, help='days before each cut that no part holds')
+    valid_from: str = setting('', help='moment of the first cut, as 2024-01-31; empty: by valid_share and test_share')
+    test_from: str = setting('', help='moment of the second cut; empty: by test_share')
+
+# %% ../../nbs/10_data/09a_other_splits.ipynb #20cd284a
+@part('protocol', 'held-out-users', '.data.other_splits:held_out_users')
+@dataclass(frozen=True)
+class HeldOutUsersSettings(Settings):
+    user_share: float = setting(
+        0.2, above=0, below=1, help='of the users: half validate, half test, none is trained on'
+    )
+    user_seed: int = setting(0, 0, 2**53, help='of the draw of users, for every seed')
+
+# %% ../../nbs/10_data/09a_other_splits.ipynb #4f0a83fd
+part('protocol', 'own-column', '.data.other_splits:own_column')(Settings)
 
 # %% ../../nbs/60_search/16_index.ipynb #28b412a0
 part('index', 'brute-force', '.search.index:BruteForce', look=('black', 'o'))(Settings)

@@ -16,5 +16,6 @@ __getattr__, __dir__ = lazy(
         preparation='prepare check_data',
         runs='run RunTask',
         loading='load_run load_model rank_again',
+        tuning='tune Tuned',
     ),
 )

@@ -19,6 +19,7 @@ from ..data.filters import drop_rare_items, drop_rare_users, k_core, latest
 from ..data.sets import load, load_items, where_own
 from ..data.splits import Holdout, Split, ask_at, split
 from ..settings.config import Config, choices, is_learned
+from ..settings.parts import settings_of
 
 # %% ../../nbs/57_tasks/06_preparation.ipynb #3005211e
 def some_users(
@@ -81,6 +82,16 @@ needs = {
     'report-2024': 'report-2024 cuts all events at 70 and 90 % of the time, keeps later events of users '
     'that training knows where items and users have five, '
     'and asks those who keep five events of training among their latest 200',
+    'leave-last-k-out': 'leave-last-k-out takes the last last_k events of each user with more than twice as many '
+    'for the test and as many before them for validation',
+    'user-time-fraction': 'user-time-fraction takes the last test_share of the events of each user for the test and '
+    'valid_share before them for validation, at least one each, from users with three or more',
+    'time-gap': 'time-gap cuts the calendar at two moments, leaves out gap_days before each, and asks in the later '
+    'parts for users and items that training knows',
+    'held-out-users': 'held-out-users trains on nothing of user_share of the users and asks for their last event, '
+    'half of them in validation, half in the test',
+    'own-column': 'own-column takes the parts that the column named by --columns split=NAME says, and asks for what '
+    'comes after an event of the same user that is shown',
 }
 
 
@@ -139,7 +150,8 @@ def prepare(
     kept = filtered(df, c)
     if not len(kept):
         raise DataError(f'{c.dataset}: of {len(df):,} interactions none is left after {cuts_text(c)}')
-    s = split(kept, c.protocol, c.tie_order, c.max_length, c.tie_seed, c.train_fraction)
+    how = dataclasses.asdict(settings_of(c, 'protocol'))
+    s = split(kept, c.protocol, c.tie_order, c.max_length, c.tie_seed, c.train_fraction, **how)
     valid, test = (
         some_users(part, n or len(part))
         for part, n in ((s.valid, c.valid_users or c.holdout_users), (s.test, c.holdout_users))

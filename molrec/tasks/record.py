@@ -30,6 +30,7 @@ from .preparation import prepare
 from .retrieval import Retrieval, fit
 from .runs import RunTask
 from ..training.checkpoint import State
+from ..training.loop import nothing
 from ..training.task import place_of
 
 # %% ../../nbs/57_tasks/07_record.ipynb #fdc14f4f
@@ -311,8 +312,8 @@ class RecordedRetrieval(Retrieval, RunTask):
     def prepare(c, interactions):
         return prepare(c, interactions)
 
-    def fit(self, folder, progress=True):
-        return fit(self.settings, self.split, folder, progress)
+    def fit(self, folder, progress=True, on_epoch=nothing):
+        return fit(self.settings, self.split, folder, progress, on_epoch=on_epoch)
 
     def describe(self):
         return describe(self.split)

@@ -6,6 +6,7 @@
 __all__ = ['is_read_publicly', 'read_test', 'Retrieval', 'fit']
 
 # %% ../../nbs/57_tasks/04_retrieval.ipynb #da1096b6
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from .evaluation import both_ways, evaluate
 from .model import RetrievalModel, make_model
 from .objective import embedder_losses, joint_losses, log_frequency, scorer_losses, stages
 from ..training.checkpoint import State
-from ..training.loop import train
+from ..training.loop import nothing, train
 from ..training.optimisers import Recipe
 from ..training.task import Notes, Stage, Task
 
@@ -97,8 +98,11 @@ def fit(
     folder: Path,  # where the state is kept
     progress: bool = True,  # show a bar
     save_every_s: float = 30.0,  # seconds between saves within an epoch; 0: after every step
+    on_epoch: Callable = nothing,  # see `train`
 ) -> State:  # with the best weights loaded into its model
     "Train, from the start or from the state found in `folder`."
     model = make_model(c, s).to('cuda' if torch.cuda.is_available() else 'cpu')
     identity = dict(config_hash=config_hash(c), split=s.fingerprint)
-    return train(Retrieval(c, s), model, Recipe.of(c), folder, identity, c.row, progress, save_every_s)
+    return train(
+        Retrieval(c, s), model, Recipe.of(c), folder, identity, c.row, progress, save_every_s, on_epoch=on_epoch
+    )

@@ -13,6 +13,7 @@ __getattr__, __dir__ = lazy(
         optimisers='Recipe',
         task='Task Stage Notes',
         checkpoint='State',
+        tracking='Tracker',
         loop='train',
     ),
 )

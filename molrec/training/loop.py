@@ -246,6 +246,7 @@ def train(
     progress: bool = True,  # show a bar
     save_every_s: float = 30.0,  # seconds between saves within an epoch; 0: after every step
     on_gradients: Callable = nothing,  # see `take_step`
+    on_epoch: Callable = nothing,  # is given every entry of the history, first those that were found in `folder`
 ) -> State:  # with the best weights loaded into its model; the last, where nothing was validated
     "Train, from the start or from the state found in `folder`."
     plan = task.plan(model)
@@ -253,6 +254,8 @@ def train(
     saver = Saver(state, folder, identity or {}, save_every_s)
     saver.resume()
     state.book['threads'] = sorted({*state.book.get('threads', []), torch.get_num_threads()})
+    for entry in state.book['history']:
+        on_epoch(dict(entry))
     with _bar_of(state, plan, progress, label) as bar:
 
         def on_step():
@@ -265,6 +268,7 @@ def train(
             close_stage(state, plan, task, recipe)
             bar.set_postfix(shown(state.book, plan, task))
             saver.now()
+            on_epoch(dict(state.book['history'][-1]))
     if state.best:
         model.load_state_dict(state.best)
     return state

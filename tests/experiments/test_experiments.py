@@ -162,6 +162,7 @@ def test_the_executed_notebook_is_kept_and_shows_no_error(folder):
 
 def test_nothing_is_left_aside(folder):
     assert sorted(p.name for p in folder.iterdir() if p.name != '.lock') == [
+        'epochs.csv',
         'items.parquet',
         'model.safetensors',
         'ranks-public.parquet',
@@ -328,10 +329,12 @@ def test_train_has_every_setting_with_its_default():
         f.name: (f.type if isinstance(f.type, str) else f.type.__name__, f.default) for f in dataclasses.fields(Config)
     }
     found = parameters(TRAIN)
-    said = {k: v[:2] for k, v in found.items() if k not in ('runs', 'command')}
+    said = {k: v[:2] for k, v in found.items() if k not in ('runs', 'command', 'track')}
     assert said == {k: v for k, v in wanted.items() if k in said}
     assert said.keys() >= {f.name for group in groups for f in dataclasses.fields(group)} and 'n_query' in said
-    assert {k: found[k][:2] for k in ('runs', 'command')} == dict(runs=('str', 'work/runs'), command=('str', ''))
+    assert {k: found[k][:2] for k in ('runs', 'command', 'track')} == dict(
+        runs=('str', 'work/runs'), command=('str', ''), track=('str', '')
+    )
     assert [k for k, v in found.items() if not v[2]] == []
 
 

@@ -207,6 +207,8 @@ def test_a_setting_that_is_not_read_renames_nothing(name):
         base = dict(encoder=encoder, similarity=similarity, loss=loss, dim=4, n_query=16, **more)
         if name in ('head_weight', 'embedder_negatives') and similarity != 'dot':
             base['head_width'] = 8 if loss == 'bce' else 0
+        if loss == 'bce':
+            base |= {kind: part for kind, part in f.metadata['owners'] if kind == 'protocol'}
         if name in ('uid_dropout', 'uid_weight') and similarity == 'mol':
             base['n_uid'] = 1 if loss == 'bce' else 0
         try:
