@@ -45,7 +45,7 @@ def list_runs(
     table = pd.DataFrame(lines, columns=['row', 'data', 'protocol', 'hr@10', 'when', 'where', 'note'])
     return table.sort_values('when', ascending=False, kind='stable', ignore_index=True)
 
-
+# %% ../../nbs/55_records/04_listing.ipynb #187433f7
 def readable(
     runs: str | Path,  # folder of runs
 ) -> list[dict]:
@@ -58,7 +58,7 @@ def readable(
             continue
     return records
 
-
+# %% ../../nbs/55_records/04_listing.ipynb #bfd306f1
 def list_line(
     file: Path,  # record.json of a run
     runs: Path,  # folder of runs
@@ -124,7 +124,7 @@ def run_facts(run: Run) -> dict:  # name: text
         'environment': pairs(e),
     }
 
-
+# %% ../../nbs/55_records/04_listing.ipynb #1bded940
 def hardware(run: Run) -> str:
     "Processor and cores of a run, and the GPU if there was one."
     e = run.record['environment']
@@ -148,7 +148,7 @@ def file_states(
 
     return {name: said for name in kept_files if (said := state(name))}
 
-
+# %% ../../nbs/55_records/04_listing.ipynb #d37db9b5
 def show_run(
     folder: str | Path,  # of a run
 ) -> str:  # lines of `name  value`

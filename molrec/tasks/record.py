@@ -51,7 +51,7 @@ def ranks_table(
     table = pd.DataFrame(dict(user_id=s.user_ids[users], item_id=s.item_ids[s.test.targets.items], rank=ranks.ranks))
     return table if unseen is None else table.assign(rank_unseen=unseen.ranks)
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #1c8b156f
 def second_reading(
     model: RetrievalModel,  # with the weights that are kept
     s: Split,  # for the test part
@@ -60,7 +60,7 @@ def second_reading(
     "Where histories stay in the ranking, the same targets ranked among what is new to each user."
     return evaluate(model, s.test, c.max_length) if c.repeats == 'allow' else None
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #6e0eb527
 def items_table(
     shown: Tensor,  # in how many lists an item is, (N,)
     s: Split,  # for the original ids
@@ -72,7 +72,7 @@ def items_table(
     )
     return items if known is None else described(items, known)
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #41cfb469
 def described(
     items: pd.DataFrame,  # item_id and more
     known: pd.DataFrame,  # item_id, title and more, as `load_items` gives it
@@ -96,7 +96,7 @@ def known_items(
         return None
     return load_items(c.dataset, items=c.items, item_ids=pd.Series(s.item_ids))
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #7683c4c3
 def _read_by_epoch(
     state: State,  # of a run
 ) -> list:  # [epoch, metrics, metrics by the public rule] at every validation; empty: the test part was read once
@@ -142,7 +142,7 @@ def public_reading(
     epoch, _, metrics = max(test_by_epoch, key=lambda e: e[2]['hr@10'])
     return dict(epoch=epoch, metrics=metrics, readings=len(test_by_epoch))
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #3e6cd908
 def _unrated_items(
     c: Config,  # the settings
     s: Split,  # whose items are rated
@@ -163,7 +163,7 @@ def untrained_rows(
         torch.manual_seed(draw)
         return make_encoder(c, dataclasses.replace(s, item_ids=np.arange(n))).items.detach()
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #9dc2196d
 def public_steps(
     model: RetrievalModel,  # of an epoch
     s: Split,  # for the test part
@@ -191,7 +191,7 @@ def step_metrics(
         name: [summary(r) for r in ranks] if name == 'catalogue' else summary(ranks) for name, ranks in steps.items()
     }
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #a3e95c89
 def _public_record(
     state: State,  # of a finished run, its best weights in the model
     s: Split,  # for the test part
@@ -252,7 +252,7 @@ def _threads_note(threads: list[int]) -> list[str]:
         return []
     return [f'trained on {" and ".join(map(str, threads))} threads in turn: another run may differ in the last bits']
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #c1b107ac
 def _record_in(
     runs: Path | str,  # folder of all runs
     c: Config,  # of a run
@@ -261,7 +261,7 @@ def _record_in(
     folder = Path(runs) / run_id(c)
     return read_record(folder) if (folder / 'record.json').exists() else None
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #f905c76f
 def run(
     c: Config,  # the settings
     runs: Path | str,  # folder of all runs
@@ -294,7 +294,7 @@ def run(
         (folder / 'state.safetensors').unlink(missing_ok=True)
     return record
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #4df2caa1
 @contextlib.contextmanager
 def _a_folder(folder: Path):
     "A run's folder, for one process at a time; a run that fails before it has left anything leaves no folder."
@@ -357,7 +357,7 @@ def _make_record(c, s, state, folder, started, command):
         other_epochs=other_epochs(state, s, c),
     )
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #42caaabe
 def median_gap_s(s: Split) -> float | None:  # seconds; None: no times, or no two events
     "How far apart two events of a training sequence are, in the middle."
     if s.train.times is None:
