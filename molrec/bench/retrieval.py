@@ -17,11 +17,11 @@ from ..base.errors import ConfigError
 from .corpus import Corpus
 from ..data.splits import Holdout, Split
 from ..metrics.intervals import bootstrap_ci
-from ..search.asked import kinds
 from ..search.asking import Answer
 from ..search.component_mean import Combined
 from ..search.h_indexer import HIndexer
 from ..search.index import BruteForce
+from ..settings.parts import names, part_of
 from ..tasks.evaluation import encode
 from ..tasks.model import RetrievalModel
 
@@ -104,18 +104,22 @@ stage1_labels = dict(
 
 
 def make_method(
-    name: str,  # 'h-indexer/<storage of stage 1>', or another key of `kinds`
+    name: str,  # 'h-indexer/<storage of stage 1>', or another kind of index
     task: Searched,
     **settings,  # for the index
 ):  # an index
     "An index over the task's items."
     name, _, storage = name.partition('/')
-    if name not in kinds:
-        raise ConfigError(f'method: got {name!r}, wanted one of {", ".join(kinds)}')
+    if name not in names('index'):
+        raise ConfigError(f'method: got {name!r}, wanted one of {", ".join(names("index"))}')
     settings = (
         dict(arithmetic='fp32' if name == 'exact' else 'bf16') | settings
     )  # the faster way, as in the committed figures
-    return kinds[name].build(task.model, task.items, **settings, **(dict(stage1=storage) if storage else {}))
+    return (
+        part_of('index', name)
+        .load()
+        .build(task.model, task.items, **settings, **(dict(stage1=storage) if storage else {}))
+    )
 
 
 def ask(

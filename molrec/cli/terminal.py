@@ -11,7 +11,7 @@ def say(text: str) -> None:
     "A line of progress, at once."
     print(text, flush=True)
 
-
+# %% ../../nbs/90_cli/03_terminal.ipynb #d4495f47
 def shown(
     file: str | Path,  # any
     root: Path,  # of the checkout
@@ -20,7 +20,7 @@ def shown(
     file = Path(file).resolve()
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
 
-
+# %% ../../nbs/90_cli/03_terminal.ipynb #9bcab27e
 def seconds_text(
     seconds: float,  # any length
 ) -> str:

@@ -82,7 +82,7 @@ def check_entry(name: str, entry: Entry) -> None:
     if name in catalogue and catalogue[name].about != entry.about:
         raise ConfigError(f'data set {name!r} is taken by: {catalogue[name].about}')
 
-
+# %% ../../nbs/10_data/05_catalogue.ipynb #bf48e361
 def data_set(
     name: str,  # as files and command lines have it
 ) -> Callable:  # gives the function back as it was
@@ -210,7 +210,7 @@ def rows_sha256(
     write_csv(rows, text, WriteOptions(include_header=False, quoting_style='none'))
     return hashlib.sha256(text.getvalue().replace(b',', sep.encode())).hexdigest()
 
-
+# %% ../../nbs/10_data/05_catalogue.ipynb #a27dda41
 def check_known(
     df: pd.DataFrame,  # checked interactions
     entry: Entry,  # what they should be
@@ -253,7 +253,7 @@ def download(
         bar.close()
     return path
 
-
+# %% ../../nbs/10_data/05_catalogue.ipynb #a24dab84
 def _pip_wheel(
     requirement: str,  # 'name==version'
     folder: Path,  # where to put the wheel; no other wheel may be there
@@ -332,7 +332,7 @@ def _show_terms(
     with atomic_path(marker) as aside:
         aside.write_text(text)
 
-
+# %% ../../nbs/10_data/05_catalogue.ipynb #f103f70e
 def cached(
     name: str,  # a name of the catalogue
 ) -> Path:  # its folder in the cache, filled

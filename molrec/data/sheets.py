@@ -68,7 +68,7 @@ def kind_of(
     kept = suffixes[:-1] if packing else suffixes
     return (kept[-1] if kept and kept[-1] in endings else ''), packing
 
-
+# %% ../../nbs/10_data/01_sheets.ipynb #59254444
 def _open_text(
     path: str | Path,  # a text file, packed or not
 ):  # a binary stream of its bytes, unpacked
@@ -81,7 +81,7 @@ def _encoding_of(head: bytes) -> str:  # the first bytes of a file
     marks = {b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16', b'\xef\xbb\xbf': 'utf-8-sig'}
     return next((name for mark, name in marks.items() if head.startswith(mark)), 'utf-8')
 
-
+# %% ../../nbs/10_data/01_sheets.ipynb #a92c3453
 def header_of(
     head: bytes,  # the first mebibyte of a file
     origin: str,  # for messages
@@ -94,7 +94,7 @@ def header_of(
         raise DataError(f'{origin}, line 1: no names of columns there, in UTF-8 or, with a byte-order mark, UTF-16')
     return line
 
-
+# %% ../../nbs/10_data/01_sheets.ipynb #29900201
 def _split_line(
     line: str,  # one line of a file
     delimiter: str,  # one character
@@ -123,7 +123,7 @@ def _encoding_name(path):
     with _open_text(path) as f:
         return _encoding_of(f.read(4))
 
-
+# %% ../../nbs/10_data/01_sheets.ipynb #4df74645
 def text_error(e: pa.ArrowException, path: Path) -> DataError:
     "What pyarrow says of a file, with the line and without its jargon."
     said = ' '.join(str(e).split())
@@ -150,7 +150,7 @@ def text_layout(
         raise DataError(f'{path}, line 1: two columns are called {twice!r}')
     return names, delimiter, _encoding_of(head), quoted
 
-
+# %% ../../nbs/10_data/01_sheets.ipynb #98b33d6d
 def read_text(
     path: str | Path,  # a text file
     wanted: list[str],  # columns of it, as the header writes them
@@ -202,7 +202,7 @@ def _parquet_files(
         raise DataError(f'{path}: a folder without parquet files')
     return files
 
-
+# %% ../../nbs/10_data/01_sheets.ipynb #2b6f643f
 def parquet_names(path: str | Path) -> list[str]:
     "Columns of a parquet file, or of the first of a folder."
     try:
@@ -210,7 +210,7 @@ def parquet_names(path: str | Path) -> list[str]:
     except (pa.ArrowException, OSError) as e:
         raise _parquet_error(e, path) from None
 
-
+# %% ../../nbs/10_data/01_sheets.ipynb #800e3a51
 def read_parquet(
     path: str | Path,  # a parquet file, or a folder of them, read in order of their names
     wanted: list[str],  # columns
@@ -256,7 +256,7 @@ def _object_column(
     got = ', '.join(sorted(k.__name__ for k in kinds)) or 'nothing'
     raise DataError(f'{origin}: {name} holds {got}; wanted text, whole numbers or moments, one of them')
 
-
+# %% ../../nbs/10_data/01_sheets.ipynb #dc567863
 def _series_column(
     column: pd.Series,  # of a pandas frame
     origin: str,  # for messages
@@ -273,7 +273,7 @@ def _series_column(
             raise DataError(f'{origin}: {column.name} of dtype {column.dtype} cannot be read: {e}') from None
     return made if isinstance(made, pa.ChunkedArray) else pa.chunked_array([made])
 
-
+# %% ../../nbs/10_data/01_sheets.ipynb #30675484
 def frame_sheet(
     frame,  # of pandas, polars, pyarrow, or anything with `__arrow_c_stream__` or `__dataframe__`
     origin: str = 'frame',  # for messages

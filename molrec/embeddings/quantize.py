@@ -96,7 +96,7 @@ def quantize(
     codes = scaled.round() if storage == 'int8' else scaled
     return Rows(codes.clamp(-largest[storage], largest[storage]).to(storages[storage]).contiguous(), scales, storage)
 
-
+# %% ../../nbs/25_embeddings/01_quantize.ipynb #8799aef3
 def quantized_by_kernel(x, storage):
     from molrec.kernels.rowwise import rowwise_quantize  # late: it needs Triton
 

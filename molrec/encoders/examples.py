@@ -23,7 +23,7 @@ def toy_batch(
     items, targets = torch.randint(n_items, (2, int(offsets[-1])), generator=g)
     return PackedBatch(torch.arange(len(lengths)), offsets, items, targets, None)
 
-
+# %% ../../nbs/30_encoders/01_examples.ipynb #b059d796
 def toy_owners() -> tuple:  # who owns what, and the same as sequences
     "Thirty users who own three in ten of twelve items."
     owners, bought = np.nonzero(np.random.default_rng(0).random((30, 12)) < 0.3)

@@ -62,11 +62,11 @@ def pieces(
             yield slice(start + i * L, start + (i + m) * L), m, L
         start += many * L
 
-
+# %% ../../nbs/30_encoders/03_hstu_attention.ipynb #3d29e29a
 def _by_head(x: Tensor, m: int, L: int) -> Tensor:
     return x.view(m, L, *x.shape[1:]).transpose(1, 2)  # (m, h, L, d)
 
-
+# %% ../../nbs/30_encoders/03_hstu_attention.ipynb #a3e82e70
 def biased_scores(
     q: Tensor,  # (m, h, L, d)
     k: Tensor,  # (m, h, L, d)
@@ -114,7 +114,7 @@ class HSTUAttention(torch.autograd.Function):
             _add_bias_gradients(d_s, bucket, d_distance, d_elapsed)
         return d_q, d_k, d_v, d_distance, d_elapsed, None, None, None
 
-
+# %% ../../nbs/30_encoders/03_hstu_attention.ipynb #791b1f51
 def _add_bias_gradients(d_s, bucket, d_distance, d_elapsed):
     "Sums over diagonals, and over buckets."
     by_pair, (L, span) = d_s.sum(1), (d_s.shape[2], (len(d_distance) + 1) // 2)

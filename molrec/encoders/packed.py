@@ -83,7 +83,7 @@ def onednn_matmul():
     finally:
         mode.fp32_precision = before
 
-
+# %% ../../nbs/30_encoders/01_packed.ipynb #2090fbc1
 @functools.cache
 def onednn_keeps_fp32() -> bool:
     "Are oneDNN's products exact to fp32 rounding on this machine?"
@@ -108,7 +108,7 @@ def onednn_keeps_fp32() -> bool:
         gaps.append(((product - truth).norm() / truth.norm()).item())
     return max(gaps) < 1e-6
 
-
+# %% ../../nbs/30_encoders/01_packed.ipynb #28d901d4
 def fp32_matmul():
     "A context for products that oneDNN does faster, where it keeps fp32."
     return onednn_matmul() if onednn_keeps_fp32() else contextlib.nullcontext()
@@ -255,7 +255,7 @@ def softmax_library():
 def up(n: int) -> int:
     return -(-n // 32) * 32  # to whole tiles
 
-
+# %% ../../nbs/30_encoders/01_packed.ipynb #4173a094
 class CompiledSoftmax(torch.autograd.Function):
     "`attention_by_runs` in C."
 
@@ -320,7 +320,7 @@ class CompiledSoftmax(torch.autograd.Function):
         )
         return d_q, d_k, d_v, None, None, None
 
-
+# %% ../../nbs/30_encoders/01_packed.ipynb #bee1dd09
 def compiled_attends(
     impl: str,  # 'auto', 'torch', 'native' or, where there is one, 'triton'
     q: Tensor,  # (T, ...)
@@ -341,7 +341,7 @@ def compiled_attends(
         )
     return fits
 
-
+# %% ../../nbs/30_encoders/01_packed.ipynb #978b3e01
 def packed_attention(
     q: Tensor,  # (T, D)
     k: Tensor,  # (T, D)

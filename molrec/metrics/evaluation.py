@@ -88,7 +88,7 @@ def _rank_text(
         '(ranks of targets are evaluated without truth)'
     )
 
-
+# %% ../../nbs/20_metrics/06_evaluation.ipynb #e2eba287
 def in_list_order(
     lists: pd.DataFrame,  # user_id, item_id, and rank or score or neither; rank goes before score
 ) -> pd.DataFrame:  # the same rows with place (from 1): those of a user together, best first

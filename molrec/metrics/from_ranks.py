@@ -21,7 +21,7 @@ def as_ranks(
     "A plain array is one target per user."
     return ranks if isinstance(ranks, Ranks) else Ranks.single(np.arange(len(ranks)), ranks)
 
-
+# %% ../../nbs/20_metrics/02_from_ranks.ipynb #88791425
 def check_k(
     k: int,  # length of a list, >= 1
 ) -> int:
@@ -34,7 +34,7 @@ def check_k(
         raise DataError(f'k must be at least 1, got {k}')
     return whole
 
-
+# %% ../../nbs/20_metrics/02_from_ranks.ipynb #49f5df0c
 def hits(
     ranks: Ranks,  # of M targets
     k: int,  # length of the list, >= 1; cut at the catalogue where its size is known

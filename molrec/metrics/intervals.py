@@ -65,7 +65,7 @@ def seeds_part(
     rest = x - means[:, None] - x.mean(0) + x.mean()
     return means.var(ddof=1) / S, (rest**2).sum() / ((S - 1) * (B - 1)) / (S * B)
 
-
+# %% ../../nbs/20_metrics/04_intervals.ipynb #1b9c53b4
 def crossed_test(
     a: np.ndarray,  # a metric of one model, a row per seed, (S_a, B), float; B >= 2
     b: np.ndarray,  # of the other on the same users, (S_b, B)

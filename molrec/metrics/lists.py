@@ -61,7 +61,7 @@ def graded_ndcg(
     best = np.where(place <= k, ideal / np.log2(place + 1.0), 0)
     return per_user(earned, ranks) / per_user(best, ranks)
 
-
+# %% ../../nbs/20_metrics/05_lists.ipynb #336e4b5e
 def check_relevance(
     relevance: np.ndarray,  # of each target, (M,)
     ranks: Ranks,  # of the same targets
@@ -174,7 +174,7 @@ def similarities(
             known = inner / np.sqrt(own[:, :, None] * own[:, None, :])
     return np.where((own[:, :, None] > 0) & (own[:, None, :] > 0), known, np.nan)
 
-
+# %% ../../nbs/20_metrics/05_lists.ipynb #180f907d
 def pair_distances(
     features: np.ndarray,  # of the items of some lists, (b, K, F); rows of zeros have none
 ) -> np.ndarray:  # mean over the known pairs of each list, (b,), float64; NaN where there is none

@@ -31,7 +31,7 @@ def is_whole(
         return (abs(values.astype(np.float64)) <= 2.0**53) & (np.floor(values) == values)
     return values <= np.iinfo(np.int64).max
 
-
+# %% ../../nbs/20_metrics/01_ranks.ipynb #382d0327
 def whole_numbers(
     values: np.ndarray,  # (M,), integers of any width, or floats that are whole and within 2^53
     name: str,  # for the error
@@ -76,7 +76,7 @@ def in_order(
     user = np.repeat(np.arange(len(ranks)), ranks.counts)
     return ranks.ranks[np.lexsort((ranks.ranks, user))], np.arange(len(user)) - ranks.offsets[user] + 1
 
-
+# %% ../../nbs/20_metrics/01_ranks.ipynb #0ca85621
 def check_ranks(ranks: 'Ranks') -> None:
     "Refuse what no ranking of distinct targets can give."
     users, offsets, values, N = ranks.users, ranks.offsets, ranks.ranks, ranks.n_items
@@ -175,7 +175,7 @@ def metrics() -> dict[str, Metric]:  # in the order of definition
     import_pages()
     return registered
 
-
+# %% ../../nbs/20_metrics/01_ranks.ipynb #116042b2
 def by_name(
     name: str,  # 'mrr', or 'hr@10': a registered name with a whole number for k
 ) -> tuple:  # (`Metric`, k); k is `None` where the metric has none
@@ -192,7 +192,7 @@ def by_name(
         f'unknown metric {name!r}' + (f', nearest {near[0]!r}' if near else '') + f'; there are {", ".join(known)}'
     )
 
-
+# %% ../../nbs/20_metrics/01_ranks.ipynb #12c51883
 def per_user_metric(
     name: str,  # as for `by_name`
     **given,  # what there is to compute it from, by name: ranks, lists, popularity, ...; `None`: not there

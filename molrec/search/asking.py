@@ -47,7 +47,7 @@ def _check_option(name: str, value: Any, m: Any) -> None:
     elif type(value) is not int or not m['low'] <= value < 2**48:
         raise ConfigError(f'{name}: got {value!r}, wanted a whole number of at least {m["low"]}')
 
-
+# %% ../../nbs/60_search/14_asking.ipynb #488a1096
 @dataclass(frozen=True)
 class IndexSettings:
     "What every index can be told."
@@ -61,7 +61,7 @@ class IndexSettings:
         for f in dataclasses.fields(self):
             _check_option(f.name, getattr(self, f.name), f.metadata)
 
-
+# %% ../../nbs/60_search/14_asking.ipynb #67d5c1ce
 def changed(
     settings: IndexSettings,
     kind: str,  # of index, for the error
@@ -101,7 +101,7 @@ def item_columns(
     parts = [stored(t.float(), storage.removeprefix('compact-')) for t in side]
     return ItemTable(similarity, parts, storage).tensors('item.')
 
-
+# %% ../../nbs/60_search/14_asking.ipynb #9fdfd5ce
 def rows_in(
     columns: dict[str, Tensor],  # name to tensor
     prefix: str,
@@ -112,7 +112,7 @@ def rows_in(
         values, columns.get(f'{prefix}scales'), next(name for name, dtype in storages.items() if dtype == values.dtype)
     )
 
-
+# %% ../../nbs/60_search/14_asking.ipynb #04bd68f4
 def query_side_of(
     similarity: Similarity,  # in fp64
     queries: Tensor,  # (B, D), float32
@@ -156,7 +156,7 @@ def state_of(
     parts = sorted({name.split('.')[1] for name in items.columns if name.startswith('item.')}, key=int)
     return State(items, ItemTable(similarity, [rows_in(items.columns, f'item.{i}.') for i in parts], storage))
 
-
+# %% ../../nbs/60_search/14_asking.ipynb #bf1fe9c0
 @dataclass(frozen=True)
 class Search:
     "All that one search needs and nobody else may touch."
@@ -174,7 +174,7 @@ class Search:
         for lo in range(0, B, n):
             yield self if B <= n else dataclasses.replace(self, request=self.request.part(lo, lo + n))
 
-
+# %% ../../nbs/60_search/14_asking.ipynb #9890ff7e
 @dataclass(frozen=True)
 class Answer:
     "What a search found and what it cost."
@@ -208,7 +208,7 @@ def allowed_rows(
     mask[slice(None) if items.alive is None else items.alive] = flags.to(mask.device)
     return mask
 
-
+# %% ../../nbs/60_search/14_asking.ipynb #7c663b3e
 def bans(
     items: Items,
     pairs: tuple[Tensor, Tensor],  # query and id, (n,), int64
@@ -224,7 +224,7 @@ def bans(
     found = (query * items.n + row)[there].unique()
     return found // max(1, items.n), found % max(1, items.n)
 
-
+# %% ../../nbs/60_search/14_asking.ipynb #be97ce9c
 def request_of(
     items: Items,
     similarity: Similarity,  # in fp64
@@ -267,7 +267,7 @@ def blocks_of(
     for lo in range(0, len(ids), step):
         yield block_of(index, ids[lo : lo + step], items[lo : lo + step])
 
-
+# %% ../../nbs/60_search/14_asking.ipynb #09f36339
 def new_ids(
     ids: Any,  # (n,)
     n: int,  # items
@@ -283,7 +283,7 @@ def new_ids(
         raise DataError(f'ids: {int(twice[0])} occurs twice')
     return ids
 
-
+# %% ../../nbs/60_search/14_asking.ipynb #0a12f74f
 def known_rows(
     items: Items,
     ids: Any,  # (n,), each once, all in the index
@@ -302,7 +302,7 @@ def decides_alone(search: Search) -> bool:
     table = search.state.table
     return not table.compact and chosen(table.similarity, table, 'fp32', search.settings.impl)[0] == 'native'
 
-
+# %% ../../nbs/60_search/14_asking.ipynb #05ba3657
 def decided(
     search: Search,
     similarity: Similarity,  # in fp64
@@ -320,7 +320,7 @@ def decided(
         out.append(similarity.scores(query, tuple(t.unflatten(0, part.shape) for t in own)).float())
     return torch.cat(out, 1) if out else rows.float()
 
-
+# %% ../../nbs/60_search/14_asking.ipynb #418dea20
 def left_open(
     picked: Tensor,  # scores that picked, (b, n), best first
     final: Tensor,  # scores that decide about the same, (b, n)

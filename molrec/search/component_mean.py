@@ -26,7 +26,7 @@ def filled(rows: Rows) -> Rows:
     values = nn.functional.pad(rows.values.float(), (0, 0, 0, more)).to(rows.values.dtype)
     return Rows(values, None if rows.scales is None else nn.functional.pad(rows.scales, (0, more)), rows.storage)
 
-
+# %% ../../nbs/60_search/18_component_mean.ipynb #317ea4cd
 def nearest(
     search: Search,
     vectors: Tensor,  # of the queries, (b, w)
@@ -41,7 +41,7 @@ def nearest(
         kept.add(search.request.mask(block[:, : n - lo], lo), lo)
     return kept.found
 
-
+# %% ../../nbs/60_search/18_component_mean.ipynb #9b3e7565
 @dataclass(frozen=True)
 class ComponentMeanSettings(IndexSettings):
     "And how stage 1 is stored, and how many it hands on."

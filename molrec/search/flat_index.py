@@ -73,7 +73,7 @@ int rescore(const float *vectors, const int8_t *bytes, const float *scale, const
 }
 """
 
-
+# %% ../../nbs/60_search/22_flat_index.ipynb #2982d26f
 def rescored(
     vectors: Tensor,  # (N, w), float32
     stored: Rows,  # the same in bytes, (N, w or more)
@@ -106,7 +106,7 @@ def rescored(
     )
     return true, worst * cast(Tensor, asked.scales)
 
-
+# %% ../../nbs/60_search/22_flat_index.ipynb #780a56e2
 def rescored_torch(vectors, stored, queries, asked, rows):
     "The same in torch, a query at a time."
     true = torch.stack([(vectors[r].double() * q).sum(1) for r, q in zip(rows.long(), queries.double())])

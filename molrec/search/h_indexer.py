@@ -33,7 +33,7 @@ class HIndexerSettings(ComponentMeanSettings):
     stage1: str = option('int8', tuple(storages), stored=True)
     seed: int = option(0, low=0, stored=True)
 
-
+# %% ../../nbs/60_search/19_h_indexer.ipynb #897137ba
 def head_for(
     model: Any,  # what the index is built for
     similarity: Similarity,  # its snapshot
@@ -56,7 +56,7 @@ def head_for(
         raise ConfigError(f"head: got {head!r}, wanted a head, 'mean' or None")
     return head if head is similarity else snapshot(head)
 
-
+# %% ../../nbs/60_search/19_h_indexer.ipynb #d05b8c6a
 class HIndexer(ComponentMean):
     "Candidates: what passes stage 1 (KDD'23)."
 
@@ -112,7 +112,7 @@ def stage_over(state: State, settings: HIndexerSettings) -> Stage1:
         state.made[name] = Stage1(state.vectors, state.ids, settings.seed, stage_impl(settings))
     return state.made[name]
 
-
+# %% ../../nbs/60_search/19_h_indexer.ipynb #78c58235
 def stage_impl(settings: IndexSettings) -> str:
     return settings.impl if settings.impl in ('torch', 'triton') else 'auto'
 

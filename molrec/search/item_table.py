@@ -27,7 +27,7 @@ def check_storage(storage: str) -> None:
 def stored(t: Tensor, storage: str) -> Rows:
     return quantize(t, storage if t.dim() > 1 else 'fp32')  # one number per item stays as it is
 
-
+# %% ../../nbs/60_search/08_item_table.ipynb #4f003d94
 @torch.no_grad()
 def as_evaluated(similarity, items):
     "The item side without dropout."
@@ -38,7 +38,7 @@ def as_evaluated(similarity, items):
     finally:
         similarity.train(training)
 
-
+# %% ../../nbs/60_search/08_item_table.ipynb #138d3151
 def joined(parts):
     "Rows of blocks, one after the other."
     first, n = parts[0], sum(map(len, parts))

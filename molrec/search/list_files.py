@@ -36,7 +36,7 @@ def request_key(
     words = json.dumps([trained.record, len(trained.items), n_block, settings], sort_keys=True)
     return digest(words, json.dumps(asked.whose.tolist()), *arrays)[:12]
 
-
+# %% ../../nbs/60_search/27_list_files.ipynb #b184b9bc
 def list_schema(
     whose: np.ndarray,  # the people
     items: pd.DataFrame,  # as `titled` gives them
@@ -49,7 +49,7 @@ def list_schema(
     columns = [('user_id', of(whose)), ('item_id', of(items.item_id)), ('score', pa.float32()), ('rank', pa.int64())]
     return pa.schema(columns + [('title', pa.string())] * ('title' in items))
 
-
+# %% ../../nbs/60_search/27_list_files.ipynb #2de42e35
 def part_file(folder: Path, i: int) -> Path:
     return folder / f'part-{i:06}.parquet'
 
@@ -81,7 +81,7 @@ def list_writer(
         raise ConfigError(f'out: got {file.name!r}, wanted a name that ends in {" or ".join(writers)}')
     return writers[file.suffix]
 
-
+# %% ../../nbs/60_search/27_list_files.ipynb #55580c10
 def join_parts(
     parts: Iterable[Path],  # in order, at least one
     out: Path,  # file to write
@@ -96,7 +96,7 @@ def join_parts(
             rows += len(table)
     return rows
 
-
+# %% ../../nbs/60_search/27_list_files.ipynb #dc3d845e
 def remove_parts(out: Path) -> None:
     "Remove what calls for a file left beside it, as far as nobody holds it."
     for folder in out.parent.glob('.molrec-parts-*'):
@@ -108,13 +108,13 @@ def remove_parts(out: Path) -> None:
         except (Timeout, OSError):
             pass  # it is another's, or goes the next time
 
-
+# %% ../../nbs/60_search/27_list_files.ipynb #f9f3c1ce
 def rules_words(rules: Rules) -> list:
     "Rules as JSON takes them."
     allow, exclude = rules.allow, rules.exclude
     return [rules.seen, None if allow is None else allow.tolist(), exclude and [own.tolist() for own in exclude]]
 
-
+# %% ../../nbs/60_search/27_list_files.ipynb #4f988d6b
 def write_lists(
     out: str | Path,  # name.parquet or name.csv
     trained: Trained,

@@ -42,7 +42,7 @@ def mol_library(
         STORE=store,
     )
 
-
+# %% ../../nbs/60_search/10_mol_loops.ipynb #b3f5ae81
 def in_words(
     weights: Tensor,  # (out, in)
     KS: int,  # numbers per word
@@ -105,7 +105,7 @@ def unpacked(
     inside[real] = where.int()
     return parts, inside
 
-
+# %% ../../nbs/60_search/10_mol_loops.ipynb #8bf583bf
 def score_rows_native(
     library,  # as `mol_library` gives it
     similarity: MoL,  # in evaluation mode

@@ -34,7 +34,7 @@ def check_components(
             ' BruteForce takes any similarity, HIndexer any with a head'
         )
 
-
+# %% ../../nbs/60_search/17_per_component.ipynb #35d01956
 def union(
     rows: Tensor,  # (b, C), int64; -1: nothing
 ) -> Candidates:  # each row once, ascending
@@ -55,7 +55,7 @@ def component_block(
     g = table.side(part)[0] if table.compact else table.parts[0].dequantize(part)
     return nn.functional.pad(g, (0, 0, 0, 0, 0, -len(g) % 256))
 
-
+# %% ../../nbs/60_search/17_per_component.ipynb #b0fcdb05
 def products(
     search: Search,
     temperature: float,  # of the mixture

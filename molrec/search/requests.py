@@ -30,7 +30,7 @@ def said(x: Any) -> str:
     text = repr(x) if isinstance(x, (int, float, str, bytes, type(None))) else ''
     return text if 0 < len(text) <= 40 else f'a {type(x).__name__}'
 
-
+# %% ../../nbs/60_search/12_requests.ipynb #4f61a562
 def as_array(
     name: str,  # of the argument, for the error
     x: Any,  # numbers, in any form
@@ -134,7 +134,7 @@ def has_lists(exclude: Any) -> bool:
         return True
     return isinstance(exclude, (list, tuple)) and any(map(is_collection, exclude))
 
-
+# %% ../../nbs/60_search/12_requests.ipynb #65cb92a9
 def exclusions(
     exclude: Any,  # None; ids; a list of ids for each query; or histories with `items` and `offsets`
     B: int,  # queries
@@ -153,7 +153,7 @@ def exclusions(
     lengths = torch.tensor([len(x) for x in lists], dtype=torch.int64)
     return torch.arange(B).repeat_interleave(lengths), torch.cat([*lists, as_ids('exclude', [])])
 
-
+# %% ../../nbs/60_search/12_requests.ipynb #a277a3d6
 def flat_exclusions(ids, offsets, B):
     "The same from ids end to end."
     ids, offsets = as_ids('exclude', ids), as_ids('exclude', offsets)

@@ -117,7 +117,7 @@ class Candidates:
     count: Tensor  # (B,), int64
     again: int = 0  # queries whose first threshold was off, and which were done again
 
-
+# %% ../../nbs/60_search/02_scan.ipynb #76b910d1
 def padded(
     query: Tensor,  # of each survivor, (n,), int64, ascending
     row: Tensor,  # of each survivor, (n,), ascending within a query
@@ -130,7 +130,7 @@ def padded(
     out[query, within] = row.int()
     return Candidates(out, count)
 
-
+# %% ../../nbs/60_search/02_scan.ipynb #ab8d25bc
 def passing(
     queries: Rows,  # (B, w)
     rows: Rows,  # (N, w)
@@ -151,7 +151,7 @@ def passing(
     order = query.sort(stable=True).indices
     return query[order], row[order], score[order]
 
-
+# %% ../../nbs/60_search/02_scan.ipynb #ad8d0039
 def scan_torch(
     queries: Rows, rows: Rows, t: Tensor, allow: Tensor | None, cells: int = 2**20
 ) -> Candidates:  # as in `passing`

@@ -40,7 +40,7 @@ def scan_library(
         raise ConfigError(f'form (MOLREC_SCAN): got {form!r}, but there is no such loop here: {problems["scan"]}')
     return library
 
-
+# %% ../../nbs/60_search/05_scan_loops.ipynb #a9300d07
 def in_c(
     function,  # of a library; gives 1 where there is no memory
     given,  # takes (part, parts), gives the arguments of that part
@@ -53,7 +53,7 @@ def in_c(
     if failed:
         raise MemoryError('stage 1: no memory for a pass')
 
-
+# %% ../../nbs/60_search/05_scan_loops.ipynb #10b63955
 def share(n: int, part: int, parts: int) -> tuple[int, int]:
     return n * part // parts, n * (part + 1) // parts  # first, after the last
 
@@ -69,7 +69,7 @@ class Lists:
     count: Tensor  # (parts, B), int64, found by each part; without `wanted` it goes on beyond the capacity
     capacity: int  # of a part of a list
 
-
+# %% ../../nbs/60_search/05_scan_loops.ipynb #679c768c
 def lists_native(
     library,  # as `scan_library` gives it
     queries: Rows,  # (B, w)
@@ -107,7 +107,7 @@ def lists_native(
     in_c(library.scan, given, parts)
     return Lists(words, count, capacity)
 
-
+# %% ../../nbs/60_search/05_scan_loops.ipynb #48669feb
 def cut_native(
     library,
     lists: Lists,  # joined in place
@@ -137,7 +137,7 @@ def cut_native(
     in_c(library.cut, given, min(B, torch.get_num_threads()))
     return Candidates(out, kept)
 
-
+# %% ../../nbs/60_search/05_scan_loops.ipynb #10bc6f4f
 def scan_native(
     library,  # as `scan_library` gives it
     queries: Rows,  # (B, w)
@@ -151,7 +151,7 @@ def scan_native(
     found = cut_native(library, lists, torch.full((len(queries),), capacity))
     return Candidates(found.rows, lists.count.sum(0))
 
-
+# %% ../../nbs/60_search/05_scan_loops.ipynb #06685ca1
 def dense_native(
     library,  # as `scan_library` gives it
     queries: Rows,  # (B, w)

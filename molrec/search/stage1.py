@@ -54,7 +54,7 @@ def drawn(n_rows: int, seed: int) -> Tensor:  # positions, int64, in any order
         return torch.randperm(n_rows, generator=draw)
     return torch.randint(n_rows, (sample_size(n_rows, 'exact'),), generator=draw)
 
-
+# %% ../../nbs/60_search/07_stage1.ipynb #8b1f75ba
 class Stage1:
     "Keeps `k_prime` rows per query by one low-dimensional dot product (KDD'23, h-indexer)."
 
@@ -89,7 +89,7 @@ class Stage1:
         check_queries(queries, self.rows.width, k_prime)
         return survivors_of(self, queries, k_prime, allow, extra)
 
-
+# %% ../../nbs/60_search/07_stage1.ipynb #e6a76edd
 def way_to_scan(rows, impl):
     "Which pass, and its library if it is a compiled one."
     if impl not in ('auto', 'torch', 'native', 'triton'):
@@ -103,7 +103,7 @@ def way_to_scan(rows, impl):
         )
     return ('torch' if library is None else 'native'), library
 
-
+# %% ../../nbs/60_search/07_stage1.ipynb #765d6686
 def way_to_cut(threshold, device):
     "'exact' or 'sampled'."
     if threshold not in ('auto', 'exact', 'sampled'):
@@ -128,14 +128,14 @@ def survivors_of(self: Stage1, queries: Tensor, k_prime: int, allow: Tensor | No
     found = scan(self, q, t, allow, capacity)
     return mended(self, q, found, most, capacity, allow)
 
-
+# %% ../../nbs/60_search/07_stage1.ipynb #6dd8c8a4
 def wanted_of(k_prime, extra, allowed, B):
     "Rows per query, (B,), int64."
     if isinstance(extra, int):
         return torch.full((B,), min(allowed, k_prime + extra))
     return (k_prime + extra.cpu().long()).clamp(max=allowed).expand(B).contiguous()
 
-
+# %% ../../nbs/60_search/07_stage1.ipynb #2fa4b1c0
 def check_queries(queries, width, k_prime):
     if queries.dim() != 2 or queries.shape[1] != width:
         raise DataError(f'queries: got shape {tuple(queries.shape)}, wanted (B, {width})')
@@ -147,7 +147,7 @@ def check_queries(queries, width, k_prime):
     if k_prime < 1:
         raise ConfigError(f'k_prime: got {k_prime}, wanted at least 1')
 
-
+# %% ../../nbs/60_search/07_stage1.ipynb #f3f17232
 def scan(self, q, t, allow, capacity):
     "One pass, in this table's way."
     if self.way == 'native':
@@ -195,7 +195,7 @@ def exactly(
     )
     return cut_torch(survivors, q, self.rows, allow, wanted, self.ids)
 
-
+# %% ../../nbs/60_search/07_stage1.ipynb #f73c3d0d
 def sampled_thresholds(
     self: Stage1,
     q: Rows,  # (B, w)
@@ -216,7 +216,7 @@ def sampled_thresholds(
         allowed, buffer_size(rank, rate)
     )
 
-
+# %% ../../nbs/60_search/07_stage1.ipynb #cbe7e64e
 def among(self, queries, subset, wanted):
     "Stage 1 over the rows of `subset` alone."
     few = Stage1(

@@ -20,24 +20,12 @@ import yaml
 
 from ..base.errors import ConfigError
 from ..base.files import digest
-from molrec.settings.parts import (
-    Part,
-    Settings,
-    Tempered,
-    brief,
-    check_setting,
-    names,
-    part_of,
-    parts,
-    setting,
-    settings_of,
-    told,
-)
+from .parts import Settings, Tempered, brief, check_setting, names, parts, setting, settings_of, told
 from .yaml_file import read_yaml, yaml_value
 
 # %% ../../nbs/05_settings/01_config.ipynb #af97a8d6
 def learned(kind, name):
-    return part_of(kind, name).learned
+    return parts[kind][name].learned
 
 
 def uses(c, kind):
@@ -250,7 +238,7 @@ with_settings = 'protocol', *chosen  # kinds whose settings are those of the run
 def _check_same(
     f: dataclasses.Field,  # as a part declares it
     first: dataclasses.Field,  # as it was declared first
-    p: Part,  # the part
+    p,  # the part
 ) -> None:
     "Refuse a part that means something else by a name."
     if (first.type, first.default, _same_about(first)) != (f.type, f.default, _same_about(f)):

@@ -28,7 +28,7 @@ def check_yaml(
         if depth > 3:
             raise yaml.YAMLError(f'line {event.start_mark.line + 1}: nested deeper than three levels')
 
-
+# %% ../../nbs/05_settings/00_yaml_file.ipynb #21d77c7f
 class UniqueKeys(yaml.SafeLoader):
     "YAML in which a key stands once."
 
@@ -39,7 +39,7 @@ class UniqueKeys(yaml.SafeLoader):
             raise yaml.YAMLError(f'line {node.start_mark.line + 1}: key {twice!r} stands twice')
         return super().construct_mapping(node, deep)
 
-
+# %% ../../nbs/05_settings/00_yaml_file.ipynb #329ba118
 def yaml_value(text: str):
     "What a page of YAML says, or a `YAMLError`."
     check_yaml(text)
@@ -55,7 +55,7 @@ def nearest_file(path: Path) -> str:
     near = difflib.get_close_matches(path.name, there, 1, 0.3)
     return f'; the nearest there is {near[0]}' if near else ''
 
-
+# %% ../../nbs/05_settings/00_yaml_file.ipynb #466be2e4
 def read_yaml(
     path: str | Path,  # of a mapping
 ) -> dict:

@@ -134,7 +134,7 @@ def _uid_components(
         return mol.uid_table.weight[:1].expand(n, -1)
     return mol.uid_table(users % mol.uid_rows + 1)
 
-
+# %% ../../nbs/40_similarities/06_mol.ipynb #f7ac735d
 def _query_side(
     mol: MoL,
     queries: Tensor,  # (B, D)
@@ -148,7 +148,7 @@ def _query_side(
     a = a(queries) if a else queries.new_ones(len(queries), mol.n_query * mol.n_item)
     return unit(f.unflatten(1, (mol.n_query, mol.width))), a, norm
 
-
+# %% ../../nbs/40_similarities/06_mol.ipynb #555fdc02
 def _item_side(
     mol: MoL,
     items: Tensor,  # (N, D)
@@ -172,7 +172,7 @@ def _logits(
     pairs = 'bnd,rmd->brnm' if g.dim() == 3 else 'bnd,brmd->brnm'
     return torch.einsum(pairs, f, g).flatten(-2) / mol.temperature
 
-
+# %% ../../nbs/40_similarities/06_mol.ipynb #e7e2db09
 def _mixture(
     mol: MoL,
     delta: Tensor,  # (B, R, G)
@@ -189,7 +189,7 @@ def _mixture(
     pi = without_some(pi, seed, mol.mix_dropout)
     return pi / pi.sum(-1, keepdim=True).clamp(min=1e-6)
 
-
+# %% ../../nbs/40_similarities/06_mol.ipynb #c0694d30
 def _scores(
     mol: MoL,
     query_side: tuple,  # as `query_side` gives it
@@ -309,7 +309,7 @@ def _tile_logits(tiles: MoLTiles, f):
     x.copy_(tiles.by_component.view(t, tiles.mol.n_query, tiles.R, tiles.P_x).transpose(1, 2))
     return x.view(t * tiles.R, tiles.G)
 
-
+# %% ../../nbs/40_similarities/06_mol.ipynb #23c05bf5
 def _tile_gate(tiles: MoLTiles, x, a):
     "Pre-activation z of the mixture, (t*R, G)."
     z, rate = tiles.buffer('z', len(x), tiles.G), tiles.mol.pair_dropout * tiles.mol.training
@@ -326,7 +326,7 @@ def _tile_gate(tiles: MoLTiles, x, a):
     torch.addmm(b2, tiles.hidden, W2.T, out=z).view(len(a), tiles.R, tiles.G).addcmul_(a.unsqueeze(1), tiles.b)
     return z
 
-
+# %% ../../nbs/40_similarities/06_mol.ipynb #673af12f
 def _tile_mixture(tiles: MoLTiles, z):
     "Mixture pi of every pair, (t*R, G), after dropout."
     w = torch.ops.aten.silu.out(z, out=tiles.buffer('w', *z.shape))
@@ -377,7 +377,7 @@ def _gate_backward(tiles: MoLTiles, dz, dx):
     tiles.d_c[1] += d_up.sum(0, dtype=torch.float32)
     return dx.addmm_(d_up, W1) if tiles.pair_keep is None else dx.addcmul_(d_up @ W1, tiles.pair_keep)
 
-
+# %% ../../nbs/40_similarities/06_mol.ipynb #9d1a52ab
 def _tile_backward(
     tiles: MoLTiles,
     slopes: Tensor,  # d loss / d phi, (t, R)

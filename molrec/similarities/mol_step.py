@@ -30,7 +30,7 @@ def step_library(
     shape = dict(P_Q=mol.n_query, P_X=mol.n_item, D=mol.width, H=len(mol.gate_pair[0].bias))
     return build('mol_step', step_source, **shape, KS=arithmetics[precision][0], DROP_PAIRS=int(mol.pair_dropout > 0))
 
-
+# %% ../../nbs/40_similarities/07_mol_step.ipynb #e3dd209d
 def fits(
     similarity: Similarity,
     item_side: tuple,  # of the items
@@ -42,7 +42,7 @@ def fits(
     sizes = similarity.n_query * similarity.n_item, len(similarity.gate_pair[0].bias), similarity.width
     return floats and len(item_side[0]) > 0 and max(sizes) <= 512
 
-
+# %% ../../nbs/40_similarities/07_mol_step.ipynb #3bd78d42
 def step_for(
     similarity: Similarity,
     item_side: tuple,  # of the items

@@ -44,7 +44,7 @@ def read_weights(
     except Exception as e:
         raise DataError(f'{file.parent.name}/{file.name}: cannot be read: {first_line(e)}') from None
 
-
+# %% ../../nbs/57_tasks/08_loading.ipynb #18a90e79
 def weights_of(folder: Path, record: dict) -> dict:
     "The weights of a run; an error says how to train them where they are absent, or whose they are."
     file, wanted = weights_file(folder), sha256_in(record, 'model.safetensors')
@@ -63,7 +63,7 @@ def weights_of(folder: Path, record: dict) -> dict:
         warnings.warn(f'{name}: not among the sealed files; `molrec runs seal {folder}` takes it up')
     return tensors
 
-
+# %% ../../nbs/57_tasks/08_loading.ipynb #70918e19
 def check_tensors(
     tensors: dict,  # name to tensor, as read
     wanted: dict,  # name to tensor of that shape and type
@@ -90,7 +90,7 @@ class Sizes:
     n_items: int  # N
     train: Sequences = Sequences(np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int64))  # nothing
 
-
+# %% ../../nbs/57_tasks/08_loading.ipynb #2cd82a20
 class Undrawn(torch.overrides.TorchFunctionMode):
     "Weights are not drawn within: on the meta device that would only load torch's compiler, which takes two seconds."
 
@@ -99,7 +99,7 @@ class Undrawn(torch.overrides.TorchFunctionMode):
             return args[0] if args else kwargs['tensor']
         return func(*args, **(kwargs or {}))
 
-
+# %% ../../nbs/57_tasks/08_loading.ipynb #fd046fb8
 def load_weights(
     folder: str | Path,  # of a run: record.json, and weights there or among the checkpoints
 ) -> tuple[Config, RetrievalModel, dict]:  # the model in evaluation mode, and the record
@@ -132,7 +132,7 @@ def load_model(
         )
     return c, model, read_items(folder, record)
 
-
+# %% ../../nbs/57_tasks/08_loading.ipynb #25cd12ae
 def load_run(
     folder: str | Path,  # of a run: record.json, and weights there or among the checkpoints
 ) -> tuple[Config, RetrievalModel, Split]:  # the model in evaluation mode

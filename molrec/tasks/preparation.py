@@ -62,7 +62,7 @@ def cuts_text(c) -> str:
         cuts.append(f'train_fraction {c.train_fraction}')
     return ', '.join(cuts) or 'no filter'
 
-
+# %% ../../nbs/57_tasks/06_preparation.ipynb #d68570ac
 def parts_text(s: Split) -> str:
     "How much each part of a split holds."
     pairs = int(np.maximum(s.train.lengths - 1, 0).sum())
@@ -71,7 +71,7 @@ def parts_text(s: Split) -> str:
         f'validation {len(s.valid):,} users, the test {len(s.test):,}'
     )
 
-
+# %% ../../nbs/57_tasks/06_preparation.ipynb #4444a19a
 needs = {
     'leave-last-one-out': 'leave-last-one-out takes the last event of each user with three or more for the test '
     'and the one before for validation, '
@@ -94,7 +94,7 @@ needs = {
     'comes after an event of the same user that is shown',
 }
 
-
+# %% ../../nbs/57_tasks/06_preparation.ipynb #9f0d1520
 def check_parts(
     c: Config,  # the settings
     s: Split,  # what they leave
@@ -125,7 +125,7 @@ def interactions_of(
     "The interactions that a configuration names."
     return load(c.dataset, columns=c.columns, time_unit=c.time_unit, duplicates=c.duplicates, say=say)
 
-
+# %% ../../nbs/57_tasks/06_preparation.ipynb #4e863df2
 def identified(
     c: Config,  # the settings
     df: pd.DataFrame,  # the interactions they name
@@ -139,7 +139,7 @@ def identified(
         )
     return dataclasses.replace(c, content=found)
 
-
+# %% ../../nbs/57_tasks/06_preparation.ipynb #11261337
 def prepare(
     c: Config,  # the settings
     interactions: pd.DataFrame | None = None,  # as `interactions_of` gives them; None: they are loaded
@@ -170,7 +170,7 @@ def repeats_text(s: Split) -> str:
         f'; {again:,} of {len(asked):,} test targets were seen before: no hits with repeats: exclude' if again else ''
     )
 
-
+# %% ../../nbs/57_tasks/06_preparation.ipynb #4253b0c7
 def protocol_text(c: Config, df: pd.DataFrame) -> str:
     "What a protocol would leave in each part, or why it would not run."
     try:
@@ -179,7 +179,7 @@ def protocol_text(c: Config, df: pd.DataFrame) -> str:
         return f'would not run: {e}'
     return parts_text(s) + repeats_text(s)
 
-
+# %% ../../nbs/57_tasks/06_preparation.ipynb #696754fa
 def items_text(c: Config, df: pd.DataFrame) -> str:
     "How much is known of the items, where something is."
     known = load_items(c.dataset, items=c.items, item_ids=df.item_id)
@@ -192,7 +192,7 @@ def items_text(c: Config, df: pd.DataFrame) -> str:
         + f'; {len(known) - known.item_id.isin(df.item_id).sum():,} more never occur'
     )
 
-
+# %% ../../nbs/57_tasks/06_preparation.ipynb #2d394732
 def check_data(
     c: Config,  # dataset, columns, time_unit, duplicates, items, and the filters of a run
 ) -> dict:  # what was understood: name -> text

@@ -44,7 +44,7 @@ def ranks_table(
     table = pd.DataFrame(dict(user_id=s.user_ids[users], item_id=s.item_ids[s.test.targets.items], rank=ranks.ranks))
     return table if unseen is None else table.assign(rank_unseen=unseen.ranks)
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #1c8b156f
 def second_reading(
     model: RetrievalModel,  # with the weights that are kept
     s: Split,  # for the test part
@@ -53,7 +53,7 @@ def second_reading(
     "Where histories stay in the ranking, the same targets ranked among what is new to each user."
     return evaluate(model, s.test, c.max_length) if c.repeats == 'allow' else None
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #6e0eb527
 def items_table(
     shown: Tensor,  # in how many lists an item is, (N,)
     s: Split,  # for the original ids
@@ -65,7 +65,7 @@ def items_table(
     )
     return items if known is None else described(items, known)
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #41cfb469
 def described(
     items: pd.DataFrame,  # item_id and more
     known: pd.DataFrame,  # item_id, title and more, as `load_items` gives it
@@ -89,7 +89,7 @@ def known_items(
         return None
     return load_items(c.dataset, items=c.items, item_ids=pd.Series(s.item_ids))
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #7683c4c3
 def _read_by_epoch(
     state: State,  # of a run
 ) -> list:  # [epoch, metrics, metrics by the public rule] at every validation; empty: the test part was read once
@@ -135,7 +135,7 @@ def public_reading(
     epoch, _, metrics = max(test_by_epoch, key=lambda e: e[2]['hr@10'])
     return dict(epoch=epoch, metrics=metrics, readings=len(test_by_epoch))
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #3e6cd908
 def _unrated_items(
     c: Config,  # the settings
     s: Split,  # whose items are rated
@@ -156,7 +156,7 @@ def untrained_rows(
         torch.manual_seed(draw)
         return make_encoder(c, dataclasses.replace(s, item_ids=np.arange(n))).items.detach()
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #9dc2196d
 def public_steps(
     model: RetrievalModel,  # of an epoch
     s: Split,  # for the test part
@@ -184,7 +184,7 @@ def step_metrics(
         name: [summary(r) for r in ranks] if name == 'catalogue' else summary(ranks) for name, ranks in steps.items()
     }
 
-
+# %% ../../nbs/57_tasks/07_record.ipynb #a3e95c89
 def _public_record(
     state: State,  # of a finished run, its best weights in the model
     s: Split,  # for the test part
@@ -238,7 +238,7 @@ def _cut_note(c: Config, n_items: int) -> list[str]:
         else []
     )
 
-# %% ../../nbs/57_tasks/07_record.ipynb #b1425648
+# %% ../../nbs/57_tasks/07_record.ipynb #42caaabe
 def median_gap_s(s: Split) -> float | None:  # seconds; None: no times, or no two events
     "How far apart two events of a training sequence are, in the middle."
     if s.train.times is None:

@@ -25,7 +25,7 @@ class Points:
     def to(self, device):
         return Points(self.inputs.to(device), self.targets.to(device))
 
-
+# %% ../../nbs/50_training/04_examples.ipynb #b710250a
 class LinePoints:
     "Points near the line 3 x - 1, in batches."
 

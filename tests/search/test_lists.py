@@ -19,6 +19,7 @@ from molrec.cli.plan import plan_table
 from molrec.search import asked, titles
 from molrec.search.index_costs import plan as index_plan
 from molrec.settings.config import Config
+from molrec.settings.parts import names
 from molrec.similarities.mol import MoL
 from molrec.tasks import loading
 from molrec.tasks.runs import run
@@ -183,7 +184,7 @@ def test_histories_of_different_lengths_are_encoded_each_alone(world):
         assert torch.allclose(together[i], asked.history_query(model, [h])[0], atol=1e-5)
 
 
-@pytest.mark.parametrize('index', list(asked.kinds))
+@pytest.mark.parametrize('index', names('index'))
 def test_every_index_gives_a_list(world, index):
     runs, ids = world
     table = Recommender.load(runs / ids[1]).recommend(histories=['alien'], k=7, index=index)

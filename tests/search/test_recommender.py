@@ -18,10 +18,10 @@ from molrec.base.errors import ConfigError, DataError
 from molrec.cli import main as cli
 from molrec.data.examples import ring
 from molrec.search import lists
-from molrec.search.asked import kinds as asked_kinds
 from molrec.search.examples import small_mol
 from molrec.search.list_files import request_key
 from molrec.settings.config import Config
+from molrec.settings.parts import names
 from molrec.tasks.evaluation import evaluate
 from molrec.tasks.loading import load_run
 
@@ -330,7 +330,7 @@ def test_search_shows_the_same_lists(home, texts, capsys):
     ] == made.score.map('{:.3f}'.format).tolist()
 
 
-@pytest.mark.parametrize('index', list(asked_kinds))
+@pytest.mark.parametrize('index', names('index'))
 def test_an_index_by_name_and_by_hand(numbers, index):
     rec = numbers
     by_name = rec.recommend([3, 5], k=5, index=index)
