@@ -20,7 +20,18 @@ import yaml
 
 from ..base.errors import ConfigError
 from ..base.files import digest
-from .parts import Settings, Tempered, brief, check_setting, names, parts, setting, settings_of, told
+from molrec.settings.parts import (
+    Settings,
+    Tempered,
+    brief,
+    check_setting,
+    names,
+    part_of,
+    parts,
+    setting,
+    settings_of,
+    told,
+)
 from .yaml_file import read_yaml, yaml_value
 
 # %% ../../nbs/05_settings/01_config.ipynb #af97a8d6
