@@ -51,7 +51,8 @@ def tune(
     out: str | Path | None = None,  # file for the best row; None: it is printed
 ):  # a `Tuned`
     "`molrec tune`."
-    from molrec.tasks.tuning import keep_best, row_text, tune as tried  # late: torch takes seconds to import
+    from molrec.tasks.tuning import keep_best, row_text  # late: torch takes seconds to import
+    from molrec.tasks.tuning import tune as tried
 
     if out and Path(out).suffix != '.yaml':
         raise ConfigError(f'out: got {str(out)!r}, wanted a name ending in .yaml')
