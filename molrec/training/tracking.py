@@ -16,9 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ..base.environment import optional
-from ..base.errors import ConfigError
 from ..base.files import atomic_path
-from ..settings.parts import names, part_of
+from ..settings.parts import part_of
 
 # %% ../../nbs/50_training/05a_tracking.ipynb #368ad247
 class Tracker:
