@@ -152,7 +152,7 @@ def set_table(
     looks = [Markup(' class="w"') if c in (text.columns[0], *left) else '' for c in text]
     rows = [[(html_cell(**vars(cell_of(v))), look) for v, look in zip(r, looks)] for r in text.values.tolist()]
     table = table_rows(name=slug(name), title=title, headers=list(zip(text.columns, looks)), rows=rows)
-    return scrolling(table=table, said=title or name)
+    return scrolling(table=table, said=title or slug(name))
 
 
 def html_table(
