@@ -17,10 +17,10 @@ def serve(
     browser: bool = True,  # open one
 ) -> None:
     "Answer until the command is interrupted."
-    say(f'{server.address} (this machine alone; Ctrl-C ends it)')
-    if browser:
-        threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
     try:
+        say(f'{server.address} (this machine alone; Ctrl-C ends it)')
+        if browser:
+            threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
         server.serve_forever()
     except KeyboardInterrupt:
         say('\nended')

@@ -151,7 +151,8 @@ button.result:hover, .result[aria-expanded=true] { background: var(--card); }
   min-width: 3px; min-height: 3px; transition: width .25s, height .25s; }
 .cell:hover, .cell.near { outline: 2px solid var(--mark); outline-offset: 0; }
 .cell:focus-visible { outline: 3px solid var(--accent); outline-offset: 1px; }
-.readout { font-variant-numeric: tabular-nums; min-height: 7.2em; margin: 4px 0 12px; }
+.readout { font-variant-numeric: tabular-nums; min-height: 13.4em; margin: 4px 0 12px; }
+.readout p { margin: 8px 0 0; }
 .readout b { display: block; font-size: 1.35rem; line-height: 1.35; font-weight: 600; }
 .readout dl { display: grid; grid-template-columns: auto auto 1fr; gap: 0 10px; margin: 6px 0 0; }
 .readout dt { color: var(--soft); }

@@ -53,7 +53,7 @@ function latest(question, show) {  // of several questions only the last one's a
 
 # %% ../../nbs/90_cli/14b_demo_script.ipynb #3aec0c05
 history_script = """
-const state = {history: [], user: null, all: false, about: null};
+const state = {history: [], user: null, all: false, about: null, alone: null};
 const shown = 8;  // of a long history, the latest
 
 function changed(history, user = null) {
@@ -195,7 +195,8 @@ function question() {
   return ask('/api/list', state.user === null ? {history: state.history.map(item => item.id)} : {user: state.user});
 }
 
-const list = latest(question, ({items}) => {
+const list = latest(question, ({items, alone}) => {
+  state.alone = alone;
   const scale = state.about.mixture && items?.length ? scales(items) : null;
   one('list').replaceChildren(...(items ?? []).map(item => result(item, scale)));
   one('said').textContent = !items ? 'Add a title or take a user: what the model would show next appears here.'
@@ -221,10 +222,12 @@ const called = ({n, m}) => `q${n + 1}·x${m + 1}`;
 function readout(item, cell) {
   const share = item.score ? `${text(100 * cell.product / item.score, 1)} % of the score` : '';
   const line = (name, value, more) => [make('dt', {}, name), make('dd', {}, value), make('span', {}, more)];
+  const first = state.alone?.[cell.n][cell.m];
+  const titles = first ? [make('p', {class: 'note'}, `By itself it would list: ${first.join(' · ')}`)] : [];
   return [make('b', {}, `${called(cell)} adds ${text(cell.product)}`), make('dl', {},
     ...line('logit', text(cell.logit), 'how well the two vectors agree'),
     ...line('× weight', text(cell.gate, 4), 'what the gate gives it, of 1'),
-    ...line('= product', text(cell.product), share))];
+    ...line('= product', text(cell.product), share)), ...titles];
 }
 
 function square(cell, scale, look) {
