@@ -32,6 +32,7 @@ page = """
  autocomplete="off" spellcheck="false" placeholder="part of a title, or an id">
 <ul id="found" role="listbox" aria-label="Titles found" hidden></ul>
 </div>
+<p id="none" role="status"></p>
 <div id="popular"><p>Or begin with what many have taken:</p><ul></ul></div>
 <ol id="history" aria-label="History, oldest first"></ol>
 <div class="row"><button id="earlier" hidden></button><button id="clear" hidden>Clear</button></div>
@@ -77,7 +78,7 @@ header { display: flex; gap: 16px; align-items: center; padding-top: 28px; paddi
 h1 { margin: 0; font-size: 1.75rem; line-height: 1.15; letter-spacing: -.015em; }
 h2 { margin: 0 0 10px; font-size: 1.05rem; }
 p { margin: 0 0 10px; }
-#run, label, #popular p, #said, .note { color: var(--soft); font-size: .9rem; font-weight: 400; }
+#run, label, #popular p, #said, #none, .note { color: var(--soft); font-size: .9rem; font-weight: 400; }
 #run { margin: 2px 0 0; }
 main { display: grid; grid-template-columns: 320px minmax(0, 1fr); gap: 40px; padding-bottom: 60px; }
 ol, ul { list-style: none; margin: 0; padding: 0; }
@@ -99,6 +100,7 @@ label { display: block; margin-bottom: 4px; }
 #found li { padding: 7px 12px; cursor: pointer; overflow-wrap: anywhere; }
 #found li[aria-selected=true], #found li:hover { background: var(--track); }
 #found .note, #history .note { display: block; font-size: .8rem; line-height: 1.3; }
+#none:empty { display: none; }
 #popular ul { display: flex; flex-wrap: wrap; gap: 6px; margin-bottom: 14px; }
 #popular button { font-size: .85rem; padding: 4px 10px; border-radius: 999px; text-align: left; }
 #history { counter-reset: place; }

@@ -37,7 +37,9 @@ async function ask(path, body) {  // what the server answers; its refusal is an 
   return said;
 }
 
-function latest(question, show) {  // of several questions only the last one's answer is shown
+const say = message => { one('said').textContent = message; };
+
+function latest(question, show, failed = say) {  // of several questions only the last one's answer is shown
   let count = 0;
   return async (...words) => {
     const own = ++count;
@@ -45,7 +47,7 @@ function latest(question, show) {  // of several questions only the last one's a
       const answer = await question(...words);
       if (own === count) show(answer, ...words);
     } catch (error) {
-      if (own === count) one('said').textContent = error.message;
+      if (own === count) failed(error.message);
     }
   };
 }
@@ -116,7 +118,7 @@ function take(item) {
 const search = typed => typed ? ask(`/api/items?typed=${encodeURIComponent(typed)}`) : {items: []};
 const find = latest(search, ({items}, typed) => {
   offer(items);
-  one('said').textContent = typed && !items.length ? `Nothing is called ${typed}.` : '';
+  one('none').textContent = typed && !items.length ? `Nothing is called ${typed}.` : '';
 });
 
 function keyed(event) {
@@ -191,23 +193,29 @@ function open(row, item, scale) {  // one picture at a time; a second click clos
 }
 
 function question() {
-  if (!state.history.length) return {items: null};
+  one('list').setAttribute('aria-busy', true);
+  if (!state.history.length) return {items: []};
   return ask('/api/list', state.user === null ? {history: state.history.map(item => item.id)} : {user: state.user});
 }
 
-const list = latest(question, ({items, alone}) => {
-  state.alone = alone;
-  const scale = state.about.mixture && items?.length ? scales(items) : null;
-  one('list').replaceChildren(...(items ?? []).map(item => result(item, scale)));
-  one('said').textContent = !items ? 'Add a title or take a user: what the model would show next appears here.'
-    : items.length ? '' : 'Nothing is left to show: all items are in the history.';
+function show(items, message) {
+  const scale = state.about.mixture && items.length ? scales(items) : null;
+  one('list').replaceChildren(...items.map(item => result(item, scale)));
+  one('list').setAttribute('aria-busy', false);
+  say(message);
   one('legend')?.toggleAttribute('hidden', !scale);
   if (!scale) return;
   one('most').textContent = text(scale.logit, 1);
   one('least').textContent = text(-scale.logit, 1);
   one('heaviest').textContent = text(scale.gate, 2);
   open(one('list').firstChild, items[0], scale);
-});
+}
+
+const list = latest(question, ({items, alone}) => {
+  state.alone = alone;
+  show(items, items.length ? '' : state.history.length ? 'Nothing is left to show: all items are in the history.'
+    : 'Add a title or take a user: what the model would show next appears here.');
+}, message => show([], message));
 """
 
 # %% ../../nbs/90_cli/14b_demo_script.ipynb #d1566448
@@ -333,9 +341,10 @@ async function start() {
   one('people').addEventListener('submit', event => { event.preventDefault(); person(one('user').value.trim()); });
   one('anybody').addEventListener('click', () => person(null));
   changed([]);
+  find(one('typed').value.trim());  // somebody was faster
 }
 
-start().catch(error => { one('said').textContent = error.message; });
+start().catch(error => say(error.message));
 """
 
 # %% ../../nbs/90_cli/14b_demo_script.ipynb #ac543964

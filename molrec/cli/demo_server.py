@@ -8,6 +8,7 @@ __all__ = ['most_bytes', 'policy', 'headers', 'Reply', 'as_json', 'refusal', 'ow
 
 # %% ../../nbs/90_cli/14d_demo_server.ipynb #24780487
 import json
+import sys
 from dataclasses import dataclass
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -82,7 +83,10 @@ def answered(
     body: bytes | None = None,  # of a POST; None: a GET
 ) -> Reply:
     "The answer to a request that may be asked."
-    url = urlsplit(target)
+    try:
+        url = urlsplit(target)
+    except ValueError:
+        raise DataError('request: an address that cannot be read') from None
     said = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
     if body is None and url.path in files:
         kind, text = files[url.path]
@@ -103,8 +107,8 @@ def answer(demo: Demo, target: str, body: bytes | None = None) -> Reply:
     "The same, with what can be mended said."
     try:
         return answered(demo, target, body)
-    except (DataError, ConfigError, ValueError) as e:
-        return refusal(400, str(e) if isinstance(e, (DataError, ConfigError)) else 'request: an address that cannot be')
+    except (DataError, ConfigError) as e:
+        return refusal(400, str(e))
 
 # %% ../../nbs/90_cli/14d_demo_server.ipynb #f907ccfe
 policy = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
@@ -171,7 +175,8 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.port = '127.0.0.1', self.server_address[1]
 
     def handle_error(self, request, client_address):
-        pass  # a browser that went away
+        if not isinstance(sys.exception(), OSError):  # that one is a browser that went away
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:

@@ -214,9 +214,8 @@ def type_title(page, typed):
 
 def settled(page, n):
     "Wait until the list follows a history of `n` items."
-    page.wait_for_function(
-        f"document.querySelectorAll('#history li').length === {n} && document.querySelector('.picture')"
-    )
+    page.wait_for_selector(f'#history:has(> :nth-child({n}):last-child)')
+    page.wait_for_selector('#list[aria-busy=false] .picture')
 
 
 def picture(page):
@@ -288,7 +287,7 @@ def test_a_history_is_changed(server):
         page.click('#history li >> nth=0 >> [title=Remove]')
         assert shown() == [before[2], before[1]]
         page.click('#clear')
-        page.wait_for_function("!document.querySelector('#list li')")
+        page.wait_for_selector('#list[aria-busy=false]:not(:has(li))', state='attached')
         assert shown() == [] and page.is_visible('#popular')
         page.fill('#user', 'u07')
         page.press('#user', 'Enter')
@@ -341,7 +340,7 @@ def test_what_is_refused_is_read_on_the_page(server):
     with open_page(server.address) as page:
         page.fill('#user', 'nobody')
         page.press('#user', 'Enter')
-        page.wait_for_function("document.querySelector('#said').textContent.includes('not among the 60 users')")
+        page.wait_for_selector('#said:has-text("not among the 60 users")')
         assert all('400' in error for error in page.errors)
 
 
