@@ -86,7 +86,7 @@ def test_every_page_is_in_the_book_and_its_links_lead_somewhere(tmp_path):
     assert stage.stage(tmp_path / 'book') == []
     pages = [p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
     assert [p for p in pages if not (tmp_path / 'book' / p.relative_to(ROOT / 'nbs')).exists()] == []
-    assert {p.stem for p in (ROOT / 'nbs' / 'guides').iterdir() if p.suffix != '.svg'} == set(stage.GUIDES)
+    assert {p.stem for p in (ROOT / 'nbs' / 'guides').iterdir() if p.suffix not in stage.PICTURES} == set(stage.GUIDES)
 
 
 def test_the_book_shows_neither_hidden_cells_nor_directives(tmp_path):

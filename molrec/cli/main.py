@@ -36,6 +36,7 @@ commands = {
     'report': 'run every row that has no record, then build tables, figures and the page',
     'recommend': 'lists of all users, or of those of a file, in a file; interrupted, the same command goes on',
     'search': 'what a trained run would show to a user, or to somebody who names some titles',
+    'demo': 'a page in the browser: what a run recommends, and which logits and gate weights made each score',
     'plan': 'memory that an index of so many items needs',
     'retrieval': 'measure recall and throughput of the trained models that have a head for stage 1',
     'bench': 'measure',

@@ -21,6 +21,7 @@ __getattr__, __dir__ = lazy(
         flat_index='FlatIndex',
         asked='make_index',
         lists='Rules read_trained',
+        explain='Explained',
         recommender='Recommender',
     ),
 )

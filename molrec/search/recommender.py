@@ -37,6 +37,7 @@ from molrec.search.asked import (
     read_histories,
     reads_time,
 )
+from .explain import Explained, explained
 from molrec.search.lists import (
     Asked,
     Trained,
@@ -294,6 +295,20 @@ class Recommender:
         asked, rules = self._request(users, histories, k, at, filter_seen, allow, exclude, cold, unknown)
         return joined(list_blocks(self._search(index), self.trained, asked, k, rules), len(asked), progress)
 
+    def explain(
+        self,
+        history,  # of somebody new, as `recommend` takes one; None: that of `user`
+        items,  # titles or ids, one or many, in the history or not
+        user=None,  # id of a user of the data
+        at=None,  # when it is asked, as for `recommend`
+    ) -> Explained:  # logits, gates and scores, in the order of `items`
+        "Which logits and gate weights made the scores of items for one person; for a mixture of logits."
+        if (history is None) == (user is None):
+            raise ConfigError('explain: wanted a history, or None and user=ID, and not both')
+        users, histories = (None, [as_listed(history)]) if user is None else ([user], None)
+        asked = self._asked(users, histories, at)
+        return explained(self.trained, asked, find_items(as_listed(items), self.trained.items, self.tell))
+
     def similar(
         self,
         items,  # titles or ids, one or many
@@ -355,13 +370,16 @@ class Recommender:
     def _request(self, users, histories, k, at, filter_seen, allow, exclude, cold, unknown):
         "Who asks, and what may be shown."
         as_count('k', k)
-        if histories is None:
-            asked = ask_users(self.people, users, at, cold)
-        elif users is None:
-            asked = ask_by_hand(self.trained, histories, at, cold, unknown, self.tell)
-        else:
-            raise ConfigError('recommend: wanted users or histories, and not both')
+        asked = self._asked(users, histories, at, cold, unknown)
         return asked, make_rules(self.trained.items.item_id, asked.whose, not filter_seen, allow, exclude)
+
+    def _asked(self, users, histories, at, cold='error', unknown='refuse'):
+        "Who asks: users of the data, or people who say what they did."
+        if histories is None:
+            return ask_users(self.people, users, at, cold)
+        if users is None:
+            return ask_by_hand(self.trained, histories, at, cold, unknown, self.tell)
+        raise ConfigError('recommend: wanted users or histories, and not both')
 
     def _search(self, index):
         "The index that is meant, built when it is first asked for."

@@ -6,11 +6,8 @@ import matplotlib
 
 matplotlib.use('svg')
 import matplotlib.pyplot as plt
-import torch
 
-from molrec.search.asked import history_query
 from molrec.search.recommender import Recommender
-from molrec.search.titles import find_items
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = 'reports/runs/ml-1m-leave-last-one-out-sasrec-mol-sampled-softmax-f92560f774fb'
@@ -18,16 +15,10 @@ SEEN, SHOWN = ['matrix', 'Alien', 'blade runner (1982)', 'The Terminator'], 'Ali
 FIGURE = Path('nbs/guides/idea.svg')
 
 
-@torch.no_grad()
 def pair() -> tuple:  # logits and weights, (P_q, P_x) each
     "What MoL computes for the history `SEEN` and the film `SHOWN`."
-    rec = Recommender.load(ROOT / RUN)
-    model, items = rec.trained.model, rec.trained.items
-    mol, row = model.similarity, find_items([SHOWN], items)
-    f, a, _ = mol.query_side(history_query(model, [find_items(SEEN, items)]))
-    g, b = mol.item_side(model.encoder.items[torch.as_tensor(row)])
-    delta = mol.logits(f, g)
-    return tuple(x.view(mol.n_query, mol.n_item).numpy() for x in (delta, mol.mixture(delta, a, b)))
+    why = Recommender.load(ROOT / RUN).explain(SEEN, SHOWN)
+    return why.logits[0].numpy(), why.gates[0].numpy()
 
 
 def panel(ax, values, title: str, form: str, colours: str) -> None:
