@@ -200,7 +200,7 @@ def from_lenskit(
     dataset,  # lenskit.data.Dataset
 ) -> pd.DataFrame:  # user_id, item_id, timestamp (s), by time
     "Interactions of LensKit."
-    table = dataset.interaction_table(format='pandas', fields='all', original_ids=True)
+    table = dataset.interactions().pandas(ids=True)
     if 'timestamp' not in table:
         raise DataError(
             'lenskit.data.Dataset: no timestamp; LensKit sorts its rows by user and item, so that without times the'
@@ -214,8 +214,10 @@ def to_lenskit(
     interactions: pd.DataFrame,  # as `dated` takes them
 ):  # lenskit.data.Dataset
     "Interactions for LensKit."
-    library = extra('lenskit.data', 'bridges')
-    return library.from_interactions_df(dated(interactions).rename(columns=dict(datetime='timestamp')))
+    builder, rows = extra('lenskit.data', 'bridges').DatasetBuilder(), dated(interactions)
+    of = dict(entities=['user', 'item'], missing='insert', allow_repeats=True, default=True)
+    builder.add_interactions('interaction', rows.rename(columns=dict(datetime='timestamp')), **of)
+    return builder.build()
 
 # %% ../../nbs/10_data/12_other_libraries.ipynb #7154d59f
 trec_forms = {

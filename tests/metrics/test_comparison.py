@@ -113,9 +113,10 @@ def test_lists_of_lenskit_are_measured_as_lenskit_measures_them():
     data = pytest.importorskip('lenskit.data', reason='lenskit is not installed')
     from lenskit.metrics import Recall, RecipRank, RunAnalysis
 
-    lists = data.ItemListCollection.from_df(some_lists(), ['user_id'])
+    ranked = some_lists().assign(rank=lambda t: t.groupby('user_id').cumcount() + 1)
+    lists = data.ItemListCollection.from_df(ranked, ['user_id'])
     frame = lists.to_df()
-    ours = measure_lists(frame[['user_id', 'item_id', 'score']], TRUTH, (5,)).table.set_index('metric').value
+    ours = measure_lists(frame, TRUTH, (5,)).table.set_index('metric').value
     run = RunAnalysis()
     run.add_metric(RecipRank(n=5))
     run.add_metric(Recall(n=5))
