@@ -110,11 +110,11 @@ def query_side(
     users: Tensor | None = None,  # dense user ids, (B,), int64; None: unknown
 ) -> tuple:  # components (B, P_q, d) of unit norm, a (B, G), squared norm of the user rows (B,)
     "All that MoL needs to know of a query."
-    f, a, norm = self.query_net(queries), self.gate_query, queries.new_zeros(len(queries))
+    f, a, norm = self.query_net(queries), self.gate_query, queries.new_zeros(queries.shape[0])
     if self.n_uid:
-        rows = uid_components(self, users, len(queries))
+        rows = uid_components(self, users, queries.shape[0])
         f, norm = torch.cat([f, self.uid_drop(rows)], 1), rows.square().sum(1)
-    a = a(queries) if a else queries.new_ones(len(queries), self.n_query * self.n_item)
+    a = a(queries) if a else queries.new_ones(queries.shape[0], self.n_query * self.n_item)
     return unit(f.unflatten(1, (self.n_query, self.width))), a, norm
 
 
@@ -128,7 +128,7 @@ def item_side(
     if b:
         b = b(self.item_drop(items) if self.gate_item_dropout else items)
     else:
-        b = items.new_full((len(items), self.n_query * self.n_item), none)
+        b = items.new_full((items.shape[0], self.n_query * self.n_item), none)
     return unit(g.unflatten(1, (self.n_item, self.width))), b
 
 

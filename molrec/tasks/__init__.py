@@ -16,5 +16,7 @@ __getattr__, __dir__ = lazy(
         preparation='prepare check_data',
         record='run',
         loading='load_run load_model rank_again',
+        public_checkpoints='public_model',
+        programs='export_model',
     ),
 )

@@ -118,9 +118,11 @@ def test_recbole_reads_what_is_written(tmp_path):
     from recbole.data import create_dataset
 
     write_atomic(tmp_path, 'ring', ring())
-    config = Config(model='SASRec', dataset='ring', config_dict=dict(data_path=str(tmp_path)))
+    settings = dict(data_path=str(tmp_path), train_neg_sample_args=None)
+    settings = dict(data_path=str(tmp_path), train_neg_sample_args=None)
+    config = Config(model='SASRec', dataset='ring', config_dict=settings)
     dataset = create_dataset(config)
-    users, items = (dataset.id2token(f, dataset.inter_feat[f].numpy()) for f in ('user_id', 'item_id'))
+    users, items = (dataset.id2token(f, np.asarray(dataset.inter_feat[f])) for f in ('user_id', 'item_id'))
     assert users.tolist() == ring().user_id.astype(str).tolist()
     assert items.tolist() == ring().item_id.astype(str).tolist()
 
