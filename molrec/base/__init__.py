@@ -10,7 +10,7 @@ __getattr__, __dir__ = lazy(
     __name__,
     dict(
         errors='ConfigError DataError',
-        extras='extra',
+        extras='MissingExtra',
         files='WriteError atomic_path cache_dir digest file_sha256 write_json',
         environment='code_version peak_memory_mib',
         native='build call_in_parts',

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ..base.errors import DataError
-from ..base.extras import extra
+from ..base.extras import optional
 from ..base.files import atomic_path
 from .columns import bare, common_names, text_ids
 from .doors import open_source, read_interactions, read_items, read_numbers
@@ -192,7 +192,7 @@ def to_rectools(
     interactions: pd.DataFrame,  # as `dated` takes them
 ):  # rectools.dataset.Dataset; every interaction has weight 1
     "Interactions for RecTools."
-    library = extra('rectools.dataset', 'bridges')
+    library = optional('rectools.dataset')
     return library.Dataset.construct(dated(interactions).assign(weight=1.0))
 
 # %% ../../nbs/10_data/12_other_libraries.ipynb #cb928dba
@@ -214,7 +214,7 @@ def to_lenskit(
     interactions: pd.DataFrame,  # as `dated` takes them
 ):  # lenskit.data.Dataset
     "Interactions for LensKit."
-    builder, rows = extra('lenskit.data', 'bridges').DatasetBuilder(), dated(interactions)
+    builder, rows = optional('lenskit.data').DatasetBuilder(), dated(interactions)
     of = dict(entities=['user', 'item'], missing='insert', allow_repeats=True, default=True)
     builder.add_interactions('interaction', rows.rename(columns=dict(datetime='timestamp')), **of)
     return builder.build()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..base.errors import DataError
-from ..base.extras import extra
+from ..base.extras import optional
 from .flat_index import FlatIndex
 
 # %% ../../nbs/60_search/22a_faiss_vectors.ipynb #08de17fb
@@ -31,7 +31,7 @@ def faiss_vectors(
     index,  # any index of FAISS that can reconstruct: flat, inverted file, graph, compressed
 ) -> tuple[np.ndarray, np.ndarray]:  # vectors (N, w), float32, and ids (N,), int64
     "The vectors that an index of FAISS holds, as it holds them."
-    faiss = extra('faiss', 'bench')
+    faiss = optional('faiss')
     if not isinstance(index, faiss.Index):
         raise DataError(f'index: got {type(index).__name__}, wanted an index of FAISS')
     index = faiss.downcast_index(index)
@@ -50,7 +50,7 @@ def from_faiss(
 ) -> FlatIndex:  # the same ids
     "A flat index over the vectors of an index of FAISS."
     vectors, ids = faiss_vectors(index)
-    if index.metric_type != extra('faiss', 'bench').METRIC_INNER_PRODUCT:
+    if index.metric_type != optional('faiss').METRIC_INNER_PRODUCT:
         raise DataError('index: it was built for distances (METRIC_L2), wanted METRIC_INNER_PRODUCT')
     return FlatIndex(vectors, ids)
 
@@ -60,7 +60,7 @@ def to_faiss(
     recipe: str = 'Flat',  # for `faiss.index_factory`, such as 'HNSW32' or 'IVF512,Flat'
 ):  # an index of FAISS, of inner products, with the same ids
     "An index of FAISS over the vectors of a flat index."
-    faiss = extra('faiss', 'bench')
+    faiss = optional('faiss')
     try:
         made = faiss.index_factory(index.width, f'IDMap2,{recipe}', faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as e:

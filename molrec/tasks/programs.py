@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..base.environment import code_version
 from ..base.errors import ConfigError, DataError
-from ..base.extras import extra
+from ..base.extras import need
 from ..base.files import neighbour, write_json
 from ..encoders.hstu import HSTU
 from ..encoders.sasrec import SASRec
@@ -236,8 +236,7 @@ def onnx_programs(
     folder: Path,  # where queries.onnx and scores.onnx are written
 ) -> None:
     "The same programs for runtimes of ONNX."
-    for library in ('onnx', 'onnxscript'):
-        extra(library, 'onnx')
+    need('onnx', 'onnxscript')
     with torch.no_grad():
         for name, part in parts_of(model).items():
             named = dict(input_names=part.inputs, output_names=part.outputs, dynamic_shapes=part.free)
