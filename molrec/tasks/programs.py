@@ -25,7 +25,7 @@ from ..base.extras import need
 from ..base.files import neighbour, write_json
 from ..encoders.hstu import HSTU
 from ..encoders.sasrec import SASRec
-from ..kernels.time_buckets import bucket_starts, time_buckets
+from ..kernels.time_buckets import bucket_starts, n_buckets
 from ..similarities.similarity import Similarity
 from .model import RetrievalModel
 
@@ -83,7 +83,9 @@ class PaddedHSTU(nn.Module):
             asked = torch.where(place == (lengths - 1)[:, None], at[:, None], following)
         else:
             asked = times
-        return time_buckets((asked[:, :, None] - times[:, None, :]).abs(), self.starts).long()
+        age = (asked[:, :, None] - times[:, None, :]).abs()
+        guess = (age.clamp(min=1).float().log() / 0.301 + 1e-3).long().clamp(max=n_buckets - 1)
+        return guess - (age < self.starts[guess]).long()  # as `time_buckets`, in int64: ONNX indexes with nothing else
 
     def block(self, block, x, buckets):
         place = torch.arange(x.shape[1], device=x.device)
