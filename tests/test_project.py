@@ -230,6 +230,7 @@ def test_nothing_that_can_run_code_is_loaded(path):
         c
         for c in calls
         if re.match(r'(torch\.load|(pd|pandas)\.read_pickle|joblib\.load)\(', c) or 'allow_pickle=True' in c
+        if 'weights_only=True' not in c  # tensors and plain containers; the reader stops at anything else
     ]
     assert pickled == [] and imported(path).isdisjoint({'pickle', 'cloudpickle', 'dill', 'joblib', 'shelve', 'marshal'})
 

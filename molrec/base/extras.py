@@ -20,6 +20,8 @@ extras = dict(
     tune='optuna',
     track='tensorboard',
     lab='jupyterlab',
+    bridges='rectools lenskit',
+    onnx='onnx onnxscript',
 )  # extra: what is imported of what it brings
 
 # %% ../../nbs/00_base/02a_extras.ipynb #14ae9271

@@ -16,5 +16,6 @@ __getattr__, __dir__ = lazy(
         sequences='Sequences',
         splits='Holdout Query Split split split_table',
         packed='PackedBatch PackedBatches',
+        other_libraries='read_atomic write_atomic from_rectools to_rectools from_lenskit to_lenskit read_trec',
     ),
 )

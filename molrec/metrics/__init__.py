@@ -15,5 +15,6 @@ __getattr__, __dir__ = lazy(
         intervals='bootstrap_ci paired_test crossed_test holm',
         lists='check_lists ranks_in',
         evaluation='evaluate_ranks evaluate_lists metric_table',
+        comparison='measure_lists measure_ranks compare',
     ),
 )

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['needed', 'one_kind', 'written', 'some', 'comparable', 'finite', 'in_list_order', 'targets_of', 'list_matrix',
-           'part_sets', 'feature_matrix', 'with_interval', 'metric_table', 'evaluate_ranks', 'known_of_items',
-           'list_notes', 'evaluate_lists']
+           'part_sets', 'feature_matrix', 'with_interval', 'metric_names', 'metric_table', 'evaluate_ranks',
+           'known_of_items', 'list_notes', 'given_lists', 'evaluate_lists']
 
 # %% ../../nbs/20_metrics/06_evaluation.ipynb #729a9cff
 import numpy as np
@@ -207,15 +207,24 @@ def with_interval(
     return dict(metric=name, value=defined.mean() if len(defined) else np.nan, low=low, high=high, users=len(defined))
 
 
+def metric_names(
+    ks: tuple,  # lengths of lists
+    given: dict,  # what there is: ranks, and perhaps lists, popularity, ...; `None`: not there
+) -> list[str]:  # such as hr@10
+    "Every registered metric that can be computed from what is given."
+    possible = [m.name for m in metrics().values() if all(given.get(need) is not None for need in m.needs)]
+    return [
+        f'{name[:-1]}{check_k(k)}' if k else name for name in possible for k in (ks if name.endswith('@k') else [0])
+    ]
+
+
 def metric_table(
     ks: tuple,  # lengths of lists
-    **given,  # what there is: ranks, and perhaps lists, popularity, ...; `None`: not there
+    **given,  # as for `metric_names`
 ) -> pd.DataFrame:  # metric, value, low, high, users
-    "Every registered metric that can be computed from what is given."
-    possible = [m for m in metrics().values() if all(given.get(need) is not None for need in m.needs)]
-    cuts = {m.name: [f'{m.name[:-1]}{check_k(k)}' for k in ks] if m.name.endswith('@k') else [m.name] for m in possible}
-    names = [name for m in possible for name in cuts[m.name]]
-    return pd.DataFrame([with_interval(name, per_user_metric(name, **given), len(given['ranks'])) for name in names])
+    "Every registered metric that can be computed from what is given, with its interval."
+    n_users, names = len(given['ranks']), metric_names(ks, given)
+    return pd.DataFrame([with_interval(name, per_user_metric(name, **given), n_users) for name in names])
 
 # %% ../../nbs/20_metrics/06_evaluation.ipynb #c1de0165
 def evaluate_ranks(
@@ -268,6 +277,29 @@ def list_notes(
     return notes + [f'listed items {what}: {which.sum():,}' for what, which in without.items() if which.any()]
 
 # %% ../../nbs/20_metrics/06_evaluation.ipynb #e710b7ea
+def given_lists(
+    lists: pd.DataFrame,  # as for `evaluate_lists`, and the others too
+    truth: pd.DataFrame,
+    train: pd.DataFrame | None = None,
+    features: pd.DataFrame | None = None,
+    catalogue: pd.DataFrame | None = None,
+) -> tuple[dict, list]:  # what metrics are computed from, by name; sentences on what was left out
+    "Lists and truth as arrays: ranks, lists, targets, and what is known of items."
+    tables = dict(lists=lists, truth=truth, train=train, features=features, catalogue=catalogue)
+    tables, n_items = comparable({name: t for name, t in tables.items() if t is not None})
+    notes: list[str] = []
+    asked = targets_of(tables['truth'], notes)
+    row, users = pd.factorize(asked.user_id)
+    asked, counts = asked.iloc[np.argsort(row, kind='stable')], np.bincount(row)
+    matrix = check_lists(list_matrix(in_list_order(tables['lists']), users, notes))
+    targets = asked.row.to_numpy()
+    given = known_of_items(tables, n_items) | dict(lists=matrix, targets=targets)
+    given['ranks'] = ranks_in(matrix, targets, np.r_[0, counts.cumsum()], np.asarray(users))
+    if 'rating' in truth:
+        given['relevance'] = asked.relevance.to_numpy()
+    return given, notes
+
+
 def evaluate_lists(
     lists: pd.DataFrame,  # user_id, item_id, and rank (1..n) or score (higher is better) or neither
     truth: pd.DataFrame,  # user_id, item_id, and perhaps rating: relevance, 0 or more
@@ -277,16 +309,5 @@ def evaluate_lists(
     catalogue: pd.DataFrame | None = None,  # item_id of all that can be shown; `None`: the items of `train`
 ) -> tuple[pd.DataFrame, list]:  # (metric, value, low, high, users), and sentences on what was left out
     "Every metric that can be computed of lists that any system made."
-    tables = dict(lists=lists, truth=truth, train=train, features=features, catalogue=catalogue)
-    tables, n_items = comparable({name: t for name, t in tables.items() if t is not None})
-    notes: list[str] = []
-    asked = targets_of(tables['truth'], notes)
-    row, users = pd.factorize(asked.user_id)
-    asked, counts = asked.iloc[np.argsort(row, kind='stable')], np.bincount(row)
-    matrix = check_lists(list_matrix(in_list_order(tables['lists']), users, notes))
-    ranks = ranks_in(matrix, asked.row.to_numpy(), np.r_[0, counts.cumsum()], np.asarray(users))
-    given = known_of_items(tables, n_items)
-    if 'rating' in truth:
-        given['relevance'] = asked.relevance.to_numpy()
-    table = metric_table(ks, ranks=ranks, lists=matrix, targets=asked.row.to_numpy(), **given)
-    return table, notes + list_notes(matrix, ks, given)
+    given, notes = given_lists(lists, truth, train, features, catalogue)
+    return metric_table(ks, **given), notes + list_notes(given['lists'], ks, given)

@@ -7,14 +7,13 @@ __all__ = ['paired_tests', 'p_between', 'clear_best', 'not_told_apart', 'publish
            'our_remark', 'both_words', 'drawn_remark', 'floor_remark']
 
 # %% ../../nbs/80_report/06_comparisons.ipynb #36f17373
-import itertools
 import math
 
 import numpy as np
 import pandas as pd
 
 from ..base.errors import DataError
-from ..metrics.intervals import holm, paired_test
+from ..metrics import comparison
 from ..records.run import Run
 from .published import n_published, published
 from .rows import values
@@ -28,17 +27,11 @@ def paired_tests(
     for run in runs[1:]:
         if not np.array_equal(run.ranks.users, runs[0].ranks.users):
             raise DataError(f'{run.label!r} and {runs[0].label!r} were tested on different users')
-    parts = []
-    for metric in metrics:
-        of = {r.label: values(r, metric) for r in runs}
-        pairs = list(itertools.combinations(of, 2))
-        p = paired_test(*(np.stack([of[pair[i]] for pair in pairs]) for i in (0, 1))) if pairs else []
-        part = [
-            dict(metric=metric, row_a=a, row_b=b, difference=(of[a] - of[b]).mean(), p=one)
-            for (a, b), one in zip(pairs, p)
-        ]
-        parts += [d | dict(p_holm=p) for d, p in zip(part, holm([d['p'] for d in part]))]
-    return pd.DataFrame(parts, columns=['metric', 'row_a', 'row_b', 'difference', 'p', 'p_holm'])
+    parts = [
+        comparison.paired_tests({r.label: values(r, metric) for r in runs}).assign(metric=metric) for metric in metrics
+    ]
+    found = pd.concat(parts, ignore_index=True).rename(columns=dict(a='row_a', b='row_b'))
+    return found[['metric', 'row_a', 'row_b', 'difference', 'p', 'p_holm']]
 
 # %% ../../nbs/80_report/06_comparisons.ipynb #02f7a669
 def p_between(tests: pd.DataFrame, metric: str, a: str, b: str) -> float:

@@ -19,6 +19,7 @@ __getattr__, __dir__ = lazy(
         exact='Exact',
         index_costs='plan',
         flat_index='FlatIndex',
+        faiss_vectors='from_faiss to_faiss',
         asked='make_index',
         lists='Rules read_trained',
         explain='Explained',

@@ -141,11 +141,11 @@ def _query_side(
     users: Tensor | None = None,  # dense user ids, (B,), int64; None: unknown
 ) -> tuple:  # components (B, P_q, d) of unit norm, a (B, G), squared norm of the user rows (B,)
     "All that MoL needs to know of a query."
-    f, a, norm = mol.query_net(queries), mol.gate_query, queries.new_zeros(len(queries))
+    f, a, norm = mol.query_net(queries), mol.gate_query, queries.new_zeros(queries.shape[0])
     if mol.n_uid:
-        rows = _uid_components(mol, users, len(queries))
+        rows = _uid_components(mol, users, queries.shape[0])
         f, norm = torch.cat([f, mol.uid_drop(rows)], 1), rows.square().sum(1)
-    a = a(queries) if a else queries.new_ones(len(queries), mol.n_query * mol.n_item)
+    a = a(queries) if a else queries.new_ones(queries.shape[0], mol.n_query * mol.n_item)
     return unit(f.unflatten(1, (mol.n_query, mol.width))), a, norm
 
 # %% ../../nbs/40_similarities/06_mol.ipynb #555fdc02
@@ -159,7 +159,7 @@ def _item_side(
     if b:
         b = b(mol.item_drop(items) if mol.gate_item_dropout else items)
     else:
-        b = items.new_full((len(items), mol.n_query * mol.n_item), none)
+        b = items.new_full((items.shape[0], mol.n_query * mol.n_item), none)
     return unit(g.unflatten(1, (mol.n_item, mol.width))), b
 
 # %% ../../nbs/40_similarities/06_mol.ipynb #f93e7cca

@@ -17,5 +17,7 @@ __getattr__, __dir__ = lazy(
         runs='run RunTask',
         loading='load_run load_model rank_again',
         tuning='tune Tuned',
+        public_checkpoints='public_model',
+        programs='export_model',
     ),
 )
