@@ -8,17 +8,20 @@ __all__ = ['extras', 'MissingExtra', 'installed', 'need', 'optional']
 # %% ../../nbs/00_base/02a_extras.ipynb #ec2ae53e
 import importlib
 import importlib.util
+import sys
 from types import ModuleType
 
 from .errors import ConfigError
 
 # %% ../../nbs/00_base/02a_extras.ipynb #978fbb8e
 extras = dict(
-    report='matplotlib great_tables jinja2 markupsafe nbconvert papermill ipykernel',
+    report='matplotlib jinja2 markupsafe nbconvert papermill ipykernel',
     bench='fastcore faiss usearch',
     triton='triton',
     tune='optuna',
     track='tensorboard',
+    mlflow='mlflow',
+    wandb='wandb',
     lab='jupyterlab',
     bridges='rectools lenskit',
     onnx='onnx onnxscript',
@@ -33,6 +36,8 @@ def installed(
     library: str,  # as it is imported
 ) -> bool:
     "Whether a library can be imported; it is not."
+    if library in sys.modules:
+        return sys.modules[library] is not None
     return importlib.util.find_spec(library) is not None
 
 

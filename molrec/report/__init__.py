@@ -7,6 +7,6 @@ __all__ = []
 from ..base.extras import need
 from ..base.lazy import lazy
 
-need('matplotlib', 'great_tables', 'jinja2', 'markupsafe', 'nbconvert')
+need('matplotlib', 'jinja2', 'markupsafe', 'nbconvert')
 
 __getattr__, __dir__ = lazy(__name__, dict(build='build_report', rows='read_runs results_table verdict'))

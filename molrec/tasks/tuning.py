@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from ..base.environment import optional
 from ..base.errors import ConfigError, DataError
+from ..base.extras import optional
 from ..base.files import digest, neighbour, write_json
 from ..data.catalogue import catalogue
 from ..records.run import file_of, kept_files, sealed
@@ -45,7 +45,7 @@ def open_study(
     prune: bool = False,  # end trials whose curve is below the median of the earlier ones
 ) -> Any:  # an `optuna.Study`
     "A study, new or gone on with."
-    optuna = optional('optuna', 'tune', 'tune')
+    optuna = optional('optuna')
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1) if prune else optuna.pruners.NopPruner()
@@ -60,7 +60,7 @@ def next_trial(
     seed: int,  # of the proposals
 ) -> Any:  # an `optuna.Trial`
     "The trial that was cut off, if there is one, else a new one; each draws from a generator of its own."
-    optuna = optional('optuna', 'tune', 'tune')
+    optuna = optional('optuna')
     trials = study.get_trials(deepcopy=False)
     number = next((t.number for t in trials if not t.state.is_finished()), len(trials))
     own = int(digest(f'{seed} {number}')[:8], 16)
@@ -136,7 +136,7 @@ def try_settings(
             shutil.rmtree(runs / run_id(own), ignore_errors=True)
     for key, fact in about.items():
         trial.set_user_attr(key, fact)
-    study.tell(trial, value, state=state and getattr(optional('optuna', 'tune', 'tune').trial.TrialState, state))
+    study.tell(trial, value, state=state and getattr(optional('optuna').trial.TrialState, state))
 
 # %% ../../nbs/57_tasks/10_tuning.ipynb #75597149
 def trials_table(

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..base.environment import optional
+from ..base.extras import optional
 from ..base.files import atomic_path
 from ..settings.parts import part_of
 
@@ -98,7 +98,7 @@ class TensorBoard(Tracker):
 
     def __init__(self, place=''):
         super().__init__(place)
-        optional('tensorboard', 'track: tensorboard', 'track')
+        optional('tensorboard')
 
     def started(self, run, settings):
         from torch.utils.tensorboard import SummaryWriter  # late: an optional package, and torch
@@ -136,7 +136,7 @@ class MLflow(Tracker):
 
     def __init__(self, place=''):
         super().__init__(place)
-        self.library = optional('mlflow', 'track: mlflow', 'mlflow')
+        self.library = optional('mlflow')
 
     def started(self, run, settings):
         self.client = self.library.MlflowClient(tracking_uri=mlflow_place(self.place))
@@ -168,7 +168,7 @@ class WandB(Tracker):
 
     def __init__(self, place=''):
         super().__init__(place)
-        self.library = optional('wandb', 'track: wandb', 'wandb')
+        self.library = optional('wandb')
 
     def started(self, run, settings):
         name = dict(id=run.name[-64:], name=run.name)  # an id has 64 characters at most; the hash is at the end

@@ -137,9 +137,7 @@ def test_another_space_or_seed_is_another_study(tmp_path):
     assert len(named) == 4
     with pytest.raises(ConfigError, match='trials: got 0, wanted at least 1'):
         tune(c, 'lr=1e-4..1e-2', 0, tmp_path)
-    with pytest.raises(
-        ConfigError, match="tune: needs optuna, which is not installed here: pip install 'molrec\\[tune\\]'"
-    ):
+    with pytest.raises(ConfigError, match="optuna: not installed, and wanted here: pip install 'molrec\\[tune\\]'"):
         without_optuna(tmp_path)
 
 
