@@ -87,17 +87,18 @@ def time_gap(
     test_from: str = '',  # the second cut; empty: by the share
 ) -> tuple[Sequences, Holdout, Holdout]:  # train, validation, test
     "Train before the first cut, validate between the two, test after the second; nobody gets what is in the gaps."
-    times, gap = np.sort(rows.times), round(gap_days * 86_400)
+    when, gap = np.asarray(rows.times), round(gap_days * 86_400)
+    times = np.sort(when)
     first = cut_moment(times, valid_share + test_share, valid_from)
     second = cut_moment(times, test_share, test_from)
     if first >= second:
         raise DataError(f'time-gap: the cut of validation ({first} s) is not before that of the test ({second} s)')
-    train = rows.times < first - gap
+    train = when < first - gap
     known = np.bincount(rows.items[train], minlength=rows.items.max(initial=-1) + 1)[rows.items] > 0
     known &= np.repeat(rows.count(train) > 0, rows.lengths)
-    valid = (rows.times >= first) & (rows.times < second - gap) & known
-    test = (rows.times >= second) & known
-    return rows.keep(train), holdout_of(rows, valid, train), holdout_of(rows, test, rows.times < second - gap)
+    valid = (when >= first) & (when < second - gap) & known
+    test = (when >= second) & known
+    return rows.keep(train), holdout_of(rows, valid, train), holdout_of(rows, test, when < second - gap)
 
 # %% ../../nbs/10_data/09a_other_splits.ipynb #0804c202
 def held_out_users(

@@ -104,7 +104,7 @@ def paired_tests(
     "Every pair of systems on one metric, with Holm's correction."
     pairs = list(itertools.combinations(values, 2))
     gaps = np.array([values[a] - values[b] for a, b in pairs])
-    p = paired_test(np.nan_to_num(gaps), np.zeros_like(gaps)) if len(pairs) else []
+    p = np.atleast_1d(paired_test(np.nan_to_num(gaps), np.zeros_like(gaps))) if len(pairs) else np.empty(0)
     rows = [dict(a=a, b=b, difference=np.nanmean(gap), p=one) for (a, b), gap, one in zip(pairs, gaps, p)]
     return pd.DataFrame(rows, columns=['a', 'b', 'difference', 'p']).assign(p_holm=holm(p))
 

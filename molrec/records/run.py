@@ -42,7 +42,7 @@ class Run:
     "A record and its tables."
 
     record: dict  # content of record.json
-    ranks: 'Ranks'  # of the test targets; None: another task, which ranks nothing
+    ranks: Any  # `Ranks` of the test targets; None: another task, which ranks nothing
     label: str  # the row's name in tables
     notebook: str = ''  # its executed notebook, from the report's folder; '': not there
     repeats: tuple = ()  # of `Run`: the same row with other seeds

@@ -21,8 +21,9 @@ import torch
 from ..records.run import Run
 from .protocol import every
 from .published import published_name
-from ..settings.config import Config, canonical, choices, learned, load_config, make_config, read_row, run_id
+from ..settings.config import Config, canonical, choices, load_config, make_config, read_row, run_id
 from ..settings.parts import told
+from ..settings.run_settings import learned
 from ..tasks.loading import Sizes
 from ..tasks.model import make_model
 

@@ -163,6 +163,6 @@ def ring_frames() -> tuple[pd.DataFrame, pd.DataFrame]:  # events and films
     return named, pd.DataFrame(dict(item_id=[f'B{i:02}' for i in range(30)], title=ring_titles))
 
 # %% ../../nbs/60_search/01_examples.ipynb #ce6296ac
-small = dict(dim=16, max_length=12, ffn=16, batch_size=16, epochs=4, n_negatives=8, share=32)
+small: dict = dict(dim=16, max_length=12, ffn=16, batch_size=16, epochs=4, n_negatives=8, share=32)
 small |= dict(dropout=0.1, lr=1e-2, warmup_steps=5)  # settings of a run that takes a second
 small_mol = small | dict(similarity='mol', n_query=2, n_item=2, width=8, query_hidden=16, gate_hidden=8)

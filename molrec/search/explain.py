@@ -9,6 +9,7 @@ __all__ = ['Explained', 'is_mixture', 'check_mixture', 'parts_of', 'explain', 'a
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def parts_of(
 def explain(
     model: RetrievalModel,  # in evaluation mode
     query: Tensor,  # embedding, (D,), as `history_query` gives one of many
-    items: Sequence[int],  # dense ids, (n,)
+    items: Sequence[int] | np.ndarray,  # dense ids, (n,)
     user: int | None = None,  # dense id of who asks; None: unknown
 ) -> Explained:
     "Which logits and gate weights made the scores of a query with some items."
@@ -106,7 +107,7 @@ def query_of(
 def explained(
     trained: Trained,
     asked: Asked,  # one person with a history
-    items: Sequence[int],  # dense ids, (n,)
+    items: Sequence[int] | np.ndarray,  # dense ids, (n,)
 ) -> Explained:
     "Which logits and gate weights made the scores of some items for one person."
     query, user = query_of(trained, asked)

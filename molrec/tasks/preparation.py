@@ -18,8 +18,9 @@ from ..data.doors import content_sha256, read_interactions
 from ..data.filters import drop_rare_items, drop_rare_users, k_core, latest
 from ..data.sets import load, load_items, where_own
 from ..data.splits import Holdout, Split, ask_at, split
-from ..settings.config import Config, choices, is_learned
+from ..settings.config import Config, choices
 from ..settings.parts import settings_of
+from ..settings.run_settings import is_learned
 
 # %% ../../nbs/57_tasks/06_preparation.ipynb #3005211e
 def some_users(

@@ -23,7 +23,8 @@ from ..data.sets import load_items, own_folder
 from ..data.splits import Split, ask_at
 from ..metrics.from_ranks import summary
 from ..metrics.ranks import Ranks
-from ..settings.config import Config, reads_asking
+from ..settings.config import Config
+from ..settings.run_settings import reads_asking
 from .evaluation import at_depth, evaluate, ranked
 from .model import RetrievalModel, make_encoder
 from .preparation import prepare

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from ..base.errors import ConfigError
-from ..settings.config import Config, Data, Run, check_known
+from ..settings.config import Config, check_known
 from ..settings.parts import check_setting
+from ..settings.run_settings import Data, Run
 
 # %% ../../nbs/57_tasks/09_space.ipynb #50073e9d
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-GUIDES = 'own_data serve demo scale_out add_a_part differences costs reading cite'.split()
+GUIDES = 'own_data serve demo other_libraries scale_out add_a_part differences costs reading cite'.split()
 TABLES = (
     'reports/tables/results.md reports/tables/factors.md reports/tables/ten-rows.md reports/tables/mol-against-dot.md'
 )
