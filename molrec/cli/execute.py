@@ -23,7 +23,7 @@ def execute(
     copy: Path,  # where the executed notebook goes
     parameters: dict,  # values for that cell
 ) -> None:
-    "Run a notebook; what it prints appears at once, and what a killed run left aside is swept."
+    "Run a notebook; what it prints appears at once, on stderr, and what a killed run left aside is swept."
     need('papermill', 'ipykernel')
     papermill = optional('papermill')  # late: a second to import
 
@@ -39,7 +39,7 @@ def execute(
                         kernel_name='python3',
                         language='python',
                         progress_bar=False,
-                        stdout_file=sys.stdout,
+                        stdout_file=sys.stderr,
                         stderr_file=sys.stderr,
                         extra_arguments=['--log-level=40'],
                     )

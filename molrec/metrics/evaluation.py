@@ -213,9 +213,8 @@ def metric_names(
 ) -> list[str]:  # such as hr@10
     "Every registered metric that can be computed from what is given."
     possible = [m.name for m in metrics().values() if all(given.get(need) is not None for need in m.needs)]
-    return [
-        f'{name[:-1]}{check_k(k)}' if k else name for name in possible for k in (ks if name.endswith('@k') else [0])
-    ]
+    cut = [[f'{name[:-1]}{check_k(k)}' for k in ks] if name.endswith('@k') else [name] for name in possible]
+    return [name for names in cut for name in names]
 
 
 def metric_table(

@@ -273,7 +273,7 @@ def test_outside_a_checkout_nothing_recorded_is_said(tmp_path):
     said = molrec('report', cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert said.returncode == 1 and "no records of scale 'quick' in" in said.stderr and list(tmp_path.iterdir()) == []
     said = molrec('retrieval', cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert said.returncode == 1 and 'not a checkout of molrec' in said.stderr
+    assert said.returncode == 1 and 'no run here has a head for stage 1; molrec run FILE' in said.stderr
 
 
 @pytest.mark.parametrize('words', [(), ('fly',), ('run',), ('report', '--scale', 'huge'), ('bench', 'sorting')])
