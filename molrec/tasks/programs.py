@@ -193,8 +193,8 @@ def parts_of(
     model: RetrievalModel,  # in evaluation mode
 ) -> dict:  # queries and scores, each a `Part`
     "Both programs, ready to be exported."
-    limit = model.encoder.max_length
     queries, items = Queries(model), model.similarity.item_side(model.encoder.items)
+    limit = model.encoder.max_length
     B, R = (torch.export.Dim(name, min=1) for name in ('users', 'items'))
     L = torch.export.Dim('length', min=1, max=limit)
     history = example_history(queries, len(model.encoder.items), limit)

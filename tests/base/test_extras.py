@@ -66,7 +66,7 @@ def test_what_needs_no_extra_is_imported_without_any():
 @pytest.mark.parametrize(
     'words, names, extra',
     [
-        (['report'], 'great_tables', 'report'),
+        (['report'], 'jinja2', 'report'),
         (['report'], 'matplotlib', 'report'),
         (['retrieval'], 'matplotlib', 'report'),
         (['bench', 'stage1', '--quick'], 'faiss', 'bench'),

@@ -14,7 +14,7 @@ from torch import nn
 from molrec.training import loop
 from molrec.training.examples import Line
 from molrec.training.optimisers import Recipe
-bar_of = loop.bar_of
+bar_of = loop._bar_of
 
 def eager(*told):
     "Every state of the bar is printed, and not ten a second."
@@ -22,7 +22,7 @@ def eager(*told):
     bar.mininterval = 0
     return bar
 
-loop.bar_of = eager
+loop._bar_of = eager
 state = loop.train(Line(epochs=2), nn.Linear(1, 1), Recipe(lr=0.1), label='a line')
 """
 

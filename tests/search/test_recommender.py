@@ -406,7 +406,8 @@ def test_saving_is_whole_and_overwrites_nothing_else(numbers, texts, tmp_path):
     assert numbers.save(folder) == folder and [p.name for p in (tmp_path / 'a').iterdir()] == ['model']
     with pytest.raises(DataError, match='there is something under this name'):
         texts.save(folder)
-    (folder / 'model.safetensors').write_bytes(b'x' + (folder / 'model.safetensors').read_bytes()[1:])
+    kept = (folder / 'model.safetensors').read_bytes()
+    (folder / 'model.safetensors').write_bytes(bytes([kept[0] ^ 1]) + kept[1:])
     with pytest.raises(DataError, match='not the file that was sealed'):
         Recommender.load(folder)
 

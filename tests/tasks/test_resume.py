@@ -16,6 +16,7 @@ import functools, json, sys, time
 import torch
 from molrec.settings.config import Config
 from molrec.tasks import record
+from molrec.tasks.runs import run
 from molrec.training import loop
 torch.set_num_threads(1)
 settings, runs, slow = json.loads(sys.argv[1]), sys.argv[2], float(sys.argv[3])
@@ -28,7 +29,7 @@ def counted(*args):
 loop.take_step = counted
 if slow:
     record.fit = functools.partial(record.fit, save_every_s=0)
-record.run(Config(**settings), runs, progress=False)
+run(Config(**settings), runs, progress=False)
 print(steps)
 """
 

@@ -26,6 +26,7 @@ worker = """
 import functools, json, sys, time
 from molrec.settings.config import Config
 from molrec.tasks import record
+from molrec.tasks.runs import run
 from molrec.training import loop
 step = loop.take_step
 def slowly(*args):
@@ -33,7 +34,7 @@ def slowly(*args):
     return step(*args)
 loop.take_step = slowly
 record.fit = functools.partial(record.fit, save_every_s=0)
-record.run(Config(**json.loads(sys.argv[1])), sys.argv[2], progress=False, track='csv,tensorboard')
+run(Config(**json.loads(sys.argv[1])), sys.argv[2], progress=False, track='csv,tensorboard')
 """
 
 
