@@ -6,6 +6,8 @@ __all__ = ['say', 'shown', 'seconds_text', 'result_text']
 # %% ../../nbs/90_cli/03_terminal.ipynb #e1b7ae31
 from pathlib import Path
 
+from ..records.fields import watched
+
 # %% ../../nbs/90_cli/03_terminal.ipynb #78eb510e
 def say(text: str) -> None:
     "A line of progress, at once."
@@ -34,6 +36,6 @@ def seconds_text(
 
 def result_text(record: dict) -> str:
     "A record in half a line, by the metric that chose its epoch."
-    name = record.get('watch', 'hr@10')
+    name = watched(record)
     value = record['metrics']['test'][name]
     return f'{"HR@10" if name == "hr@10" else name} {value:.4f}, {seconds_text(record["wall_time_s"])}'

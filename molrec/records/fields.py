@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['kinds', 'kind_words', 'setting_kinds', 'settings_needed', 'record_fields', 'other_fields', 'absent', 'Field',
            'is_moment', 'setting_fields', 'metric_fields', 'public_fields', 'common_fields', 'retrieval_fields',
-           'task_of', 'found', 'check_fields', 'shortened']
+           'task_of', 'watched', 'found', 'check_fields', 'shortened']
 
 # %% ../../nbs/55_records/01_fields.ipynb #a7088ae5
 import math
@@ -188,6 +188,13 @@ def task_of(
     config = record.get('config') if isinstance(record, dict) else None
     task = config.get('task', Config.task) if isinstance(config, dict) else Config.task
     return task if isinstance(task, str) else Config.task
+
+
+def watched(
+    record: dict,  # of a run
+) -> str:  # older records, all of retrieval, do not say it
+    "The metric that chose the epoch of a run, and stands for it where one has to."
+    return record.get('watch', 'hr@10')
 
 # %% ../../nbs/55_records/01_fields.ipynb #56bf6ea4
 absent = object()  # stands for what is not there

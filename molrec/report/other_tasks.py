@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..records.fields import watched
 from ..records.listing import read_folder
 from ..records.run import Run
 
@@ -54,7 +55,7 @@ def other_tasks(
     runs = [r for r in runs if rows is None or r.record['config_hash'] in rows]
     said = 'Metrics on the test part, of the epoch that validation chose by {}.'
     return [
-        (f'Task: {task}', said.format(mine[0].record['watch']), task_table(mine))
+        (f'Task: {task}', said.format(watched(mine[0].record)), task_table(mine))
         for task in sorted({r.config['task'] for r in runs})
         for mine in [[r for r in runs if r.config['task'] == task]]
     ]
